@@ -1,0 +1,1 @@
+"""Poses, cameras and sub-pixel sampling; plain tensors, any leading batch shape."""

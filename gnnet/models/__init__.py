@@ -1,0 +1,1 @@
+"""Networks from images to feature pyramids, and every way to load their weights."""

@@ -1,0 +1,1 @@
+"""Dataset layouts on disk, each read into one value: `Scene`."""
