@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from gnnet.geometry.camera import Camera
@@ -58,3 +59,13 @@ class LocalizationBatch(NamedTuple):
     index: Tensor
     condition: list[str]
     name: list[str]
+
+    def to(self, device: torch.device | str, **kwargs) -> LocalizationBatch:
+        """The batch on another device."""
+
+        def move(value):
+            if isinstance(value, View):
+                return View(*map(move, value))
+            return value if isinstance(value, list) else value.to(device, **kwargs)
+
+        return LocalizationBatch(*map(move, self))

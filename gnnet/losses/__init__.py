@@ -1,0 +1,1 @@
+"""Losses over feature pyramids and pixel correspondences."""

@@ -22,3 +22,7 @@ class FeaturePyramid(NamedTuple):
         return FeaturePyramid(
             tuple(self.maps[i] for i in levels), tuple(self.strides[i] for i in levels)
         )
+
+    def cpu(self) -> FeaturePyramid:
+        """The maps in float32 on the CPU."""
+        return FeaturePyramid(tuple(m.float().cpu() for m in self.maps), self.strides)

@@ -88,14 +88,17 @@ class Scene:
                 f"dataset.conditions names {', '.join(unknown)}, which {self.name} does not have; "
                 f"it has {', '.join(self.conditions)}"
             )
-        images = {n: i for n, i in self.images.items() if i.is_reference or i.condition in conditions}
-        pairs = tuple(p for p in self.pairs if p.image_a in images and p.image_b in images)
-        return replace(self, images=images, pairs=pairs)
+        return self._restricted(
+            {n: i for n, i in self.images.items() if i.is_reference or i.condition in conditions}
+        )
 
     def with_places(self, places: set[str]) -> Scene:
         """The scene restricted to some places (points are kept, as images refer to them by row)."""
-        images = {n: i for n, i in self.images.items() if i.place in places}
-        return replace(self, images=images, pairs=tuple(p for p in self.pairs if p.place in places))
+        return self._restricted({n: i for n, i in self.images.items() if i.place in places})
+
+    def _restricted(self, images: dict[str, SceneImage]) -> Scene:
+        pairs = tuple(p for p in self.pairs if p.image_a in images and p.image_b in images)
+        return replace(self, images=images, pairs=pairs)
 
     def split(self, validation_fraction: float, seed: int) -> tuple[Scene, Scene]:
         """Train and validation scenes that share no place; the same on every machine.

@@ -1,0 +1,1 @@
+"""The only package that knows Lightning beside the data module: the module that learns, and its callbacks."""

@@ -1,0 +1,31 @@
+# Two commands do all: `make demo` and `make test`. Both can be run again; nothing is installed twice.
+PYTHON ?= python3
+VENV := .venv
+
+.PHONY: demo test lint benchmarks clean
+
+demo: $(VENV)/installed  ## set up, render the toy town, train on it, print the table
+	$(VENV)/bin/python train.py
+
+test: $(VENV)/installed-dev  ## set up, run the whole test suite
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/installed-dev
+	$(VENV)/bin/ruff check .
+
+benchmarks: $(VENV)/installed  ## print every figure beside the limit it is held against
+	for script in benchmarks/*.py; do PYTHONPATH=. $(VENV)/bin/python $$script || exit 1; done
+
+$(VENV)/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "gnnet needs Python 3.11 or newer; found $$($(PYTHON) --version). Try: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	test -d $(VENV) || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/pip install --quiet --requirement requirements.txt
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed pyproject.toml
+	$(VENV)/bin/pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV)

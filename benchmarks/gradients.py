@@ -1,0 +1,131 @@
+"""Which gradient of a sampled map serves pose refinement best: convergence basin and final error.
+
+Reference and query are two views of one plane, each seen by its own grid of cells: a smooth random
+texture, evaluated exactly at every cell's centre, plus white noise. Descriptors are bilinear samples of
+the reference map, so interpolation errs in both views, at other phases. A start is so many cells off
+(half by position, half by rotation); it has converged if the points end within a quarter of a cell (root
+mean square) of where they are. The error is that of the starts one cell off, in cells.
+
+    python benchmarks/gradients.py [--json] [--scenes 16] [--starts 2] [--device cpu]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+
+import torch
+from refinement import DEPTH, STRIDE, on_plane
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from gnnet.geometry.camera import Camera
+from gnnet.geometry.pose import Pose, perturb
+from gnnet.localization.refinement import RefinementStatus, refine_pose, sample_descriptors
+from gnnet.models.pyramid import FeaturePyramid
+
+GRADIENTS = ("central", "exact", "sobel", "bicubic")
+CELLS, FOCAL, POINTS, CHANNELS = 96, 150.0, 200, 32
+OFFSETS = (1.0, 2.0, 3.0, 4.0, 6.0)  # cells
+WORLDS = ((2.0, 0.0), (2.0, 0.3), (4.0, 0.0), (4.0, 0.3))  # cells that the texture varies over; noise, features being 1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--scenes", type=int, default=16)
+    parser.add_argument("--starts", type=int, default=2, help="random starts a scene and offset")
+    arguments = parser.parse_args()
+    figures = {}
+    table = Table("texture", "noise", "gradient", "error (cells)", "steps", "stopped converged")
+    for offset in OFFSETS:
+        table.add_column(f"{offset:g} off")
+    for smoothness, noise in WORLDS:
+        world = views(smoothness=smoothness, noise=noise, scenes=arguments.scenes, device=arguments.device)
+        for gradient in GRADIENTS:
+            found = measure(*world, gradient=gradient, starts=arguments.starts)
+            figures[f"{gradient}_smooth{smoothness:g}_noise{noise:g}"] = found
+            table.add_row(
+                f"{smoothness:g}", f"{noise:g}", gradient, f"{found['error_cells']:.4f}", f"{found['steps']:.1f}",
+                f"{found['stopped_converged']:.0%}", *(f"{share:.0%}" for share in found["basin"]),
+            )  # fmt: skip
+        table.add_section()
+    if arguments.json:
+        print(json.dumps(figures))
+    else:
+        Console().print(table)
+
+
+def views(
+    *, smoothness: float, noise: float, scenes: int, device: str
+) -> tuple[Camera, Pose, Tensor, Tensor, Tensor, Tensor]:
+    """Query cameras, true poses, points, query maps, and the points' descriptors of the reference with validity."""
+    generator = torch.Generator().manual_seed(0)
+    size = STRIDE * CELLS
+    camera = Camera.stack([Camera.from_colmap("PINHOLE", size, size, [FOCAL, FOCAL, size / 2, size / 2])] * scenes)
+    reference, query = (perturb(Pose.identity(scenes), 0.5, 3.0, generator) for _ in range(2))
+    pixels = size * (0.15 + 0.7 * torch.rand(scenes, POINTS, 2, generator=generator))
+    points = on_plane(camera, query, pixels)
+    axis = STRIDE * (torch.arange(CELLS) + 0.5)
+    centers = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).view(-1, 2).expand(scenes, -1, 2)
+    frequency = torch.randn(scenes, 2, 256, generator=generator) / (smoothness * cell_metres())
+    phase = 2 * torch.pi * torch.rand(scenes, 1, 256, generator=generator)
+    mixing = torch.randn(scenes, 256, CHANNELS, generator=generator)
+
+    def see(cam_from_world: Pose) -> Tensor:
+        seen = on_plane(camera, cam_from_world, centers)[..., :2]
+        features = (seen @ frequency + phase).cos() @ mixing
+        features = features / features.norm(dim=-1, keepdim=True)
+        features = features + noise / math.sqrt(CHANNELS) * torch.randn(features.shape, generator=generator)
+        return features.unflatten(1, (CELLS, CELLS)).permute(0, 3, 1, 2).to(device)
+
+    keypoints, _ = camera.project(reference.transform(points))
+    (descriptors,), (valid,) = sample_descriptors(FeaturePyramid((see(reference),), (STRIDE,)), keypoints.to(device))
+    return camera.to(device), query.to(device), points.to(device), see(query), descriptors, valid
+
+
+def cell_metres() -> float:
+    """What a cell covers of the plane, about."""
+    return STRIDE * DEPTH / FOCAL
+
+
+@torch.inference_mode()
+def measure(
+    camera: Camera, truth: Pose, points: Tensor, features: Tensor, descriptors: Tensor, valid: Tensor,
+    *, gradient: str, starts: int,
+) -> dict:  # fmt: skip
+    """Share of starts converged for each offset; error, steps and share stopped as converged from one cell off."""
+    generator = torch.Generator().manual_seed(1)
+    target, _ = camera.project(truth.transform(points))
+    basin, near = [], []
+    for offset in OFFSETS:
+        errors = []
+        for _ in range(starts):
+            half = offset * cell_metres() / 2
+            initial = perturb(truth, half, math.degrees(half / DEPTH), generator)
+            result = refine_pose(
+                pyramid=FeaturePyramid((features,), (STRIDE,)), descriptors=(descriptors,), descriptor_valid=(valid,),
+                points=points, valid=valid, camera=camera, initial=initial, gradient=gradient, iterations=30,
+            )  # fmt: skip
+            xy, _ = camera.project(result.cam_from_world.transform(points))
+            errors.append((xy - target).square().sum(-1).mean(-1).sqrt() / STRIDE)
+            if offset == OFFSETS[0]:
+                near.append(result)
+        errors = torch.cat(errors)
+        basin.append(float((errors < 0.25).float().mean()))
+        if offset == OFFSETS[0]:
+            error = float(errors.median())
+    return {
+        "error_cells": error,
+        "steps": float(torch.cat([r.iterations for r in near]).float().mean()),
+        "stopped_converged": float(torch.cat([r.converged for r in near]).float().mean()),
+        "stuck": float(torch.cat([r.status == RefinementStatus.DAMPING_AT_MAXIMUM for r in near]).float().mean()),
+        "basin": basin,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""What a training step costs beyond the network: data, augmentation, loss and optimizer.
+
+A whole step (next batch of the loader, forward, loss, backward, optimizer) against the forward and
+backward pass of the network alone on images of the same size. `unet_small` as the toy run trains
+it; `vgg16` with the paper's DMC + GN on one pair of 512×512 images and 1024 correspondences.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from gnnet.data.batches import PairBatch
+from gnnet.scenes.toy import ensure_toy_town
+from gnnet.training.module import FeatureLearning
+
+LIMITS = {"unet_small": 0.30, "vgg16": 0.15}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
+    parser.add_argument("--steps", type=int, default=20, help="timed steps of unet_small; vgg16 does a quarter")
+    parser.add_argument("--device", default="cpu")
+    arguments = parser.parse_args()
+    device = torch.device(arguments.device)
+    with tempfile.TemporaryDirectory() as folder:
+        town = ensure_toy_town(Path(folder) / "toy", places=2, progress=False)
+        large = ensure_toy_town(
+            Path(folder) / "large", places=2, frames=4, query_frames=2, image_size=512, progress=False
+        )
+        rows = {
+            "unet_small": measure([], town, arguments.steps, device),
+            "vgg16": measure(
+                [
+                    "model=vgg16", "loss=gn", "dataset.batch_size=1", "dataset.correspondences=1024",
+                    "dataset.crop=null",
+                ],
+                large, max(2, arguments.steps // 4), device,
+            ),
+        }  # fmt: skip
+    figures = {}
+    for name, (whole, alone) in rows.items():
+        figures |= {f"{name}_overhead": whole / alone - 1, f"{name}_step_s": whole, f"{name}_network_s": alone}
+    if arguments.json:
+        print(json.dumps(figures))
+        return
+    table = Table("network", "whole step [s]", "network alone [s]", "overhead [%]", "limit [%]")
+    for name, (whole, alone) in rows.items():
+        table.add_row(
+            name, f"{whole:.3f}", f"{alone:.3f}", f"{100 * (whole / alone - 1):.1f}", f"{100 * LIMITS[name]:.0f}"
+        )
+    Console().print(table)
+
+
+def measure(overrides: list[str], root: Path, steps: int, device: torch.device) -> tuple[float, float]:
+    """Median seconds of a whole step and of the network alone, timed in turns as the machine's speed drifts."""
+    # The toy run's settings; the town is there already, so it is read as RobotCar Seasons is.
+    reader = "dataset.scene._target_=gnnet.scenes.robotcar.load_robotcar"
+    cfg = compose_config([*overrides, reader, f"dataset.root={root}"])
+    data = instantiate(cfg.dataset, _convert_="all")
+    data.setup()
+    module = FeatureLearning(
+        network=instantiate(cfg.model, _convert_="all"),
+        loss=instantiate(cfg.loss, _convert_="all"),
+        optimizer=instantiate(cfg.optimizer, _convert_="all"),
+        jitter=cfg.jitter,
+    ).to(device)
+    optimizer = module.make_optimizer(module.parameters())
+    batches = endless(data)
+    images = torch.cat(next(batches)[:2]).to(device)
+    gradients = [torch.randn_like(m) for m in module.network(images).maps]
+
+    def whole_step() -> None:
+        batch = PairBatch(*(t.to(device) for t in next(batches)))
+        generator = torch.Generator(device).manual_seed(0)
+        pyramid_a, pyramid_b = module.pair_features(batch, generator)
+        loss, _ = module.loss(pyramid_a, pyramid_b, batch, step=1000, generator=generator)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+    def network_alone() -> None:
+        optimizer.zero_grad()
+        torch.autograd.backward(module.network(images).maps, gradients)
+
+    times = [(seconds(whole_step, device), seconds(network_alone, device)) for _ in range(steps + 2)][2:]
+    return tuple(statistics.median(column) for column in zip(*times, strict=True))
+
+
+def compose_config(overrides: list[str]):
+    """The training configuration, as train.py composes it."""
+    with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
+        return compose("train", overrides=[*overrides, "paths.output_dir=unused"])
+
+
+def endless(data):
+    """Batches epoch after epoch, as Lightning asks for them."""
+    loader = data.train_dataloader()
+    epoch = 0
+    while True:
+        loader.sampler.set_epoch(epoch)
+        yield from loader
+        epoch += 1
+
+
+def seconds(function: Callable[[], None], device: torch.device) -> float:
+    """Wall time of a call, the device's work included."""
+    start = time.perf_counter()
+    function()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()

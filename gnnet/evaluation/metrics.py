@@ -1,0 +1,192 @@
+"""Localization errors to medians and recalls, before and after refinement; accuracy of matches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+Thresholds = tuple[tuple[float, float], ...]
+
+# (metres, degrees): the long-term localization benchmark's outdoors, the usual ones indoors (finer and
+# finer), and what counts as converged from a perturbed start.
+OUTDOOR: Thresholds = ((0.25, 2.0), (0.5, 5.0), (5.0, 10.0))
+INDOOR: Thresholds = ((0.05, 5.0), (0.02, 2.0), (0.01, 1.0))
+CONVERGED: tuple[float, float] = (0.05, 0.5)
+
+
+class ErrorSummary(NamedTuple):
+    """Errors of many poses.
+
+    `median_position` (metres) and `median_rotation` (degrees) are infinite where half the poses or more
+    failed; `recall` is the share within each threshold, and `converged` the share within `CONVERGED`.
+    """
+
+    median_position: float
+    median_rotation: float
+    recall: tuple[float, ...]
+    converged: float
+
+
+class ConditionSummary(NamedTuple):
+    """The queries of one condition: at the start (`initial`) and localized (`final`); failures are counted in both."""
+
+    condition: str
+    count: int
+    failures: int
+    initial: ErrorSummary
+    final: ErrorSummary
+
+
+class LocalizationSummary(NamedTuple):
+    """Conditions with at least one query, in the metric's order, and all queries together."""
+
+    thresholds: Thresholds
+    conditions: tuple[ConditionSummary, ...]
+    overall: ConditionSummary
+
+
+class LocalizationMetrics(Metric):
+    """Median errors and recalls a condition, gathered over processes; every query counts exactly once.
+
+    Failures are infinite errors (NaN is taken as one), so they stay in the denominator. A sample
+    that is seen again, as a padding sampler repeats it, is known by its index.
+
+    Args:
+        conditions: all names of conditions, in one order in every process.
+        thresholds: (metres, degrees) of each recall.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    higher_is_better = None
+
+    _COLUMNS = 6  # index, condition, initial position and rotation, final position and rotation
+
+    def __init__(self, *, conditions: Sequence[str], thresholds: Thresholds = OUTDOOR, **kwargs):
+        super().__init__(**kwargs)
+        self.conditions = tuple(conditions)
+        self.thresholds = tuple((float(metres), float(degrees)) for metres, degrees in thresholds)
+        # Flat and of the default type, as what torchmetrics gathers from a process without queries.
+        self.add_state("samples", default=[], dist_reduce_fx="cat")
+
+    def update(
+        self,
+        *,
+        initial_position: Tensor,
+        initial_rotation: Tensor,
+        position: Tensor,
+        rotation: Tensor,
+        condition: Sequence[str] | Tensor,
+        index: Tensor,
+    ) -> None:
+        """Add queries.
+
+        Args:
+            initial_position: (B,) error of the start's camera centre, metres.
+            initial_rotation: (B,) error of the start's rotation, degrees.
+            position: (B,) error after localization, metres; infinite or NaN if it failed.
+            rotation: (B,) likewise, degrees.
+            condition: B names, or (B,) positions in `conditions`.
+            index: (B,) position in the dataset, below 2²⁴ (float32 holds it exactly).
+
+        Raises:
+            ValueError: if a condition is not one of `conditions`.
+        """
+        dtype = torch.get_default_dtype()
+        columns = [index, self._condition_ids(condition), initial_position, initial_rotation, position, rotation]
+        samples = torch.stack([c.detach().to(device=self.device, dtype=dtype) for c in columns], -1)
+        self.samples.append(samples.flatten())
+
+    def compute(self) -> LocalizationSummary:
+        """Summary of all queries of all processes."""
+        samples = torch.cat(self.samples) if isinstance(self.samples, list) and self.samples else self.samples
+        samples = torch.as_tensor(samples, dtype=torch.float64).cpu().view(-1, self._COLUMNS)
+        samples = _first_of_each(samples)
+        conditions = []
+        for position, name in enumerate(self.conditions):
+            of_condition = samples[samples[:, 1] == position]
+            if len(of_condition):
+                conditions.append(self._summarize(name, of_condition))
+        return LocalizationSummary(self.thresholds, tuple(conditions), self._summarize("all", samples))
+
+    def _summarize(self, condition: str, samples: Tensor) -> ConditionSummary:
+        failed = ~samples[:, 4:].isfinite().all(-1)
+        return ConditionSummary(
+            condition=condition,
+            count=len(samples),
+            failures=int(failed.sum()),
+            initial=summarize_errors(samples[:, 2], samples[:, 3], thresholds=self.thresholds),
+            final=summarize_errors(samples[:, 4], samples[:, 5], thresholds=self.thresholds),
+        )
+
+    def _condition_ids(self, condition: Sequence[str] | Tensor) -> Tensor:
+        if isinstance(condition, Tensor):
+            return condition
+        unknown = sorted(set(condition) - set(self.conditions))
+        if unknown:
+            raise ValueError(
+                f"condition {', '.join(unknown)} is not among those given to LocalizationMetrics: "
+                f"{', '.join(self.conditions)}; pass the scene's `conditions`"
+            )
+        return torch.tensor([self.conditions.index(name) for name in condition])
+
+
+def summarize_errors(position: Tensor, rotation: Tensor, *, thresholds: Thresholds) -> ErrorSummary:
+    """Medians and recalls of position errors (N,) in metres and rotation errors (N,) in degrees.
+
+    NaN counts as infinite. A pose with either error infinite failed, so both are taken as infinite.
+    Without any pose all figures are NaN.
+    """
+    failed = ~(position.isfinite() & rotation.isfinite())
+    position = position.masked_fill(failed, torch.inf)
+    rotation = rotation.masked_fill(failed, torch.inf)
+
+    def share(metres: float, degrees: float) -> float:
+        return ((position <= metres) & (rotation <= degrees)).double().mean().item()
+
+    return ErrorSummary(
+        median_position=median(position),
+        median_rotation=median(rotation),
+        recall=tuple(share(metres, degrees) for metres, degrees in thresholds),
+        converged=share(*CONVERGED),
+    )
+
+
+def median(values: Tensor) -> float:
+    """Median of (N,) values, the mean of the middle two for even N; infinities are ordinary values, none is NaN."""
+    # torch.median takes the lower of the middle two, and torch.quantile makes NaN of infinities.
+    ordered = values.double().sort().values
+    if not len(ordered):
+        return torch.nan
+    return ((ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2).item()
+
+
+def matching_accuracy(
+    predicted_xy: Tensor, true_xy: Tensor, valid: Tensor, *, thresholds: Sequence[float] = (1, 3, 5, 10)
+) -> Tensor:
+    """Share (T,) of the valid correspondences that are matched within each threshold, in pixels.
+
+    Args:
+        predicted_xy: (..., N, 2) where each keypoint was matched; NaN where it was not, which counts as wrong.
+        true_xy: (..., N, 2) where it is.
+        valid: (..., N) bool; False is padding, which does not count.
+        thresholds: T distances in pixels.
+
+    NaN if nothing is valid.
+    """
+    distance = (predicted_xy - true_xy).norm(dim=-1)
+    limits = torch.as_tensor(thresholds, dtype=distance.dtype, device=distance.device)
+    within = (distance[..., None] <= limits) & valid[..., None]
+    return within.flatten(0, -2).sum(0) / valid.sum()
+
+
+def _first_of_each(samples: Tensor) -> Tensor:
+    """Rows (N, columns) without those whose index, the first column, stood in an earlier row."""
+    samples = samples[samples[:, 0].argsort(stable=True)]
+    new = torch.ones(len(samples), dtype=torch.bool)
+    new[1:] = samples[1:, 0] != samples[:-1, 0]
+    return samples[new]

@@ -1,0 +1,148 @@
+"""Normal equations of feature-metric alignment at a pose, without the Jacobian of the channels.
+
+The residual of a point X with descriptor f is r = F(π(cam_from_world · X)) − f, with F the query's map.
+With the update on the left, cam_from_world ← exp(δ) cam_from_world and δ = (translation, rotation),
+
+    J = ∂F/∂xy (C×2) · J_p,  J_p = ∂xy/∂X_cam (2×3) · [I | −[X_cam]×] (3×6).
+
+J (C×6) is never formed: all that H = Σ w JᵀJ and g = Σ w Jᵀr need of the C channels are the products of
+the three vectors r, ∂F/∂x and ∂F/∂y with each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gnnet.geometry.camera import Camera
+from gnnet.geometry.interpolation import Gradient, sample_stacked
+from gnnet.geometry.pose import Pose
+from gnnet.localization.robust import Robust
+
+# Values gathered from a map at once: on a CPU what its cache holds, on a GPU what its memory can spare.
+_VALUES_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 28}
+_CELLS = 12  # that one point gathers, about
+
+
+@dataclass(frozen=True)
+class Level:
+    """One level of the problem, for those elements of the batch that are still at work.
+
+    `usable`, `flat`, `points` and `camera` are of these elements only; `features` and `descriptors` stay
+    whole, as copying them costs more than a step, and `rows` says which of their rows each element has.
+    A squared derivative of a point's features below `flat` (B, N) is rounding, and counts as zero.
+    """
+
+    features: Tensor
+    stride: int
+    descriptors: Tensor
+    usable: Tensor
+    flat: Tensor
+    points: Tensor
+    camera: Camera
+    robust: Robust
+    gradient: Gradient
+    rows: tuple[int, ...]
+
+    @classmethod
+    def prepare(cls, features, stride, descriptors, usable, points, camera, robust, gradient) -> Level:
+        features = features[:1] if features.stride(0) == 0 else features  # expanded: one map for all
+        rows = tuple(range(points.shape[0]))
+        wide = torch.promote_types(features.dtype, torch.float32)
+        norms = torch.linalg.vector_norm(descriptors.detach(), dim=-1, dtype=wide)
+        finite = norms.isfinite()
+        if torch.is_grad_enabled():  # forwards, masking the residual is enough
+            descriptors = torch.where(finite[..., None], descriptors, 0)
+        flat = (4 * torch.finfo(features.dtype).eps * norms).square()
+        return cls(features, stride, descriptors, usable & finite, flat, points, camera, robust, gradient, rows)
+
+    def select(self, keep: Tensor, rows: tuple[int, ...]) -> Level:
+        """The elements `keep` of those at work, whose rows are `rows`."""
+        return replace(
+            self, usable=self.usable[keep], flat=self.flat[keep], points=self.points[keep],
+            camera=self.camera[keep], rows=rows,
+        )  # fmt: skip
+
+
+class NormalEquations(NamedTuple):
+    """The normal equations at a pose, of the points valid there.
+
+    rotation (B, 3, 3), translation (B, 3); ρ (B, N), zero where not valid (B, N); H = Σ w JᵀJ (B, 6, 6)
+    and g = Σ w Jᵀr (B, 6); Σ w ‖r‖² (B,) and Σ w (B,).
+    """
+
+    rotation: Tensor
+    translation: Tensor
+    cost: Tensor
+    valid: Tensor
+    hessian: Tensor
+    gradient: Tensor
+    weighted_square: Tensor
+    weight: Tensor
+
+    @property
+    def pose(self) -> Pose:
+        """`cam_from_world` (B,)."""
+        return Pose(self.rotation, self.translation)
+
+
+def linearise(level: Level, pose: Pose) -> NormalEquations:
+    """Robust cost and normal equations at `pose` of the elements at work."""
+    points_cam = pose.transform(level.points)
+    xy, projection, in_view = level.camera.project_with_jacobian(points_cam)
+    products, in_map = _products(level, xy / level.stride)
+    valid = level.usable & in_view & in_map & products.isfinite().all(-1).all(-1)
+    products = torch.where(valid[..., None, None], products, 0).to(pose.dtype)
+    # A row j of ∂xy/∂X_cam times [I | −[X]×] is (j, X × j).
+    turned = torch.linalg.cross(points_cam[..., None, :].expand_as(projection), projection)
+    jacobian = torch.cat([projection, turned], -1) / level.stride  # [B, N, 2, 6] level pixels a metre and a radian
+    slopes = products.diagonal(dim1=-2, dim2=-1)[..., 1:] > level.flat[..., None]  # zero where not valid
+    jacobian = torch.where(slopes[..., None], jacobian, 0)
+    cost, weight = level.robust.cost_and_weight(products[..., 0, 0])
+    weight = torch.where(valid, weight, 0)
+    products = products * weight[..., None, None]
+    # H = Σ J_pᵀ A J_p and g = Σ J_pᵀ b, with w J_FᵀJ_F = A and w J_Fᵀr = b, in one product over points.
+    bent = (products[..., 1:, 1:, None] * jacobian[..., None, :, :]).sum(-2)  # A J_p; a bmm of 2×2s is slower
+    right = torch.cat([bent, products[..., 1:, :1]], -1)  # [B, N, 2, 7]
+    normal = jacobian.flatten(1, 2).transpose(1, 2) @ right.flatten(1, 2)  # [B, 6, 7]
+    return NormalEquations(
+        pose.rotation, pose.translation, torch.where(valid, cost, 0), valid,
+        normal[..., :6], normal[..., 6], products[..., 0, 0].sum(-1), weight.sum(-1),
+    )  # fmt: skip
+
+
+def _products(level: Level, xy: Tensor) -> tuple[Tensor, Tensor]:
+    """Products over channels (B, N, 3, 3) of r, ∂F/∂x and ∂F/∂y with each other, and validity (B, N).
+
+    The channels stay in the cache: a few points, or a few elements, at a time.
+    """
+    count, channels = xy.shape[1], level.features.shape[1]
+    at_once = max(1, _VALUES_AT_ONCE.get(xy.device.type, 1 << 20) // (_CELLS * channels))
+    shared = level.features.shape[0] == 1
+    products, valid = [], []
+    for first, last in _runs(level.rows, max(1, at_once // max(1, count))):
+        rows = slice(level.rows[first], level.rows[first] + last - first)
+        features, descriptors, here = level.features[rows], level.descriptors[rows], xy[first:last]
+        if shared:
+            features, descriptors, here = level.features, descriptors.flatten(0, 1)[None], here.flatten(0, 1)[None]
+        for d, p in zip(descriptors.split(at_once, 1), here.split(at_once, 1), strict=True):
+            stacked, in_map = sample_stacked(features, p, level.gradient)  # [b, n, 3, C] F, ∂F/∂x, ∂F/∂y
+            stacked = stacked.to(torch.promote_types(stacked.dtype, torch.float32))
+            stacked[..., 0, :] -= d  # in place: the row of values becomes the residual
+            products.append((stacked @ stacked.transpose(-1, -2)).view(-1, 3, 3))
+            valid.append(in_map.view(-1))
+    return torch.cat(products).view(*xy.shape[:2], 3, 3), torch.cat(valid).view(xy.shape[:2])
+
+
+def _runs(rows: tuple[int, ...], longest: int) -> list[tuple[int, int]]:
+    """Ranges [first, last) of positions whose rows follow one another, at most `longest` each."""
+    runs: list[tuple[int, int]] = []
+    for i, row in enumerate(rows):
+        if runs and row == rows[i - 1] + 1 and i - runs[-1][0] < longest:
+            runs[-1] = (runs[-1][0], i + 1)
+        else:
+            runs.append((i, i + 1))
+    return runs

@@ -1,0 +1,360 @@
+"""Feature-metric pose refinement: the pose at which the query's features look like the reference's.
+
+For each query, min over cam_from_world of Σ_i ρ(‖F(π(cam_from_world · X_i)) − f_i‖²), where F is the
+query's map, X_i are 3D points and f_i the descriptors that the reference image has of them
+("Feature-PnP"; von Stumberg et al., "GN-Net", RA-L 2020; Sarlin et al., "Back to the feature", CVPR 2021).
+Levenberg-Marquardt per batch element, from the coarsest level to the finest, on the normal equations of
+`normal_equations.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from gnnet.geometry.camera import Camera
+from gnnet.geometry.interpolation import Gradient, sample
+from gnnet.geometry.pose import Pose
+from gnnet.localization.normal_equations import Level, NormalEquations, linearise
+from gnnet.localization.robust import Robust
+from gnnet.models.pyramid import FeaturePyramid
+
+MIN_DAMPING, MAX_DAMPING = 1e-6, 1e2
+
+
+class RefinementStatus(IntEnum):
+    """Why the refinement of one batch element ended."""
+
+    CONVERGED_STEP = 0
+    CONVERGED_GRADIENT = 1
+    DAMPING_AT_MAXIMUM = 2
+    ITERATION_LIMIT = 3
+    TOO_FEW_POINTS = 4
+    SINGULAR = 5
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """Refined poses of a batch and how each came about. All that is not stated otherwise is at the finest level.
+
+    Args:
+        cam_from_world: (B,) refined poses; the initial pose where there were too few points.
+        status: (B,) int64, a `RefinementStatus` each, of the finest level.
+        initial_cost: (B,) mean ρ(‖r‖²) over the points valid at the initial pose; inf if none is.
+        final_cost: (B,) the same at the refined pose.
+        iterations: (B,) steps tried, taken or not, over all levels.
+        valid_count: (B,) points valid at the refined pose (where too few: at the pose that had too few).
+        covariance: (B, 6, 6) of δ = (translation in metres, rotation in radians) in
+            cam_from_world_true = exp(δ) cam_from_world: σ² H⁻¹ with H = Σ w JᵀJ, the robust weights w,
+            and σ² = Σ w ‖r‖² / (C Σ w − 6) the variance of one channel of a residual. It holds as far
+            as channels and points err independently. inf where H is singular. Carries no gradient.
+        min_points: the number of valid points that was asked for.
+    """
+
+    cam_from_world: Pose
+    status: Tensor
+    initial_cost: Tensor
+    final_cost: Tensor
+    iterations: Tensor
+    valid_count: Tensor
+    covariance: Tensor
+    min_points: int
+
+    @property
+    def converged(self) -> Tensor:
+        """(B,) whether the step or the gradient became small."""
+        return self.status <= RefinementStatus.CONVERGED_GRADIENT
+
+    def reason(self, i: int) -> str:
+        """Why element `i` ended as it did, for people; waits for the device."""
+        iterations = f"{int(self.iterations[i])} iterations"
+        match RefinementStatus(int(self.status[i])):
+            case RefinementStatus.CONVERGED_STEP:
+                return f"converged: step below tolerance after {iterations}"
+            case RefinementStatus.CONVERGED_GRADIENT:
+                return f"converged: gradient below tolerance after {iterations}"
+            case RefinementStatus.DAMPING_AT_MAXIMUM:
+                return f"no step lowers the cost, after {iterations}"
+            case RefinementStatus.ITERATION_LIMIT:
+                return f"not converged within the limit, {iterations}"
+            case RefinementStatus.TOO_FEW_POINTS:
+                return f"{int(self.valid_count[i])} valid points, {self.min_points} needed"
+            case RefinementStatus.SINGULAR:
+                return "the features at the points do not fix all six degrees of freedom"
+
+
+def sample_descriptors(
+    pyramid: FeaturePyramid, keypoints: Tensor
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Descriptors (B, N, C_l) at keypoints (B, N, 2) in image pixels, and validity (B, N), for each level."""
+    samples = [
+        sample(features, keypoints / stride) for features, stride in zip(pyramid.maps, pyramid.strides, strict=True)
+    ]
+    return tuple(d for d, _ in samples), tuple(v for _, v in samples)
+
+
+def refine_pose(
+    *,
+    pyramid: FeaturePyramid,
+    descriptors: tuple[Tensor, ...],
+    descriptor_valid: tuple[Tensor, ...],
+    points: Tensor,
+    valid: Tensor,
+    camera: Camera,
+    initial: Pose,
+    robust: Robust = Robust(),  # noqa: B008, a frozen value
+    gradient: Gradient = "central",
+    iterations: int | tuple[int, ...] = 20,
+    initial_damping: float = 1e-4,
+    min_points: int = 12,
+    step_metres: float = 1e-4,
+    step_degrees: float = 1e-3,
+    gradient_tolerance: float = 1e-5,
+) -> Refinement:
+    """Refine `cam_from_world` of B queries by feature-metric alignment, coarse to fine.
+
+    A point counts at a pose if `valid`, its descriptor is, and it projects into the image, within the
+    distortion's radius and onto cells of the map. A step is taken if it lowers the robust cost *of the
+    points that count both before and after*, these being at least `min_points` and half of those
+    before: neither losing a bad point nor gaining a good one passes for progress.
+
+    An element that has stopped costs nothing more, unless autograd is on and an input requires a
+    gradient: then every iteration is unrolled for the whole batch without waiting for the device, and
+    the refined poses and the costs are differentiable (steps as functions of the inputs; the choices
+    to take them are constants). The algebra runs in float32 (float64 if the initial poses are) whatever
+    the features' type, outside autocast.
+
+    Args:
+        pyramid: the queries' maps; (1, C, H, W) is shared by the whole batch.
+        descriptors: (B, N, C_l) a level, of the reference (`sample_descriptors`).
+        descriptor_valid: (B, N) a level.
+        points: (B, N, 3) in the world, metres.
+        valid: (B, N), False for padding.
+        camera: (B,) of the queries' images.
+        initial: (B,) `cam_from_world` to start from.
+        iterations: limit of each level, one for all or one a level.
+        initial_damping: λ at the start of each level in (H + λ diag H) δ = −g, then ÷10 on a step taken
+            and ×10 on a step refused, within [1e-6, 1e2]. 0 is Gauss-Newton: no damping, and every
+            step that keeps enough points is taken.
+        min_points: fewer valid points at the finest level fail that element; a coarser level is skipped.
+        step_metres, step_degrees: stop where the step, with its damping undone, would be below both.
+        gradient_tolerance: stop where |cos| between the residuals and each column of the Jacobian is below.
+
+    Raises:
+        ValueError: if levels, batch sizes, point counts or channels do not agree, or a setting is out of range.
+    """
+    limits = (iterations,) * len(pyramid.maps) if isinstance(iterations, int) else tuple(iterations)
+    _check_shapes(pyramid, descriptors, descriptor_valid, points, valid, camera, initial)
+    if len(limits) != len(pyramid.maps) or min(limits) < 0:
+        raise ValueError(f"iterations {iterations}: expected one count for each of {len(pyramid.maps)} levels, >= 0")
+    if min_points < 3 or not 0 <= initial_damping <= MAX_DAMPING:
+        raise ValueError(
+            f"expected min_points >= 3 and initial_damping in [0, {MAX_DAMPING:g}], "
+            f"found {min_points} and {initial_damping}"
+        )
+    rules = _Rules(initial_damping, min_points, step_metres, step_degrees, gradient_tolerance)
+    dtype = torch.promote_types(initial.dtype, torch.float32)
+    with torch.autocast(points.device.type, enabled=False):
+        start = initial.to(dtype)
+        valid = valid & points.isfinite().all(-1)
+        points = torch.where(valid[..., None], points.to(dtype), 0)
+        levels = [
+            Level.prepare(features, stride, d, valid & ok, points, camera.to(dtype), robust, gradient)
+            for features, stride, d, ok in zip(*pyramid, descriptors, descriptor_valid, strict=True)
+        ]
+        inputs = (*pyramid.maps, *descriptors, points, start.rotation, start.translation)
+        unroll = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
+        first = current = linearise(levels[-1], start)
+        used = torch.zeros_like(first.weight, dtype=torch.int64)
+        for level, limit in zip(levels, limits, strict=True):
+            if len(levels) > 1:
+                current = linearise(level, current.pose)
+            current, progress = _descend(level, current, rules, limit, unroll)
+            used = used + progress.iterations
+        return _conclude(first, current, progress.status, used, descriptors[-1].shape[-1], rules)
+
+
+class _Rules(NamedTuple):
+    """When to stop; as in `refine_pose`."""
+
+    initial_damping: float
+    min_points: int
+    step_metres: float
+    step_degrees: float
+    gradient_tolerance: float
+
+
+class _Progress(NamedTuple):
+    """Of each element (B,): damping λ, status (`ITERATION_LIMIT` while at work) and steps tried."""
+
+    damping: Tensor
+    status: Tensor
+    iterations: Tensor
+
+
+def _descend(
+    level: Level, start: NormalEquations, rules: _Rules, limit: int, unroll: bool
+) -> tuple[NormalEquations, _Progress]:
+    """Levenberg-Marquardt at one level: one evaluation, and one wait for the device, a step."""
+    count = start.valid.sum(-1)
+    at_work = RefinementStatus.ITERATION_LIMIT
+    status = torch.where(count < rules.min_points, RefinementStatus.TOO_FEW_POINTS, at_work)
+    current = start
+    progress = _Progress(torch.full_like(start.weight, rules.initial_damping), status, torch.zeros_like(count))
+    everyone = (current, progress)  # each element as it was when it stopped
+    for _ in range(limit):
+        delta, solved = _solve(current.hessian, current.gradient, progress.damping, unroll)
+        progress = progress._replace(status=_stop_if_converged(current, progress, delta, solved, rules))
+        if not unroll:
+            flags = (progress.status == at_work).tolist()
+            if not all(flags):
+                everyone = _merge(everyone, (current, progress), level.rows)
+                if not any(flags):
+                    return everyone
+                keep = torch.tensor([i for i, flag in enumerate(flags) if flag], device=count.device)
+                level = level.select(keep, tuple(row for row, flag in zip(level.rows, flags, strict=True) if flag))
+                current, progress = (type(t)(*(x[keep] for x in t)) for t in (current, progress))
+                delta, solved = delta[keep], solved[keep]
+        trial = linearise(level, current.pose.retract(delta))
+        running = progress.status == at_work
+        accepted = running & solved & _improves(current, trial, rules)
+        current = NormalEquations(*(_where(accepted, new, old) for new, old in zip(trial, current, strict=True)))
+        progress = _after_step(progress, running, accepted, rules)
+    return _merge(everyone, (current, progress), level.rows)
+
+
+def _merge(everyone, some, rows: tuple[int, ...]) -> tuple[NormalEquations, _Progress]:
+    """The whole batch, with `some` as the elements `rows`."""
+    if len(rows) == len(everyone[1].status):
+        return some
+    index = torch.tensor(rows, device=everyone[1].status.device)
+    return tuple(
+        type(whole)(*(x.index_copy(0, index, y) for x, y in zip(whole, part, strict=True)))
+        for whole, part in zip(everyone, some, strict=True)
+    )
+
+
+def _where(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Elements (B, ...) of `a` where mask (B,), else of `b`."""
+    return torch.where(mask.view(-1, *(1,) * (a.ndim - 1)), a, b)
+
+
+def _stop_if_converged(
+    current: NormalEquations, progress: _Progress, delta: Tensor, solved: Tensor, rules: _Rules
+) -> Tensor:
+    """Status (B,), with those stopped whose next step or gradient is small, or that Gauss-Newton cannot solve."""
+    running = progress.status == RefinementStatus.ITERATION_LIMIT
+    # Damping in proportion to the diagonal shrinks a step by about 1 + λ: that is no convergence.
+    undamped = 1 + progress.damping
+    small_step = solved & (delta[:, :3].norm(dim=-1) * undamped <= rules.step_metres)
+    small_step &= delta[:, 3:].norm(dim=-1) * undamped <= math.radians(rules.step_degrees)
+    # Each |g_k| = cos · ‖J_k‖ ‖r‖, whatever the features' scale (Moré, "The Levenberg-Marquardt algorithm", 1978).
+    lengths = current.hessian.diagonal(dim1=-2, dim2=-1) * current.weighted_square[:, None]
+    flat = (current.gradient.square() <= rules.gradient_tolerance**2 * lengths).all(-1)
+    status = torch.where(running & small_step, RefinementStatus.CONVERGED_STEP, progress.status)
+    status = torch.where(running & flat, RefinementStatus.CONVERGED_GRADIENT, status)
+    if rules.initial_damping == 0:
+        status = torch.where(running & ~solved, RefinementStatus.SINGULAR, status)
+    return status
+
+
+def _improves(current: NormalEquations, trial: NormalEquations, rules: _Rules) -> Tensor:
+    """Whether the trial keeps enough points and lowers the cost of those that it keeps, (B,)."""
+    common = current.valid & trial.valid
+    count = common.sum(-1)
+    enough = (count >= rules.min_points) & (2 * count >= current.valid.sum(-1))
+    if rules.initial_damping == 0:
+        return enough
+    return enough & (((trial.cost - current.cost) * common).sum(-1) < 0)
+
+
+def _after_step(progress: _Progress, running: Tensor, accepted: Tensor, rules: _Rules) -> _Progress:
+    refused = running & ~accepted
+    if rules.initial_damping == 0:  # refused for lack of points, and would be again
+        damping, stuck = progress.damping, refused
+    else:
+        damping = (progress.damping * torch.where(accepted, 0.1, 10.0)).clamp(MIN_DAMPING, MAX_DAMPING)
+        stuck = refused & (progress.damping >= MAX_DAMPING)
+    status = torch.where(stuck, RefinementStatus.DAMPING_AT_MAXIMUM, progress.status)
+    return _Progress(damping, status, progress.iterations + running)
+
+
+def _solve(hessian: Tensor, gradient: Tensor, damping: Tensor, unroll: bool) -> tuple[Tensor, Tensor]:
+    """δ (B, 6) of (H + λ diag H) δ = −g, zero where this is singular, and where it is not, (B,)."""
+    scaled, scale = _unit_diagonal(hessian)
+    identity = torch.eye(6, dtype=scaled.dtype, device=scaled.device)
+    system = scaled + damping[:, None, None] * identity
+    factor, info = torch.linalg.cholesky_ex(system.detach() if unroll else system)
+    solved = (info == 0) & factor.isfinite().all(-1).all(-1)
+    if unroll:  # the gradient of a failed factorisation is not finite: factor the identity there
+        factor, _ = torch.linalg.cholesky_ex(_where(solved, system, identity))
+    delta = -scale * torch.cholesky_solve((scale * gradient)[..., None], factor).squeeze(-1)
+    solved = solved & delta.isfinite().all(-1)
+    return _where(solved, delta, torch.zeros_like(delta)), solved
+
+
+def _unit_diagonal(hessian: Tensor) -> tuple[Tensor, Tensor]:
+    """D H D with a diagonal of ones (or zeros), and D's diagonal (B, 6): metres and radians on one footing."""
+    diagonal = hessian.diagonal(dim1=-2, dim2=-1)
+    scale = torch.where(diagonal > 0, diagonal, 1).rsqrt()
+    return hessian * scale[:, :, None] * scale[:, None, :], scale
+
+
+def _conclude(
+    first: NormalEquations, last: NormalEquations, status: Tensor, iterations: Tensor, channels: int, rules: _Rules
+) -> Refinement:
+    """Costs, covariance and status of the whole batch, from the finest level at the start and at the end."""
+    too_few = status == RefinementStatus.TOO_FEW_POINTS
+    pose = Pose(_where(too_few, first.rotation, last.rotation), _where(too_few, first.translation, last.translation))
+    initial_cost, final_cost = _mean_cost(first), _mean_cost(last)
+    scaled, scale = _unit_diagonal(last.hessian.detach())
+    factor, info = torch.linalg.cholesky_ex(scaled)
+    # A pivot is the share of a column of J that no other column explains; at rounding's level it is none.
+    pivots = factor.diagonal(dim1=-2, dim2=-1).square()
+    regular = (info == 0) & (pivots > 10 * torch.finfo(pivots.dtype).eps).all(-1)
+    eye = torch.eye(6, dtype=factor.dtype, device=factor.device).expand_as(factor)
+    inverse = torch.cholesky_inverse(_where(regular, factor, eye)) * scale[:, :, None] * scale[:, None, :]
+    freedom = (channels * last.weight.detach() - 6).clamp(min=1)
+    covariance = inverse * (last.weighted_square.detach() / freedom)[:, None, None]
+    return Refinement(
+        cam_from_world=pose,
+        status=torch.where(~too_few & ~regular, RefinementStatus.SINGULAR, status),
+        initial_cost=initial_cost,
+        final_cost=torch.where(too_few, initial_cost, final_cost),
+        iterations=iterations,
+        valid_count=last.valid.sum(-1),
+        covariance=_where(regular, covariance, torch.full_like(covariance, torch.inf)),
+        min_points=rules.min_points,
+    )
+
+
+def _mean_cost(at: NormalEquations) -> Tensor:
+    count = at.valid.sum(-1)
+    return torch.where(count > 0, at.cost.sum(-1) / count.clamp(min=1), torch.inf)
+
+
+def _check_shapes(pyramid, descriptors, descriptor_valid, points, valid, camera, initial) -> None:
+    levels = len(pyramid.maps)
+    if not levels == len(pyramid.strides) == len(descriptors) == len(descriptor_valid) or levels == 0:
+        raise ValueError(
+            f"the pyramid has {levels} maps and {len(pyramid.strides)} strides, with {len(descriptors)} levels of "
+            f"descriptors and {len(descriptor_valid)} of their masks; expected one of each a level"
+        )
+    batch, count = points.shape[:2]
+    found = {"valid": valid.shape, "camera": camera.shape, "initial": initial.shape}
+    expected = {"valid": (batch, count), "camera": (batch,), "initial": (batch,)}
+    for i, (features, d, ok) in enumerate(zip(pyramid.maps, descriptors, descriptor_valid, strict=True)):
+        found |= {f"descriptors[{i}]": d.shape, f"descriptor_valid[{i}]": ok.shape}
+        expected |= {f"descriptors[{i}]": (batch, count, features.shape[1]), f"descriptor_valid[{i}]": (batch, count)}
+        if features.shape[0] not in (1, batch):
+            raise ValueError(f"pyramid.maps[{i}] holds {features.shape[0]} maps; expected one for all, or {batch}")
+    for name, shape in found.items():
+        if tuple(shape) != expected[name]:
+            raise ValueError(
+                f"{name} has shape {tuple(shape)}; expected {expected[name]} for points of shape {tuple(points.shape)}"
+            )

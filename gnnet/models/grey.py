@@ -1,0 +1,53 @@
+"""Grey values as features: the baseline that any learned map has to beat (direct alignment)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gnnet.models.images import feature_pyramid, pad_to_multiple, to_unit_range
+from gnnet.models.pyramid import FeaturePyramid
+
+
+class GreyValues(nn.Module):
+    """Pyramid of grey values in [0, 1], one channel, not normalised; it has no parameters.
+
+    Each halving blurs by 1-3-3-1 across and down (anti-aliased, and centred between two pixels,
+    so that pixel xy of the image is at xy / stride).
+
+    Args:
+        strides: of the maps, coarse to fine, in pixels.
+
+    Raises:
+        ValueError: if the strides are not powers of two, falling.
+    """
+
+    def __init__(self, *, strides: Sequence[int] = (8, 4, 2, 1)):
+        super().__init__()
+        self.strides, self.channels = tuple(strides), 1
+        powers = all(s >= 1 and s & (s - 1) == 0 for s in self.strides)
+        if not self.strides or not powers or list(self.strides) != sorted(set(self.strides))[::-1]:
+            raise ValueError(f"strides={self.strides}; expected powers of two, coarse to fine")
+        binomial = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+        self.register_buffer("kernel", torch.outer(binomial, binomial)[None, None], persistent=False)
+        # ITU-R BT.601, as image libraries turn RGB to grey.
+        self.register_buffer("luma", torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> FeaturePyramid:
+        """Images (B, 3, H, W), uint8 or floating in [0, 1] RGB of any size, to maps (B, 1, H_l, W_l)."""
+        # Not under autocast: bf16 would leave 8 bits of grey.
+        with torch.autocast(images.device.type, enabled=False):
+            grey = (to_unit_range(images).to(self.luma.dtype) * self.luma).sum(1, keepdim=True)
+            grey = pad_to_multiple(grey, self.strides[0])
+            maps, stride = [], 1
+            while True:
+                if stride in self.strides:
+                    maps.append(grey)
+                if stride == self.strides[0]:
+                    break
+                grey = F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), self.kernel, stride=2)
+                stride *= 2
+        return feature_pyramid(maps[::-1], strides=self.strides, image_size=tuple(images.shape[-2:]), normalize=False)

@@ -1,0 +1,83 @@
+"""What every network does with its images before, and with its maps after."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gnnet.models.pyramid import FeaturePyramid
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """Images (B, 3, H, W), uint8 or floating in [0, 1], as floating in [0, 1].
+
+    Raises:
+        ValueError: if the shape or the type is another.
+    """
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images of shape {tuple(images.shape)} given; expected (B, 3, H, W) RGB")
+    if images.dtype == torch.uint8:
+        return images.to(torch.get_default_dtype()) / 255
+    if not images.is_floating_point():
+        raise ValueError(f"images of type {images.dtype} given; expected uint8, or floating in [0, 1]")
+    return images
+
+
+def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
+    """Repeat the last row and column of (B, C, H, W) until H and W are multiples of `multiple`.
+
+    Bottom and right only, so that a pixel keeps its coordinates.
+    """
+    height, width = images.shape[-2:]
+    bottom, right = -height % multiple, -width % multiple
+    return F.pad(images, (0, right, 0, bottom), mode="replicate") if bottom or right else images
+
+
+class NormalizedImages(nn.Module):
+    """Images as networks read them: standardised by ImageNet's mean and deviation, padded, `channels_last`.
+
+    The same statistics in training and evaluation; the buffers are constants and are not in the state dict.
+
+    Args:
+        multiple: height and width are padded (bottom, right) to multiples of it.
+    """
+
+    def __init__(self, multiple: int):
+        super().__init__()
+        self.multiple = multiple
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W), uint8 or floating in [0, 1], to (B, 3, H', W') in the buffers' type."""
+        images = (to_unit_range(images).to(self.mean.dtype) - self.mean) / self.deviation
+        return pad_to_multiple(images, self.multiple).contiguous(memory_format=torch.channels_last)
+
+
+def feature_pyramid(
+    maps: list[Tensor], *, strides: tuple[int, ...], image_size: tuple[int, int], normalize: bool
+) -> FeaturePyramid:
+    """Pyramid of maps (B, C, H', W') of padded images: each is cropped to ceil(H / stride) × ceil(W / stride).
+
+    Maps leave in float32 or better, under autocast too: bf16 holds a sub-pixel position to 1/256 at most.
+
+    Args:
+        maps: coarse to fine.
+        strides: of each map, in pixels.
+        image_size: H, W before padding.
+        normalize: divide each cell's vector by its Euclidean length.
+    """
+    height, width = image_size
+    done = []
+    for features, stride in zip(maps, strides, strict=True):
+        features = features[..., : -(-height // stride), : -(-width // stride)]
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        features = _unit_length(features) if normalize else features
+        done.append(features.contiguous(memory_format=torch.channels_last))
+    return FeaturePyramid(tuple(done), strides)
+
+
+def _unit_length(features: Tensor) -> Tensor:
+    # As F.normalize, but a product: a quotient's backward pass takes twice the time on full maps.
+    return features * torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp(min=1e-12).reciprocal()

@@ -1,0 +1,135 @@
+"""The U-Net of GN-Net (von Stumberg et al., RA-L 2020): feature maps at several strides from one decoder."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gnnet.models.images import NormalizedImages, feature_pyramid
+from gnnet.models.pyramid import FeaturePyramid
+
+Upsampling = Literal["nearest", "bilinear", "transposed"]
+
+
+class UNet(nn.Module):
+    """Encoder by max pooling, decoder with skips, and one 1×1 convolution a level to the features.
+
+    No decoder stage finer than the finest stride asked for is built, so coarse pyramids are cheap.
+    Every layer is centred (even kernels wherever the stride is even), so that pixel xy of the
+    image is at xy / stride in each map.
+
+    Args:
+        widths: channels of the encoder's stages; each halves the resolution of the one before.
+        channels: features a cell, at every level.
+        strides: of the maps, coarse to fine, in pixels.
+        upsampling: how the decoder doubles its resolution.
+        stem_stride: stride of the first convolution, 1 as in the paper, or 2 or 4; the finest map
+            has this stride at least. With 2 the full-resolution layers, the most of the time on a
+            CPU, are gone.
+        normalize: L2-normalise the maps over channels.
+
+    Raises:
+        ValueError: if the strides are not powers of two from the stem's to the deepest stage's, falling.
+    """
+
+    def __init__(
+        self,
+        *,
+        widths: Sequence[int] = (64, 128, 256, 512, 1024),
+        channels: int = 16,
+        strides: Sequence[int] = (8, 4, 2, 1),
+        upsampling: Upsampling = "nearest",
+        stem_stride: Literal[1, 2, 4] = 1,
+        normalize: bool = True,
+    ):
+        super().__init__()
+        widths, self.strides, self.channels, self.normalize = tuple(widths), tuple(strides), channels, normalize
+        stage_strides = [stem_stride << i for i in range(len(widths))]
+        _check(self.strides, stage_strides, stem_stride, upsampling)
+        stages = [stage_strides.index(s) for s in self.strides]
+
+        self.images = NormalizedImages(multiple=stage_strides[-1])
+        self.stem = _convolution(3, widths[0], stride=stem_stride)
+        self.encoder = nn.ModuleList([_convolution(widths[0], widths[0])])
+        self.encoder.extend(_double_convolution(a, b) for a, b in itertools.pairwise(widths))
+        # decoder[i] makes the decoder's stage of depth len(widths) - 2 - i.
+        depths = range(len(widths) - 2, stages[-1] - 1, -1)
+        self.upsample = nn.ModuleList(_Upsample(widths[d + 1], widths[d], upsampling) for d in depths)
+        self.decoder = nn.ModuleList(_double_convolution(2 * widths[d], widths[d]) for d in depths)
+        self.heads = nn.ModuleList(nn.Conv2d(widths[stage], channels, 1) for stage in stages)
+        self._stages = stages
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> FeaturePyramid:
+        """Images (B, 3, H, W), uint8 or floating in [0, 1] RGB of any size, to maps (B, channels, H_l, W_l)."""
+        x = self.stem(self.images(images))
+        skips = []
+        for stage in self.encoder:
+            x = stage(F.max_pool2d(x, 2)) if skips else stage(x)
+            skips.append(x)
+        decoded = [skips.pop()]  # deepest first
+        for upsample, stage in zip(self.upsample, self.decoder, strict=True):
+            decoded.append(stage(torch.cat([skips.pop(), upsample(decoded[-1])], 1)))
+        deepest = len(self.encoder) - 1
+        maps = [head(decoded[deepest - stage]) for head, stage in zip(self.heads, self._stages, strict=True)]
+        return feature_pyramid(
+            maps, strides=self.strides, image_size=tuple(images.shape[-2:]), normalize=self.normalize
+        )
+
+
+class _Upsample(nn.Module):
+    """Double the resolution and change the width."""
+
+    def __init__(self, width_in: int, width_out: int, kind: Upsampling):
+        super().__init__()
+        self.kind = kind
+        if kind == "transposed":
+            self.convolution = nn.ConvTranspose2d(width_in, width_out, 2, stride=2)
+        else:
+            self.convolution = nn.Conv2d(width_in, width_out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # A 1×1 convolution commutes with interpolation, and before it costs a quarter.
+        x = self.convolution(x)
+        if self.kind == "nearest":
+            return F.interpolate(x, scale_factor=2, mode="nearest")
+        if self.kind == "bilinear":
+            return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        return x
+
+
+def _convolution(width_in: int, width_out: int, *, stride: int = 1) -> nn.Sequential:
+    """3×3 convolution (2·stride wide where it strides), GroupNorm, CELU."""
+    kernel = 3 if stride == 1 else 2 * stride
+    return nn.Sequential(
+        nn.Conv2d(width_in, width_out, kernel, stride=stride, padding=(kernel - stride + 1) // 2, bias=False),
+        nn.GroupNorm(_groups(width_out), width_out),
+        nn.CELU(inplace=True),
+    )
+
+
+def _double_convolution(width_in: int, width_out: int) -> nn.Sequential:
+    return nn.Sequential(_convolution(width_in, width_out), _convolution(width_out, width_out))
+
+
+def _groups(width: int) -> int:
+    """Groups of eight channels or more, 32 groups at most."""
+    return math.gcd(width, min(32, max(1, width // 8)))
+
+
+def _check(strides: tuple[int, ...], stage_strides: list[int], stem_stride: int, upsampling: str) -> None:
+    if stem_stride not in (1, 2, 4):
+        raise ValueError(f"stem_stride={stem_stride}; expected 1, 2 or 4")
+    if upsampling not in ("nearest", "bilinear", "transposed"):
+        raise ValueError(f"upsampling={upsampling!r}; expected nearest, bilinear or transposed")
+    if not strides or any(s not in stage_strides for s in strides) or list(strides) != sorted(set(strides))[::-1]:
+        raise ValueError(
+            f"strides={strides}; expected some of {stage_strides[::-1]}, coarse to fine "
+            f"(stem_stride={stem_stride} and {len(stage_strides)} widths give these)"
+        )

@@ -1,0 +1,88 @@
+"""VGG-16 (Simonyan & Zisserman, ICLR 2015) tapped at several layers, as S2DHM's hypercolumn does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gnnet.models.images import NormalizedImages, feature_pyramid
+from gnnet.models.pyramid import FeaturePyramid
+
+# torchvision's vgg16.features: the width of each 3×3 convolution (with its ReLU), 0 for a max pool.
+_BLOCKS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)
+
+
+class VGG16(nn.Module):
+    """Feature maps at the inputs of some layers of torchvision's `vgg16().features`; only the layers needed are built.
+
+    Taps 28, 24, 21, 17, 14 have strides 16, 16, 8, 8, 4 and 512, 512, 512, 256, 256 channels.
+    Parameters have torchvision's names (`features.<i>.weight`).
+
+    Args:
+        taps: indices of the layers whose inputs are the maps, coarse to fine (so falling).
+        frozen_layers: the first so many layers of `features` are not trained (5, 10, 17, 24: the
+            first one, two, three, four blocks).
+        normalize: L2-normalise the maps over channels.
+
+    Raises:
+        ValueError: if the taps do not fall, or one is not in 1..30.
+    """
+
+    def __init__(
+        self,
+        *,
+        taps: Sequence[int] = (28, 24, 21, 17, 14),
+        frozen_layers: int = 0,
+        normalize: bool = True,
+    ):
+        super().__init__()
+        self.taps, self.normalize = tuple(taps), normalize
+        if (
+            not self.taps
+            or list(self.taps) != sorted(set(self.taps))[::-1]
+            or not 1 <= self.taps[-1] <= self.taps[0] <= 30
+        ):
+            raise ValueError(f"taps={self.taps}; expected layers of vgg16.features from 30 down to 1, coarse to fine")
+        layers, described = _layers(self.taps)
+        self.strides = tuple(described[tap][0] for tap in self.taps)
+        self.channels = tuple(described[tap][1] for tap in self.taps)
+        self.images = NormalizedImages(multiple=self.strides[0])
+        self.features = nn.Sequential(*layers)
+        self.features[:frozen_layers].requires_grad_(False)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(self, images: Tensor) -> FeaturePyramid:
+        """Images (B, 3, H, W), uint8 or floating in [0, 1] RGB of any size, to maps (B, C_l, H_l, W_l)."""
+        x = self.images(images)
+        maps = []
+        for index, layer in enumerate(self.features):
+            if index in self.taps:
+                maps.append(x)
+            x = layer(x)
+        return feature_pyramid(
+            [x, *maps[::-1]], strides=self.strides, image_size=tuple(images.shape[-2:]), normalize=self.normalize
+        )
+
+
+def _layers(taps: tuple[int, ...]) -> tuple[list[nn.Module], dict[int, tuple[int, int]]]:
+    """Layers 0 .. max(taps) - 1, and the stride and width at the input of each layer up to max(taps)."""
+    layers: list[nn.Module] = []
+    described: dict[int, tuple[int, int]] = {}
+    stride, width = 1, 3
+
+    def add(layer: nn.Module, stride: int, width: int) -> None:
+        layers.append(layer)
+        described[len(layers)] = (stride, width)
+
+    for block in _BLOCKS:
+        if block:
+            add(nn.Conv2d(width, block, 3, padding=1), stride, block)
+            # In place, but for a tap that must survive it.
+            add(nn.ReLU(inplace=len(layers) not in taps), stride, block)
+            width = block
+        else:
+            stride *= 2
+            add(nn.MaxPool2d(2), stride, width)
+    return layers[: taps[0]], described

@@ -1,0 +1,108 @@
+"""The LightningModule: a siamese feature network and its loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+
+from gnnet.data.batches import PairBatch
+from gnnet.data.transforms import photometric_jitter
+from gnnet.losses.pair_loss import PairLoss
+from gnnet.models.pyramid import FeaturePyramid
+
+
+class FeatureLearning(pl.LightningModule):
+    """Learns features from pixel correspondences.
+
+    Args:
+        network: images (B, 3, H, W) to a `FeaturePyramid`.
+        loss: of two pyramids and their correspondences.
+        optimizer: makes the optimizer from the parameters that require gradients.
+        scheduler: makes the learning-rate schedule, stepped every training step; None keeps the rate.
+        jitter: strength of the photometric augmentation, 0 to 1.
+        seed: of mining, start points and augmentation, together with the step and the process.
+        config: plain values that rebuild this module; kept in the checkpoint for `evaluate.py`.
+    """
+
+    def __init__(
+        self,
+        *,
+        network: nn.Module,
+        loss: PairLoss,
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[[Optimizer], LRScheduler] | None = None,
+        jitter: float = 0.0,
+        seed: int = 0,
+        config: dict | None = None,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.loss = loss
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
+        self.jitter = jitter
+        self.seed = seed
+        self.config = config
+
+    def forward(self, images: Tensor) -> FeaturePyramid:
+        return self.network(images)
+
+    def training_step(self, batch: PairBatch, batch_index: int) -> Tensor:
+        generator = self._generator()
+        pyramid_a, pyramid_b = self.pair_features(batch, generator)
+        total, parts = self.loss(pyramid_a, pyramid_b, batch, step=self.global_step, generator=generator)
+        self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch.index))
+        self.log_dict({f"train/{name}": value for name, value in parts.items()}, batch_size=len(batch.index))
+        return total
+
+    def pair_features(
+        self, batch: PairBatch, generator: torch.Generator | None
+    ) -> tuple[FeaturePyramid, FeaturePyramid]:
+        """Pyramids of both images; one pass of the network where they have one size. No generator, no jitter."""
+        images = batch.image_a, batch.image_b
+        if self.jitter > 0 and generator is not None:
+            images = tuple(photometric_jitter(image, self.jitter, generator) for image in images)
+        if images[0].shape != images[1].shape:
+            return self.network(images[0]), self.network(images[1])
+        pyramid = self.network(torch.cat(images))
+        halves = [tuple(m.chunk(2)[side] for m in pyramid.maps) for side in (0, 1)]
+        return FeaturePyramid(halves[0], pyramid.strides), FeaturePyramid(halves[1], pyramid.strides)
+
+    def _generator(self) -> torch.Generator:
+        """Random numbers of this step and process; a resumed run draws what it would have drawn."""
+        seed = (self.seed * 1_000_003 + self.global_step) * 4099 + self.global_rank
+        return torch.Generator(device=self.device).manual_seed(seed % 2**63)
+
+    def validation_step(self, batch: object, batch_index: int) -> None:
+        """The queries are localized by the `LocalizationValidation` callback."""
+
+    def configure_optimizers(self):
+        optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
+        if self.make_scheduler is None:
+            return optimizer
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"},
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        if self.config is not None:
+            checkpoint["config"] = self.config
+
+
+def warmup_cosine(optimizer: Optimizer, *, warmup_steps: int, total_steps: int, final: float = 0.01) -> LambdaLR:
+    """Learning rate that rises linearly for `warmup_steps`, then falls as a cosine to `final` of its peak."""
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+
+    return LambdaLR(optimizer, factor)

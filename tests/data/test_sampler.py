@@ -1,0 +1,55 @@
+"""Samplers: what each process sees in each epoch."""
+
+from __future__ import annotations
+
+import pytest
+
+from gnnet.data import sampler
+from gnnet.data.sampler import TrainingSampler, ValidationSampler
+
+
+@pytest.fixture
+def process(monkeypatch):
+    def be(rank: int, world_size: int) -> None:
+        monkeypatch.setattr(sampler, "_rank_and_world_size", lambda: (rank, world_size))
+
+    return be
+
+
+def epoch(length: int, epoch_length: int, number: int, seed: int = 0) -> list[tuple[int, int]]:
+    training = TrainingSampler(length, epoch_length=epoch_length, seed=seed)
+    training.set_epoch(number)
+    return list(training)
+
+
+@pytest.mark.parametrize(("length", "epoch_length"), [(10, 4), (10, 10), (3, 7)])
+def test_each_pass_sees_every_sample_once(length, epoch_length):
+    keys = [key for number in range(3 * length) for key in epoch(length, epoch_length, number)]
+    for turn in range(3):
+        assert sorted(index for t, index in keys if t == turn) == list(range(length))
+
+
+def test_order_follows_from_seed_and_epoch_alone():
+    assert epoch(100, 20, 3) == epoch(100, 20, 3)
+    assert epoch(100, 20, 3) != epoch(100, 20, 3, seed=1)
+    assert not set(epoch(100, 20, 3)) & set(epoch(100, 20, 2))
+
+
+def test_processes_share_an_epoch_out(process):
+    whole = epoch(50, 20, 1)
+    shares = []
+    for rank in range(3):
+        process(rank, 3)
+        shares.append(epoch(50, 20, 1))
+    assert [len(share) for share in shares] == [6, 6, 6]
+    assert [key for group in zip(*shares, strict=True) for key in group] == whole[:18]
+
+
+def test_validation_repeats_nothing(process):
+    seen = []
+    for rank in range(2):
+        process(rank, 2)
+        validation = ValidationSampler(7)
+        assert len(list(validation)) == len(validation)
+        seen += [index for _, index in validation]
+    assert sorted(seen) == list(range(7))

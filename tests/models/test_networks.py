@@ -1,0 +1,149 @@
+"""What every network promises: shapes, layout, types, and that pixel xy is at xy / stride in each map."""
+
+import pytest
+import torch
+from torch import nn
+
+from gnnet.geometry.interpolation import sample
+from gnnet.models.grey import GreyValues
+from gnnet.models.unet import UNet
+from gnnet.models.vgg import VGG16
+
+SMALL = (8, 16, 16)
+
+NETWORKS = {
+    "unet": lambda **kw: UNet(widths=SMALL, channels=4, strides=(4, 2, 1), **kw),
+    "unet bilinear": lambda **kw: UNet(widths=SMALL, channels=4, strides=(4, 2, 1), upsampling="bilinear", **kw),
+    "unet transposed": lambda **kw: UNet(widths=SMALL, channels=4, strides=(4, 2, 1), upsampling="transposed", **kw),
+    "unet stem 2": lambda **kw: UNet(widths=SMALL[:2], channels=4, strides=(4, 2), stem_stride=2, **kw),
+    "unet stem 4": lambda **kw: UNet(widths=SMALL[:2], channels=4, strides=(8, 4), stem_stride=4, **kw),
+    "vgg": lambda **kw: VGG16(taps=(21, 17, 14), **kw),
+    "grey": lambda **kw: GreyValues(strides=(8, 4, 2, 1)),
+}
+
+
+@pytest.fixture(params=NETWORKS)
+def network(request):
+    torch.manual_seed(0)
+    return NETWORKS[request.param]().eval()
+
+
+@pytest.fixture(params=NETWORKS)
+def raw_network(request):
+    """Without normalisation, in float64."""
+    torch.manual_seed(0)
+    return NETWORKS[request.param](**({} if request.param == "grey" else {"normalize": False})).double().eval()
+
+
+def images(batch, height, width, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(batch, 3, height, width, generator=generator, dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize(("height", "width"), [(32, 48), (37, 51), (5, 3)])
+def test_maps_of_any_size_in_channels_last(network, height, width):
+    with torch.no_grad():
+        pyramid = network(images(2, height, width, dtype=torch.float32))
+    assert pyramid.strides == network.strides
+    for features, stride in zip(pyramid.maps, pyramid.strides, strict=True):
+        assert features.shape[-2:] == (-(-height // stride), -(-width // stride))
+        assert features.permute(0, 2, 3, 1).is_contiguous()
+        assert features.dtype == torch.float32
+        assert features.isfinite().all()
+
+
+def test_uint8_equals_float(network):
+    whole = torch.randint(0, 256, (1, 3, 16, 24), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for a, b in zip(network(whole).maps, network(whole.float() / 255).maps, strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_bad_images_are_refused(network):
+    with pytest.raises(ValueError, match=r"expected \(B, 3, H, W\)"):
+        network(torch.zeros(3, 16, 16))
+    with pytest.raises(ValueError, match="expected uint8"):
+        network(torch.zeros(1, 3, 16, 16, dtype=torch.int64))
+
+
+def test_maps_have_unit_length(network):
+    if isinstance(network, GreyValues):
+        pytest.skip("grey values are not normalised")
+    for features in network(images(1, 32, 32, dtype=torch.float32)).maps:
+        torch.testing.assert_close(features.norm(dim=1), torch.ones_like(features[:, 0]))
+
+
+def test_maps_stay_float32_under_autocast(network):
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        pyramid = network(images(1, 32, 32, dtype=torch.float32))
+    assert all(features.dtype == torch.float32 for features in pyramid.maps)
+
+
+def test_padding_repeats_the_border(raw_network):
+    multiple = 2 * max(raw_network.strides)
+    odd = images(1, multiple * 2 - 3, multiple * 2 - 1)
+    padded = torch.nn.functional.pad(odd, (0, 1, 0, 3), mode="replicate")
+    with torch.no_grad():
+        for a, b in zip(raw_network(odd).maps, raw_network(padded).maps, strict=True):
+            torch.testing.assert_close(a, b[..., : a.shape[-2], : a.shape[-1]])
+
+
+def _make_symmetric(network):
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+            w = layer.weight.data
+            layer.weight.data = (w + w.flip(-1) + w.flip(-2) + w.flip((-1, -2))) / 4
+    return network
+
+
+@pytest.mark.parametrize("axis", [-1, -2])
+def test_every_layer_is_centred(raw_network, axis):
+    """With mirror-symmetric kernels a mirrored image gives the mirrored maps, unless a layer is off centre.
+
+    A cell (i + 0.5) · stride goes to W − (i + 0.5) · stride, which is the mirrored cell's place only if
+    pixel xy is at xy / stride; half a pixel off shows in full.
+    """
+    network = _make_symmetric(raw_network)
+    image = images(1, 64, 64)
+    with torch.no_grad():
+        for a, b in zip(network(image).maps, network(image.flip(axis)).maps, strict=True):
+            torch.testing.assert_close(b, a.flip(axis), rtol=1e-9, atol=1e-9)
+
+
+def test_maps_shift_with_the_image(raw_network):
+    """A texture on a flat ground, moved by the coarsest stride, moves each map by coarsest / stride cells."""
+    shift = max(raw_network.strides)
+    size = 192
+    image = torch.full((1, 3, size, size), 0.4, dtype=torch.float64)
+    image[..., 80:112, 80:112] = images(1, 32, 32)
+    moved = image.roll((shift, 2 * shift), (-2, -1))
+    with torch.no_grad():
+        before, after = raw_network(image), raw_network(moved)
+    for a, b, stride in zip(before.maps, after.maps, before.strides, strict=True):
+        cells = shift // stride
+        low, high = 80 // stride, 112 // stride
+        torch.testing.assert_close(
+            b[..., low + cells : high + cells, low + 2 * cells : high + 2 * cells], a[..., low:high, low:high]
+        )
+        assert (a[..., low:high, low:high] - b[..., low:high, low:high]).abs().max() > 1e-3
+
+
+def test_sampled_position_of_grey_values():
+    """On a ramp of grey, the sample at xy / stride is the grey value at xy, at every level."""
+    x = torch.arange(128, dtype=torch.float64) + 0.5
+    pyramid = GreyValues(strides=(8, 4, 2, 1)).double()((x / 128).expand(1, 3, 128, 128))
+    xy = torch.tensor([[[40.3, 60.1], [77.0, 33.3]]], dtype=torch.float64)
+    for features, stride in zip(pyramid.maps, pyramid.strides, strict=True):
+        value, valid = sample(features, xy / stride)
+        assert valid.all()
+        torch.testing.assert_close(value[..., 0], xy[..., 0] / 128)
+
+
+def test_grey_values_are_antialiased():
+    """Pixel noise fades as resolution halves; without the blur its deviation would stay."""
+    pyramid = GreyValues(strides=(4, 2, 1))(images(1, 128, 128, dtype=torch.float32))
+    coarse, middle, fine = (features.std().item() for features in pyramid.maps)
+    assert middle < 0.45 * fine
+    assert coarse < 0.5 * middle
+    assert pyramid.maps[-1].min() >= 0
+    assert pyramid.maps[-1].max() <= 1

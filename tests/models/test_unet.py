@@ -1,0 +1,69 @@
+import pytest
+import torch
+from torch import nn
+
+from gnnet.models.unet import UNet
+
+
+def convolutions(network):
+    return [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)]
+
+
+def test_paper_settings():
+    network = UNet()
+    assert network.strides == (8, 4, 2, 1)
+    assert sorted({c.out_channels for c in convolutions(network)}) == [16, 64, 128, 256, 512, 1024]
+    # Encoder 2·5, decoder 2·4 + 4 upsamplings, 4 outputs.
+    assert len(convolutions(network)) == 10 + 12 + 4
+
+
+def test_no_stage_finer_than_asked_for():
+    fine = UNet(widths=(8, 16, 16, 16), strides=(4, 1))
+    coarse = UNet(widths=(8, 16, 16, 16), strides=(4,))
+    assert len(fine.decoder) == 3
+    assert len(coarse.decoder) == 1
+    deepest = UNet(widths=(8, 16, 16, 16), strides=(8,))
+    assert len(deepest.decoder) == 0
+    assert deepest(torch.zeros(1, 3, 16, 16)).maps[0].shape == (1, 16, 2, 2)
+
+
+@pytest.mark.parametrize("upsampling", ["nearest", "bilinear", "transposed"])
+def test_every_parameter_gets_a_gradient(upsampling):
+    torch.manual_seed(0)
+    network = UNet(widths=(8, 16, 16), channels=4, strides=(2, 1), upsampling=upsampling)
+    pyramid = network(torch.rand(2, 3, 16, 16))
+    sum((features * torch.rand_like(features)).sum() for features in pyramid.maps).backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_images_of_a_batch_do_not_mix():
+    network = UNet(widths=(8, 16), channels=4, strides=(2, 1)).eval()
+    images = torch.rand(3, 3, 16, 16)
+    with torch.no_grad():
+        together, alone = network(images), network(images[1:2])
+    for a, b in zip(together.maps, alone.maps, strict=True):
+        torch.testing.assert_close(a[1:2], b)
+
+
+@pytest.mark.parametrize("width", [4, 12, 16, 24, 64, 1024])
+def test_narrow_stages_have_few_groups(width):
+    norm = next(layer for layer in UNet(widths=(width,), strides=(1,)).modules() if isinstance(layer, nn.GroupNorm))
+    assert norm.num_groups <= 32
+    assert norm.num_channels // norm.num_groups >= min(8, width)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"strides": (1, 2)}, "coarse to fine"),
+        ({"strides": (32,)}, r"expected some of \[16, 8, 4, 2, 1\]"),
+        ({"strides": (2, 1), "stem_stride": 2}, r"expected some of \[32, 16, 8, 4, 2\]"),
+        ({"strides": ()}, "coarse to fine"),
+        ({"upsampling": "cubic"}, "expected nearest, bilinear or transposed"),
+        ({"stem_stride": 3}, "expected 1, 2 or 4"),
+    ],
+)
+def test_settings_that_cannot_be(settings, message):
+    with pytest.raises(ValueError, match=message):
+        UNet(**settings)

@@ -1,0 +1,258 @@
+"""train.py and evaluate.py as a user runs them, on a tiny toy town."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig, open_dict
+
+import evaluate
+import train
+from gnnet.evaluation.report import read_results
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "model.widths=[8,16,16]", "model.channels=8", "trainer=cpu", "trainer.log_every_n_steps=1",
+    "trainer.enable_progress_bar=false", "callbacks.progress=null",
+    "dataset.batch_size=2", "dataset.pairs_per_epoch=4", "dataset.correspondences=64", "dataset.crop=64",
+    "dataset.validation_points=128", "dataset.validation_queries=6", "dataset.num_workers=0",
+    "localizer.iterations=5", "starts.count=1", "steps=4",
+]  # fmt: skip
+
+
+def configure(output: Path, *overrides: str, name: str = "train") -> DictConfig:
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose(name, overrides=[*overrides, f"paths.output_dir={output}"])
+    with open_dict(cfg):
+        cfg.pop("hydra", None)
+    return cfg
+
+
+def on_toy(toy_root: Path, output: Path, *overrides: str) -> DictConfig:
+    return configure(output, "dataset=robotcar", *SMALL_ROBOTCAR, f"dataset.root={toy_root}", *overrides)
+
+
+# The tiny town is read as RobotCar Seasons: the toy loader would render another one of its own settings.
+SMALL_ROBOTCAR = ["model=unet_small", *SMALL, "dataset.largest_side=null", "dataset.validation_fraction=0.34"]
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
+
+
+@pytest.mark.parametrize("loss", options("loss"))
+@pytest.mark.parametrize("model", options("model"))
+def test_every_model_composes_with_every_loss(tmp_path, model, loss):
+    widths = ["model.widths=[4,8,8,8,8]"] if model == "unet" else []
+    cfg = configure(tmp_path, f"model={model}", f"loss={loss}", *widths)
+    network, term = instantiate(cfg.model, _convert_="all"), instantiate(cfg.loss, _convert_="all")
+    pyramid = network(torch.randint(0, 255, (1, 3, 64, 64), dtype=torch.uint8))
+    assert pyramid.strides == network.strides
+    assert set(term.terms) == set(cfg.loss.terms)
+
+
+@pytest.mark.parametrize(
+    ("group", "option"),
+    [(g, o) for g in ("optimizer", "scheduler", "localizer", "starts", "trainer", "logger", "callbacks") for o in options(g)],
+)
+def test_every_option_composes_and_instantiates(tmp_path, group, option):
+    cfg = configure(tmp_path, f"{group}={option}")
+    if group in ("logger", "callbacks"):
+        made = [instantiate(node, _convert_="all") for node in cfg[group].values() if "Wandb" not in node._target_]
+        assert made
+    elif group == "trainer":
+        assert cfg.trainer.max_steps == cfg.steps
+        if option in ("auto", "cpu"):
+            assert instantiate(cfg.trainer, _convert_="all").max_steps == cfg.steps
+    else:
+        made = instantiate(cfg[group], _convert_="all")
+        if group == "optimizer":
+            optimizer = made([torch.nn.Parameter(torch.zeros(1))])
+            assert isinstance(optimizer, torch.optim.Optimizer)
+        if group == "scheduler":
+            schedule = made(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0))
+            assert isinstance(schedule, torch.optim.lr_scheduler.LRScheduler)
+
+
+@pytest.mark.parametrize("option", options("dataset"))
+@pytest.mark.parametrize("name", ["train", "evaluate"])
+def test_every_dataset_composes(tmp_path, option, name):
+    required = ["dataset.root=x"] + (["checkpoint=x"] if name == "evaluate" else [])
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        extra = [] if name == "train" else ["+seed=0"]
+        cfg = compose(name, overrides=[f"dataset={option}", *required, *extra, f"paths.output_dir={tmp_path}"])
+    assert instantiate(cfg.dataset, _convert_="all").batch_size >= 1
+
+
+@pytest.mark.parametrize("option", options("experiment"))
+def test_every_experiment_composes(tmp_path, option):
+    cfg = configure(tmp_path, f"experiment={option}", "dataset.root=x")
+    assert cfg.steps > 0
+
+
+def last_validation(output: Path) -> dict[str, float]:
+    with (output / "logs" / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["val/converged"]]
+    return {key: float(value) for key, value in rows[-1].items() if key.startswith("val/")}
+
+
+@pytest.fixture(scope="module")
+def finished_run(toy_root, tmp_path_factory):
+    output = tmp_path_factory.mktemp("run")
+    report = train.run(on_toy(toy_root, output))
+    return output, report
+
+
+def test_train_leaves_table_figures_and_checkpoints(finished_run):
+    output, report = finished_run
+    assert {line.method for line in report.lines} == {"start", "trained", "untrained", "grey values"}
+    assert "night" in {line.condition for line in report.lines}
+    assert read_results(output / "results.json") == report
+    assert json.loads((output / "results.json").read_text())["settings"]["steps"] == 4
+    names = {path.name for path in (output / "figures").glob("*.png")}
+    assert {"losses.png", "convergence_basin.png", "overview.png", "before_after_night.png", "matches_night.png"} <= names
+    assert {path.name for path in (output / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    checkpoint = torch.load(output / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 4
+
+
+def test_losses_are_logged_by_part_and_level(finished_run):
+    with (finished_run[0] / "logs" / "metrics.csv").open() as file:
+        header = next(csv.reader(file))
+    assert {"train/loss", "train/nce", "train/nce/stride8", "train/nce/stride2"} <= set(header)
+
+
+def test_evaluate_agrees_with_the_last_validation_of_training(finished_run, tmp_path):
+    output, trained = finished_run
+    logged = last_validation(output)
+    overrides = ["localizer.iterations=5", "starts.count=1", f"checkpoint={output / 'checkpoints' / 'last.ckpt'}"]
+    report = evaluate.run(configure(tmp_path, *overrides, name="evaluate"))
+    for line in report.lines:
+        same = next(x for x in trained.lines if (x.method, x.condition) == (line.method, line.condition))
+        assert line == same
+        if line.method in ("trained", "start"):
+            prefix = "val" if line.condition == "all" else f"val/{line.condition}"
+            suffix = "_before" if line.method == "start" else ""
+            assert logged[f"{prefix}/converged{suffix}"] == pytest.approx(line.converged)
+            assert logged[f"{prefix}/position_m{suffix}"] == pytest.approx(line.median_position_m, rel=1e-5)
+            assert logged[f"{prefix}/rotation_deg{suffix}"] == pytest.approx(line.median_rotation_deg, rel=1e-5)
+
+
+def test_resumed_equals_uninterrupted(finished_run, toy_root, tmp_path, capsys):
+    # One epoch (2 of 4 steps), as a run killed there leaves it; then the rest from its checkpoint.
+    train.run(on_toy(toy_root, tmp_path / "first", "+trainer.max_epochs=1"))
+    checkpoint = tmp_path / "first" / "checkpoints" / "last.ckpt"
+    capsys.readouterr()
+    train.run(on_toy(toy_root, tmp_path / "second", f"checkpoint={checkpoint}"))
+    assert "step 2 of 4" in capsys.readouterr().out
+    whole, resumed = (
+        torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+        for folder in (finished_run[0], tmp_path / "second")
+    )
+    assert resumed["global_step"] == whole["global_step"] == 4
+    for name, value in whole["state_dict"].items():
+        torch.testing.assert_close(resumed["state_dict"][name], value, rtol=0, atol=0)
+    assert resumed["optimizer_states"][0]["param_groups"][0]["lr"] == whole["optimizer_states"][0]["param_groups"][0]["lr"]
+    scores = [
+        next(state for name, state in c["callbacks"].items() if "Checkpoint" in name)["best_model_score"]
+        for c in (resumed, whole)
+    ]
+    assert scores[0] == scores[1]
+    assert last_validation(tmp_path / "second") == pytest.approx(last_validation(finished_run[0]))
+
+
+def test_resuming_from_what_does_not_exist_or_fit_is_an_error(finished_run, toy_root, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.ckpt does not exist"):
+        train.run(on_toy(toy_root, tmp_path, f"checkpoint={tmp_path}/nowhere.ckpt"))
+    checkpoint = finished_run[0] / "checkpoints" / "last.ckpt"
+    with pytest.raises(ValueError, match=r"settings were others[\s\S]*loss"):
+        train.run(on_toy(toy_root, tmp_path, f"checkpoint={checkpoint}", "loss=dmc", "steps=8"))
+    with pytest.raises(ValueError, match="done 4 steps already"):
+        train.run(on_toy(toy_root, tmp_path, f"checkpoint={checkpoint}"))
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    with pytest.raises(ValueError, match=r"text\.ckpt is damaged"):
+        train.run(on_toy(toy_root, tmp_path, f"checkpoint={tmp_path}/text.ckpt"))
+
+
+def test_learning_improves_localization(toy_root, tmp_path):
+    report = train.run(
+        on_toy(
+            toy_root, tmp_path, "steps=60", "dataset.pairs_per_epoch=120", "trainer.check_val_every_n_epoch=1",
+            "dataset.correspondences=128", "dataset.crop=null", "optimizer.lr=0.003", "scheduler.warmup_steps=5",
+            "loss=nce", "dataset.validation_queries=null", "starts.count=2", "localizer.iterations=15", "jitter=0",
+            "starts.position=0.2", "starts.rotation=2",
+        )  # fmt: skip
+    )
+    of = {line.method: line for line in report.lines if line.condition == "all"}
+    assert of["trained"].median_position_m < 0.8 * of["untrained"].median_position_m
+    assert of["trained"].median_position_m < of["start"].median_position_m
+    assert math.isfinite(of["trained"].median_rotation_deg)
+
+
+def call(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(ROOT / arguments[0]), *arguments[1:]],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline", **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+def test_sweep_of_two_process_jobs_leaves_one_folder_each(toy_root, tmp_path):
+    sizes = [*SMALL_ROBOTCAR, "trainer=ddp", "trainer.accelerator=cpu", "dataset.validation_queries=3", "steps=2"]
+    done = call(
+        "train.py", "-m", "seed=0,1", "dataset=robotcar", f"dataset.root={toy_root}", *sizes,
+        "hydra.sweep.dir=sweep", "hydra.sweep.subdir=${hydra.job.num}", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(path.name for path in (tmp_path / "sweep").iterdir()) == ["0", "1", "multirun.yaml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sweep"]
+    for job in ("0", "1"):
+        folder = tmp_path / "sweep" / job
+        assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+        report = read_results(folder / "results.json")
+        assert report.settings["seed"] == int(job)
+        logged = last_validation(folder)
+        # Three queries on two processes: gathered, each counts once, as in the table of one process.
+        everywhere = next(x for x in report.lines if (x.method, x.condition) == ("trained", "all"))
+        assert everywhere.count == 3
+        assert logged["val/position_m"] == pytest.approx(everywhere.median_position_m, rel=1e-4)
+
+
+def test_missing_data_ends_in_one_message(tmp_path):
+    done = call("train.py", "dataset=robotcar", "loss=gn", cwd=tmp_path)
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    for hint in ("dataset.root", str(tmp_path / "data" / "robotcar"), "visuallocalization.net", "correspondence"):
+        assert hint in done.stderr
+
+
+@pytest.mark.parametrize(("script", "word"), [("train.py", "nce_gn"), ("evaluate.py", "checkpoint")])
+def test_help_lists_groups_and_options(tmp_path, script, word):
+    done = call(script, "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for text in ("gnnet", "dataset: ", "localizer: ", word):
+        assert text in done.stdout
+
+
+def test_wandb_offline_keeps_a_closed_run(toy_root, tmp_path):
+    output = tmp_path / "run"
+    cfg = on_toy(toy_root, output, "logger=wandb", "logger.wandb.offline=true", "dataset.validation_queries=2", "steps=2")
+    train.run(cfg)
+    import wandb
+
+    assert wandb.run is None
+    assert list(output.glob("wandb/offline-run-*/*.wandb"))
