@@ -46,7 +46,7 @@ def prepare(cfg: DictConfig) -> tuple[dict[str, nn.Module], CorrespondenceData, 
         networks["untrained"] = instantiate(trained_with.model, _convert_="all")
         if trained_with.weights is not None:
             load_weights(networks["untrained"], trained_with.weights)
-    data = instantiate(cfg.dataset or trained_with.dataset, _convert_="all")
+    data = instantiate(cfg.get("dataset") or trained_with.dataset, _convert_="all")
     data.setup("validate")
     return networks, data, checkpoint["global_step"]
 

@@ -28,7 +28,7 @@ from gnnet.models.pyramid import FeaturePyramid
 
 GRADIENTS = ("central", "exact", "sobel", "bicubic")
 CELLS, FOCAL, POINTS, CHANNELS = 96, 150.0, 200, 32
-OFFSETS = (1.0, 2.0, 3.0, 4.0, 6.0)  # cells
+OFFSETS = (1.0, 4.0, 6.0, 8.0, 12.0)  # cells
 WORLDS = ((2.0, 0.0), (2.0, 0.3), (4.0, 0.0), (4.0, 0.3))  # cells that the texture varies over; noise, features being 1
 
 

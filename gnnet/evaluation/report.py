@@ -19,8 +19,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gnnet.evaluation.metrics import CONVERGED
+
 FORMAT = "gnnet results 1"
-CONVERGED_WITHIN = (0.05, 0.5)  # metres, degrees
 
 Setting = str | int | float | bool | None
 
@@ -36,7 +37,7 @@ class Line:
         median_position_m: metres between camera centres; inf if half or more failed, nan if unknown.
         median_rotation_deg: degrees, likewise.
         recall: share, 0 to 1, of starts that end within each of the report's thresholds.
-        converged: share of starts that end within `CONVERGED_WITHIN`.
+        converged: share of starts that end within `metrics.CONVERGED`.
     """
 
     method: str
@@ -130,7 +131,7 @@ def print_report(report: Report, console: Console | None = None) -> None:
         settings = " · ".join(f"{key} {value}" for key, value in report.settings.items())
         console.print(Text(settings, style="dim"))
     console.print(report_table(report))
-    metres, degrees = CONVERGED_WITHIN
+    metres, degrees = CONVERGED
     meaning = [f"converged: % of starts that end within {metres:g} m and {degrees:g}°, failed ones counted."]
     if report.thresholds:
         listed = "; ".join(f"{m:g} m, {d:g}°" for m, d in report.thresholds)

@@ -108,8 +108,6 @@ class Camera:
     def unproject(self, xy: Tensor) -> Tensor:
         """Rays (..., N, 3) with z = 1 through pixels (..., N, 2); distortion inverted by Newton's method."""
         target = (xy - self.parameters[..., None, 2:4]) / self.parameters[..., None, :2]
-        if not torch.any(self.parameters[..., 4:]):
-            return torch.cat([target, torch.ones_like(target[..., :1])], -1)
         k1, k2, p1, p2 = (p[..., None] for p in self.parameters[..., 4:].unbind(-1))
         u, v = target.unbind(-1)
         for _ in range(12):

@@ -68,6 +68,8 @@ def _gather(features: Tensor, cells: Tensor) -> Tensor:
 
 def _stencil(features: Tensor, xy: Tensor, gradient: Gradient | None) -> tuple[Tensor, Tensor, Tensor]:
     """Flat cell indices (B, N, K), weights (B, N, 1 or 3, K) and validity (B, N) of the points."""
+    if gradient not in _SUPPORT:
+        raise ValueError(f"gradient {gradient!r} is not known; expected central, exact, sobel or bicubic")
     height, width = features.shape[-2:]
     size = xy.new_tensor([width, height])
     low, high = _SUPPORT[gradient]
@@ -117,24 +119,23 @@ def _one_dimensional(a: Tensor, gradient: Gradient | None) -> tuple[Tensor, Tens
         return linear, central, linear
     if gradient == "sobel":
         return linear, central, torch.stack([1 - a, 2 - a, 1 + a, a], -1) / 4
-    if gradient == "bicubic":
-        value = torch.stack(
-            [
-                ((2 - a) * a - 1) * a / 2,
-                ((3 * a - 5) * a * a + 2) / 2,
-                ((4 - 3 * a) * a + 1) * a / 2,
-                (a - 1) * a * a / 2,
-            ],
-            -1,
-        )
-        slope = torch.stack(
-            [
-                ((4 - 3 * a) * a - 1) / 2,
-                (9 * a - 10) * a / 2,
-                ((8 - 9 * a) * a + 1) / 2,
-                (3 * a - 2) * a / 2,
-            ],
-            -1,
-        )
-        return value, slope, value
-    raise ValueError(f"gradient {gradient!r} is not known; expected central, exact, sobel or bicubic")
+    # Catmull-Rom.
+    value = torch.stack(
+        [
+            ((2 - a) * a - 1) * a / 2,
+            ((3 * a - 5) * a * a + 2) / 2,
+            ((4 - 3 * a) * a + 1) * a / 2,
+            (a - 1) * a * a / 2,
+        ],
+        -1,
+    )
+    slope = torch.stack(
+        [
+            ((4 - 3 * a) * a - 1) / 2,
+            (9 * a - 10) * a / 2,
+            ((8 - 9 * a) * a + 1) / 2,
+            (3 * a - 2) * a / 2,
+        ],
+        -1,
+    )
+    return value, slope, value

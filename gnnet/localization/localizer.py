@@ -62,21 +62,16 @@ class Localizer:
         gradient: how gradients of the feature maps are taken.
         iterations: limit on each level.
         min_points: fewer valid points fail a query.
-        levels: positions in the pyramid, coarse to fine; None takes all.
     """
 
     robust: Robust
     gradient: Gradient = "central"
     iterations: int = 30
     min_points: int = 12
-    levels: tuple[int, ...] | None = None
 
     def features(self, network: nn.Module, batch: LocalizationBatch) -> tuple[FeaturePyramid, FeaturePyramid]:
         """Pyramids of the query and the reference images."""
-        pyramids = network(batch.query.image), network(batch.reference.image)
-        if self.levels is None:
-            return pyramids
-        return tuple(pyramid.select(list(self.levels)) for pyramid in pyramids)
+        return network(batch.query.image), network(batch.reference.image)
 
     def refine(
         self, query: FeaturePyramid, reference: FeaturePyramid, batch: LocalizationBatch, initial: Pose

@@ -70,12 +70,13 @@ class Level:
 class NormalEquations(NamedTuple):
     """The normal equations at a pose, of the points valid there.
 
-    rotation (B, 3, 3), translation (B, 3); ρ (B, N), zero where not valid (B, N); H = Σ w JᵀJ (B, 6, 6)
-    and g = Σ w Jᵀr (B, 6); Σ w ‖r‖² (B,) and Σ w (B,).
+    rotation (B, 3, 3), translation (B, 3); points in cells of the level, xy (B, N, 2); ρ (B, N), zero where
+    not valid (B, N); H = Σ w JᵀJ (B, 6, 6) and g = Σ w Jᵀr (B, 6); Σ w ‖r‖² (B,) and Σ w (B,).
     """
 
     rotation: Tensor
     translation: Tensor
+    xy: Tensor
     cost: Tensor
     valid: Tensor
     hessian: Tensor
@@ -93,7 +94,8 @@ def linearise(level: Level, pose: Pose) -> NormalEquations:
     """Robust cost and normal equations at `pose` of the elements at work."""
     points_cam = pose.transform(level.points)
     xy, projection, in_view = level.camera.project_with_jacobian(points_cam)
-    products, in_map = _products(level, xy / level.stride)
+    xy = xy / level.stride
+    products, in_map = _products(level, xy)
     valid = level.usable & in_view & in_map & products.isfinite().all(-1).all(-1)
     products = torch.where(valid[..., None, None], products, 0).to(pose.dtype)
     # A row j of ∂xy/∂X_cam times [I | −[X]×] is (j, X × j).
@@ -109,7 +111,7 @@ def linearise(level: Level, pose: Pose) -> NormalEquations:
     right = torch.cat([bent, products[..., 1:, :1]], -1)  # [B, N, 2, 7]
     normal = jacobian.flatten(1, 2).transpose(1, 2) @ right.flatten(1, 2)  # [B, 6, 7]
     return NormalEquations(
-        pose.rotation, pose.translation, torch.where(valid, cost, 0), valid,
+        pose.rotation, pose.translation, xy, torch.where(valid, cost, 0), valid,
         normal[..., :6], normal[..., 6], products[..., 0, 0].sum(-1), weight.sum(-1),
     )  # fmt: skip
 

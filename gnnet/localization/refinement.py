@@ -25,6 +25,7 @@ from gnnet.localization.robust import Robust
 from gnnet.models.pyramid import FeaturePyramid
 
 MIN_DAMPING, MAX_DAMPING = 1e-6, 1e2
+NEAR_CELLS = 0.5  # root mean square step of the points, in cells, within which a smaller gradient is progress
 
 
 class RefinementStatus(IntEnum):
@@ -121,7 +122,9 @@ def refine_pose(
     A point counts at a pose if `valid`, its descriptor is, and it projects into the image, within the
     distortion's radius and onto cells of the map. A step is taken if it lowers the robust cost *of the
     points that count both before and after*, these being at least `min_points` and half of those
-    before: neither losing a bad point nor gaining a good one passes for progress.
+    before: neither losing a bad point nor gaining a good one passes for progress. A step within half a
+    cell is also taken if it brings the gradient nearer to zero, as a smoothed gradient finds a better
+    pose there than the interpolated cost, whose minimum noise has moved (`benchmarks/gradients.py`).
 
     An element that has stopped costs nothing more, unless autograd is on and an input requires a
     gradient: then every iteration is unrolled for the whole batch without waiting for the device, and
@@ -253,9 +256,7 @@ def _stop_if_converged(
     undamped = 1 + progress.damping
     small_step = solved & (delta[:, :3].norm(dim=-1) * undamped <= rules.step_metres)
     small_step &= delta[:, 3:].norm(dim=-1) * undamped <= math.radians(rules.step_degrees)
-    # Each |g_k| = cos · ‖J_k‖ ‖r‖, whatever the features' scale (Moré, "The Levenberg-Marquardt algorithm", 1978).
-    lengths = current.hessian.diagonal(dim1=-2, dim2=-1) * current.weighted_square[:, None]
-    flat = (current.gradient.square() <= rules.gradient_tolerance**2 * lengths).all(-1)
+    flat = (_squared_cosines(current) <= rules.gradient_tolerance**2).all(-1)
     status = torch.where(running & small_step, RefinementStatus.CONVERGED_STEP, progress.status)
     status = torch.where(running & flat, RefinementStatus.CONVERGED_GRADIENT, status)
     if rules.initial_damping == 0:
@@ -263,14 +264,30 @@ def _stop_if_converged(
     return status
 
 
+def _squared_cosines(at: NormalEquations) -> Tensor:
+    """cos² (B, 6) between the residuals and each column of the Jacobian: g_k² / (‖J_k‖² ‖r‖²), zero where r or J_k is.
+
+    Free of the scale of features, metres and radians, and of the number of points (Moré, "The
+    Levenberg-Marquardt algorithm", 1978).
+    """
+    lengths = at.hessian.diagonal(dim1=-2, dim2=-1) * at.weighted_square[:, None]
+    return torch.where(lengths > 0, at.gradient.square() / torch.where(lengths > 0, lengths, 1), 0)
+
+
+@torch.no_grad()
 def _improves(current: NormalEquations, trial: NormalEquations, rules: _Rules) -> Tensor:
-    """Whether the trial keeps enough points and lowers the cost of those that it keeps, (B,)."""
+    """Whether the trial keeps enough points, and brings those that it keeps nearer to the minimum, (B,)."""
     common = current.valid & trial.valid
     count = common.sum(-1)
     enough = (count >= rules.min_points) & (2 * count >= current.valid.sum(-1))
     if rules.initial_damping == 0:
         return enough
-    return enough & (((trial.cost - current.cost) * common).sum(-1) < 0)
+    lower = ((trial.cost - current.cost) * common).sum(-1) < 0
+    # Within a cell the cost is that of the interpolant, bent by noise; the smoothed gradient is what to trust.
+    moved = torch.where(common[..., None], trial.xy - current.xy, 0).square().sum((-1, -2))
+    near = moved < NEAR_CELLS**2 * count
+    flatter = _squared_cosines(trial).sum(-1) < _squared_cosines(current).sum(-1)
+    return enough & (lower | (near & flatter))
 
 
 def _after_step(progress: _Progress, running: Tensor, accepted: Tensor, rules: _Rules) -> _Progress:

@@ -96,8 +96,8 @@ def _draw_among_largest(values: Tensor, count: int, draw: Tensor) -> tuple[Tenso
     """
     rows, total = values.flatten(0, 1), values.shape[-1]
     count = min(count, total)
-    size = round(math.sqrt(total / count))
-    if size < 3:  # two stages would cost what they save
+    size = 2 ** round(math.log2(total / count) / 2)  # the best is √(total / count); powers of two leave no cells over
+    if size < 4:  # two stages would cost what they save
         largest, candidates = rows.topk(count, sorted=False)
         index, found = _pick_finite(largest, draw.reshape(-1, 1))
         return candidates.gather(1, index).view(draw.shape), found.view(draw.shape)

@@ -34,8 +34,10 @@ class LevelPair(NamedTuple):
         """Sample both maps at their points; points that leave their map become invalid.
 
         Half-precision maps are taken to float32 here, so that no loss is computed in fewer bits.
+        Points that are not valid may hold anything, infinities included.
         """
         map_a, map_b = _at_least_float32(map_a), _at_least_float32(map_b)
+        xy_a, xy_b = (torch.where(valid[..., None], xy, torch.zeros_like(xy)) for xy in (xy_a, xy_b))
         descriptors_a, inside_a = sample(map_a, xy_a)
         descriptors_b, inside_b = sample(map_b, xy_b)
         valid = valid & inside_a & inside_b

@@ -30,8 +30,8 @@ class UNet(nn.Module):
         strides: of the maps, coarse to fine, in pixels.
         upsampling: how the decoder doubles its resolution.
         stem_stride: stride of the first convolution, 1 as in the paper, or 2 or 4; the finest map
-            has this stride at least. With 2 the full-resolution layers, the most of the time on a
-            CPU, are gone.
+            has this stride at least. With 2 no other layer runs at full resolution, which is a third
+            of the time on a CPU.
         normalize: L2-normalise the maps over channels.
 
     Raises:

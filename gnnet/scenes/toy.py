@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import multiprocessing
 import os
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,8 @@ from gnnet.geometry.pose import Pose
 from gnnet.scenes import toy_layout as layout
 from gnnet.scenes.robotcar import load_robotcar
 from gnnet.scenes.scene import Scene
-from gnnet.scenes.toy_render import WEATHERS, LitStreet, light_street, paint_street, render_frame
+from gnnet.scenes.toy_light import WEATHERS, LitStreet, light_street, paint_street
+from gnnet.scenes.toy_render import render_frame
 from gnnet.scenes.toy_town import Street, build_street, drive, toy_camera
 from gnnet.scenes.toy_truth import Spread, match_image, observe_points, render_depth, spread_points
 
@@ -123,16 +126,17 @@ def render_toy_town(
     """
     settings = _settings(places, frames, query_frames, image_size, seed, conditions, write_depth)
     home = Path(root) / "robotcar"
-    total = places * (frames + query_frames * (len(conditions) - 1))
     workers = min(places, max(1, torch.get_num_threads()))
-    with Progress(disable=not progress) as bar, _single_threaded_torch(), ThreadPoolExecutor(workers) as pool:
-        task = bar.add_task("Rendering the toy town", total=total)
-
-        def render(place: int) -> layout.PlaceFiles:
-            return _render_place(home, place, settings, advance=lambda: bar.advance(task))
-
-        rendered = list(pool.map(render, range(places)))
-        layout.write_town(home, rendered, toy_camera(image_size))
+    # Forked, as DataLoader's workers are: no import, and no demand on the caller's main module.
+    pool = ProcessPoolExecutor(
+        workers, mp_context=multiprocessing.get_context("fork"), initializer=partial(torch.set_num_threads, 1)
+    )
+    with pool:
+        futures = [pool.submit(_render_place, home, place, settings) for place in range(places)]
+        with Progress(disable=not progress) as bar:
+            for _ in bar.track(as_completed(futures), total=places, description="Rendering the toy town"):
+                pass
+        layout.write_town(home, [future.result() for future in futures], toy_camera(image_size))
     (Path(root) / "toy.json").write_text(json.dumps(settings, indent=2) + "\n")
     return Path(root)
 
@@ -169,23 +173,12 @@ def _lock(path: Path) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _single_threaded_torch() -> Iterator[None]:
-    """Places are rendered in parallel, so each operation runs on one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _render_place(home: Path, place: int, settings: dict, advance) -> layout.PlaceFiles:
+def _render_place(home: Path, place: int, settings: dict) -> layout.PlaceFiles:
     """Render and write one place: its references with 3D points, then every other condition with its pairs."""
     seed, camera = settings["seed"], toy_camera(settings["image_size"])
     street = build_street(place, seed)
-    painted = paint_street(street, np.random.default_rng([seed, place, 1]))
-    files = layout.PlaceFiles(place=place, place_from_world=street.world_from_place.inverse())
+    painted = paint_street(street, np.random.default_rng([seed, place, 1]), coarseness=256 / settings["image_size"])
+    files = layout.PlaceFiles(place)
     references, spreads = Pose.identity(0), []
     for condition in settings["conditions"]:
         number = CONDITIONS.index(condition)
@@ -194,18 +187,18 @@ def _render_place(home: Path, place: int, settings: dict, advance) -> layout.Pla
         poses = drive(frames=count, reference_frames=settings["frames"], rng=rng)
         names = [layout.image_name(condition, number, place, frame) for frame in range(count)]
         lit = light_street(painted, WEATHERS[condition], rng)
-        images = _render_drive(home, lit, poses, names, settings, rng, advance)
+        images = _render_drive(home, lit, poses, names, settings, rng)
         if condition == REFERENCE:
             references = poses
             spreads = [spread_points(street, camera, poses[frame], rng) for frame in range(count)]
-            files.add_references(names, poses, observe_points(street, camera, poses, images))
+            files.add_references(street, names, poses, observe_points(street, camera, poses, images))
         else:
-            files.add_queries(names, poses)
+            files.add_queries(street, names, poses)
             _write_pairs(home, street, files, references, spreads, names, poses, settings, rng)
     return files
 
 
-def _render_drive(home: Path, lit: LitStreet, poses: Pose, names, settings: dict, rng, advance) -> list[np.ndarray]:
+def _render_drive(home: Path, lit: LitStreet, poses: Pose, names: list[str], settings: dict, rng) -> list[np.ndarray]:
     camera = toy_camera(settings["image_size"])
     images = []
     for frame, name in enumerate(names):
@@ -218,7 +211,6 @@ def _render_drive(home: Path, lit: LitStreet, poses: Pose, names, settings: dict
             path.parent.mkdir(parents=True, exist_ok=True)
             np.save(path, render_depth(lit.painted.street, camera, poses[frame]).astype(np.float32))
         images.append(image)
-        advance()
     return images
 
 

@@ -11,6 +11,7 @@ import torch
 
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
+from gnnet.scenes.toy_town import Street
 from gnnet.scenes.toy_truth import Observations
 
 _CAMERA_ID = 2  # left, rear and right are 1, 2 and 3 in the data set's models
@@ -19,25 +20,44 @@ _CAR_FROM_REAR = [[0, 0, -1, -1.2], [1, 0, 0, 0], [0, -1, 0, 1.4], [0, 0, 0, 1]]
 
 @dataclass
 class PlaceFiles:
-    """What one place adds to the files of the whole town; poses are `cam_from_world`."""
+    """What one place adds to the files of the whole town, as arrays, which pass between processes.
+
+    Matrices are `cam_from_world` (R, 4, 4); points (P, 3) are of the world; for every reference the
+    rows (K,) of the points it sees and the keypoints (K, 2).
+    """
 
     place: int
-    place_from_world: Pose
     reference_names: list[str] = field(default_factory=list)
-    references: Pose | None = None
-    observations: Observations | None = None  # points in the world's frame
+    references: np.ndarray = field(default_factory=lambda: np.zeros((0, 4, 4)))
+    points: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))
+    rows: list[np.ndarray] = field(default_factory=list)
+    keypoints: list[np.ndarray] = field(default_factory=list)
     query_names: list[str] = field(default_factory=list)
-    queries: list[Pose] = field(default_factory=list)
+    queries: np.ndarray = field(default_factory=lambda: np.zeros((0, 4, 4)))
 
-    def add_references(self, names: list[str], camera_from_place: Pose, observed: Observations) -> None:
+    def add_references(self, street: Street, names: list[str], camera_from_place: Pose, seen: Observations) -> None:
+        """Add the references' poses and what they see."""
         self.reference_names = names
-        self.references = camera_from_place @ self.place_from_world
-        points = self.place_from_world.inverse().transform(observed.points)
-        self.observations = observed._replace(points=points)
+        self.references = _from_world(street, camera_from_place)
+        self.points = street.world_from_place.transform(seen.points).numpy()
+        self.rows, self.keypoints = seen.rows, seen.keypoints
 
-    def add_queries(self, names: list[str], camera_from_place: Pose) -> None:
+    def add_queries(self, street: Street, names: list[str], camera_from_place: Pose) -> None:
+        """Add one drive's poses."""
         self.query_names += names
-        self.queries.append(camera_from_place @ self.place_from_world)
+        self.queries = np.concatenate([self.queries, _from_world(street, camera_from_place)])
+
+    def tracks(self) -> list[list[tuple[int, int]]]:
+        """For each point the references that see it, and where in their lists of keypoints."""
+        tracks: list[list[tuple[int, int]]] = [[] for _ in range(len(self.points))]
+        for image, rows in enumerate(self.rows):
+            for position, row in enumerate(rows.tolist()):
+                tracks[row].append((image, position))
+        return tracks
+
+
+def _from_world(street: Street, camera_from_place: Pose) -> np.ndarray:
+    return (camera_from_place @ street.world_from_place.inverse()).matrix().numpy()
 
 
 def image_name(condition: str, number: int, place: int, frame: int) -> str:
@@ -77,9 +97,8 @@ def write_town(home: Path, places: list[PlaceFiles], camera: Camera) -> None:
     _write_nvm(home / "3D-models" / "all-merged" / "all.nvm", places, fx)
     lines = []
     for files in places:
-        world_from_camera = torch.cat([pose.inverse().matrix() for pose in files.queries] or [torch.zeros(0, 4, 4)])
-        for name, matrix in zip(files.query_names, world_from_camera, strict=True):
-            lines.append(f"{name} {_numbers(matrix.flatten())}")
+        for name, cam_from_world in zip(files.query_names, files.queries, strict=True):
+            lines.append(f"{name} {_numbers(np.linalg.inv(cam_from_world).flatten())}")
     _write(home / "robotcar_v2_train.txt", lines)
     _write(home / "robotcar_v2_test.txt", [line.split()[0] for line in lines])
 
@@ -97,30 +116,22 @@ def _model_name(name: str) -> str:
     return name.removesuffix(".jpg") + ".png"  # as the data set's models have it
 
 
-def _tracks(observed: Observations) -> list[list[tuple[int, int]]]:
-    """For each point the images that see it, and where in their lists of keypoints."""
-    tracks: list[list[tuple[int, int]]] = [[] for _ in range(len(observed.points))]
-    for image, rows in enumerate(observed.rows):
-        for position, row in enumerate(rows.tolist()):
-            tracks[row].append((image, position))
-    return tracks
-
-
 def _write_colmap(folder: Path, files: PlaceFiles, camera: Camera) -> None:
     width, height = (int(s) for s in camera.size)
     _write(folder / "cameras.txt", [f"{_CAMERA_ID} PINHOLE {width} {height} {_numbers(camera.parameters[:4])}"])
-    observed, lines = files.observations, []
-    quaternions, translations = files.references.quaternion(), files.references.translation
+    poses, lines = Pose.from_matrix(torch.from_numpy(files.references)), []
+    quaternions = poses.quaternion()
     for index, name in enumerate(files.reference_names):
-        pose = f"{_numbers(quaternions[index])} {_numbers(translations[index])}"
+        pose = f"{_numbers(quaternions[index])} {_numbers(poses.translation[index])}"
         lines.append(f"{index + 1} {pose} {_CAMERA_ID} {_model_name(name)}")
-        pixels, rows = observed.keypoints[index].tolist(), observed.rows[index].tolist()
+        pixels, rows = files.keypoints[index].tolist(), files.rows[index].tolist()
         lines.append(" ".join(f"{x:.9g} {y:.9g} {row + 1}" for (x, y), row in zip(pixels, rows, strict=True)))
     _write(folder / "images.txt", lines)
     lines = []
-    for row, (point, track) in enumerate(zip(observed.points.tolist(), _tracks(observed), strict=True)):
+    for row, (point, track) in enumerate(zip(files.points.tolist(), files.tracks(), strict=True)):
         seen = " ".join(f"{image + 1} {position}" for image, position in track)
-        lines.append(f"{row + 1} {_numbers(point)} 128 128 128 0 {seen}")
+        if seen:
+            lines.append(f"{row + 1} {_numbers(point)} 128 128 128 0 {seen}")
     _write(folder / "points3D.txt", lines)
 
 
@@ -128,16 +139,13 @@ def _write_nvm(path: Path, places: list[PlaceFiles], focal: float) -> None:
     """One model of all places; NVM has the camera's centre where COLMAP has the translation."""
     images, points = [], []
     for files in places:
-        first = len(images)
-        quaternions, centers = files.references.quaternion(), files.references.center()
+        first, poses = len(images), Pose.from_matrix(torch.from_numpy(files.references))
+        quaternions, centers = poses.quaternion(), poses.center()
         for index, name in enumerate(files.reference_names):
             pose = f"{_numbers(quaternions[index])} {_numbers(centers[index])}"
             images.append(f"./{_model_name(name)} {focal:.6f} {pose} 0 0")
-        observed = files.observations
-        for point, track in zip(observed.points.tolist(), _tracks(observed), strict=True):
-            seen = [
-                f"{first + image} {position} {_numbers(observed.keypoints[image][position])}"
-                for image, position in track
-            ]
-            points.append(f"{_numbers(point)} 128 128 128 {len(seen)} {' '.join(seen)}")
+        for point, track in zip(files.points.tolist(), files.tracks(), strict=True):
+            seen = [f"{first + image} {at} {_numbers(files.keypoints[image][at])}" for image, at in track]
+            if seen:
+                points.append(f"{_numbers(point)} 128 128 128 {len(seen)} {' '.join(seen)}")
     _write(path, ["NVM_V3", "", str(len(images)), *images, "", str(len(points)), *points, "", "0"])

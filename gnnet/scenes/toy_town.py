@@ -110,10 +110,20 @@ def pixel_rays(camera: Camera, camera_from_place: Pose, xy: Tensor) -> tuple[Ten
     return camera_from_place.center()[:, None], rays.T.contiguous()
 
 
-def pixel_centers(width: int, height: int, per_pixel: int = 1) -> Tensor:
-    """Centres (H·n, W·n, 2) of the n×n parts of every pixel, COLMAP pixels, float64."""
-    x = (torch.arange(width * per_pixel, dtype=torch.float64) + 0.5) / per_pixel
-    y = (torch.arange(height * per_pixel, dtype=torch.float64) + 0.5) / per_pixel
+def image_rays(camera: Camera, camera_from_place: Pose) -> tuple[Tensor, Tensor]:
+    """Two rays a pixel, through the quarters of its diagonal: origin (3, 1), directions (3, H, 2·W), float32."""
+    width, height = (int(s) for s in camera.size)
+    fx, fy, cx, cy = camera.parameters[:4].tolist()
+    u = ((torch.arange(2 * width) + 0.5) / 2 - cx) / fx
+    v = (torch.arange(height)[:, None] + torch.tensor([0.25, 0.75]).repeat(width) - cy) / fy
+    axes = camera_from_place.rotation.float()[..., None, None]  # rows: the camera's axes in the place's frame
+    return camera_from_place.center()[:, None].float(), axes[0] * u + axes[1] * v + axes[2]
+
+
+def pixel_centers(width: int, height: int) -> Tensor:
+    """COLMAP pixels (H, W, 2), float64."""
+    x = torch.arange(width, dtype=torch.float64) + 0.5
+    y = torch.arange(height, dtype=torch.float64) + 0.5
     return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
 
 
@@ -124,7 +134,7 @@ def trace(bounds: Tensor, origin: Tensor, direction: Tensor, windows: list[tuple
         bounds: (K, 2, 3).
         origin: (3, 1) or (3, ...) as `direction`.
         direction: (3, ...) of any length; depths are multiples of it.
-        windows: for directions (3, H, W): where in the image each box can be seen.
+        windows: for directions (3, H, W): the rows and columns where each box can be seen.
     """
     inverse = 1 / _nonzero(direction)
     depth = torch.full(direction.shape[1:], torch.inf, dtype=direction.dtype)
@@ -151,15 +161,14 @@ def occluded(bounds: Tensor, origin: Tensor, direction: Tensor, reach: Tensor | 
     return blocked
 
 
-def windows_in_image(
-    bounds: Tensor, camera: Camera, camera_from_place: Pose, per_pixel: int
-) -> list[tuple[slice, slice]]:
-    """Rows and columns (of the image with n×n parts a pixel) that each box's silhouette lies in."""
+def windows_in_image(bounds: Tensor, camera: Camera, camera_from_place: Pose) -> list[tuple[slice, slice]]:
+    """Rows and columns of `image_rays` between which each box's silhouette lies."""
     corner = torch.cartesian_prod(*[torch.arange(2)] * 3)  # [8, 3] which of low and high
     corners = bounds[:, corner, torch.arange(3)]  # [K, 8, 3]
     in_camera = camera_from_place.transform(corners.flatten(0, 1).double()).unflatten(0, corners.shape[:2])
-    width, height = (int(s) * per_pixel for s in camera.size)
-    fx, fy, cx, cy = (float(p) * per_pixel for p in camera.parameters[:4])
+    width, height = 2 * int(camera.size[0]), int(camera.size[1])
+    fx, fy, cx, cy = camera.parameters[:4].tolist()
+    fx, cx = 2 * fx, 2 * cx
     depth = in_camera[..., 2]
     x = fx * in_camera[..., 0] / depth.clamp(min=0.1) + cx
     y = fy * in_camera[..., 1] / depth.clamp(min=0.1) + cy

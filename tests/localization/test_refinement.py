@@ -157,7 +157,8 @@ def test_one_map_may_serve_many_starts():
     generator = torch.Generator().manual_seed(1)
     starts = Pose.stack([perturb(truth[0], 0.02 * i, 0.1 * i, generator) for i in range(4)])
     four = {key: arguments[key][[0] * 4] for key in ("points", "valid", "camera")}
-    four |= {key: tuple(x.expand(4, *x.shape[1:]) for x in arguments[key]) for key in ("descriptors", "descriptor_valid")}
+    for key in ("descriptors", "descriptor_valid"):
+        four[key] = tuple(x.expand(4, *x.shape[1:]) for x in arguments[key])
     pyramid = arguments["pyramid"]
     expanded = pyramid._replace(maps=tuple(m.expand(4, -1, -1, -1) for m in pyramid.maps))
     copied = pyramid._replace(maps=tuple(m.repeat(4, 1, 1, 1) for m in pyramid.maps))
@@ -228,7 +229,7 @@ def test_gradients_stay_finite_beside_failed_elements():
 
 
 def test_failures_are_named_and_leave_the_others_alone():
-    arguments, truth = problem(batch=6, models=MODELS[:1])
+    arguments, _ = problem(batch=6, models=MODELS[:1])
     alone = refine_pose(**element(arguments, 0))
     arguments["valid"][1, 7:] = False
     turn = exp(torch.tensor([0, 0, 0, 0, math.pi, 0], dtype=torch.float64))
@@ -328,14 +329,15 @@ def test_covariance_agrees_with_the_scatter_of_noisy_estimates():
         "descriptors": (arguments["descriptors"][0] + noise,),
         "descriptor_valid": (arguments["descriptor_valid"][0].expand(draws, -1),),
     }
-    result = refine_pose(**arguments | many | {"gradient": "exact", "step_metres": 1e-6, "step_degrees": 1e-5})
-    assert result.converged.float().mean() > 0.95
+    result = refine_pose(**arguments | many)
+    # Noise moves the minimum of the interpolated cost off the zero of the gradient: no reason to stall.
+    assert result.converged.all()
     # exp(δ) estimate = truth: δ to first order, and its Mahalanobis length, whose mean square is 6.
     error = truth[[0] * draws] @ result.cam_from_world.inverse()
     skew = (error.rotation - error.rotation.transpose(-1, -2)) / 2
     delta = torch.cat([error.translation, torch.stack([skew[:, 2, 1], skew[:, 0, 2], skew[:, 1, 0]], -1)], -1)
     chi2 = (delta[:, None] @ torch.linalg.solve(result.covariance, delta[..., None])).mean()
-    assert 5.0 < chi2.item() < 7.5
+    assert 4.5 < chi2.item() < 7.5
 
 
 @pytest.mark.parametrize(

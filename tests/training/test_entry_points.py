@@ -89,8 +89,7 @@ def test_every_option_composes_and_instantiates(tmp_path, group, option):
 def test_every_dataset_composes(tmp_path, option, name):
     required = ["dataset.root=x"] + (["checkpoint=x"] if name == "evaluate" else [])
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
-        extra = [] if name == "train" else ["+seed=0"]
-        cfg = compose(name, overrides=[f"dataset={option}", *required, *extra, f"paths.output_dir={tmp_path}"])
+        cfg = compose(name, overrides=[f"dataset={option}", *required, f"paths.output_dir={tmp_path}"])
     assert instantiate(cfg.dataset, _convert_="all").batch_size >= 1
 
 

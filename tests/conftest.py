@@ -1,0 +1,18 @@
+"""A tiny toy town with exact ground truth, rendered once for all tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gnnet.scenes.toy import render_toy_town
+
+TOY_SETTINGS = {"places": 3, "frames": 3, "query_frames": 2, "image_size": 96, "seed": 0}
+
+
+@pytest.fixture(scope="session")
+def toy_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three places of three 96×96 references and two images of each other condition; with depth. Read only."""
+    root = tmp_path_factory.mktemp("toy") / "town"
+    return render_toy_town(root, **TOY_SETTINGS, write_depth=True, progress=False)
