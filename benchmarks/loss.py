@@ -5,7 +5,10 @@ all cells, forward and backward down to the maps. No implementation of the paper
 without the matrix products of every descriptor with every cell; they are timed in turn with the
 loss, and the loss is held against them: at most twice their time, and 400 MB beside its inputs.
 
-    python benchmarks/loss.py [--device cuda] [--repeats 9] [--json]
+    python benchmarks/loss.py [--device cuda] [--threads 1] [--repeats 9] [--json]
+
+On a machine that is busy with other work, `--threads 1` is the figure to read: the loss is many
+short operations, and with more threads each of them waits for the slowest.
 """
 
 from __future__ import annotations
@@ -160,9 +163,11 @@ def measure_memory(device: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of the table")
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     figures = measure_time(arguments.device, arguments.repeats)
     figures["extra_mb"] = measure_memory(arguments.device)
     if arguments.json:

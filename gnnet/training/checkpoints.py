@@ -9,20 +9,20 @@ import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 
-class BestAndLastCheckpoint(ModelCheckpoint):
-    """`best.ckpt` by a monitored value and `last.ckpt`, both at the end of epochs.
+class EpochCheckpoint(ModelCheckpoint):
+    """One file at the end of epochs: of every epoch, or of the best one by a monitored value.
 
-    Unlike Lightning's, the best score also survives a resumption into another folder, so a worse
-    network does not become the best one there.
+    Lightning's own `save_last` writes only when the best improved. Unlike Lightning's, the best
+    score also survives a resumption into another folder, so a worse network does not become the
+    best one there.
     """
 
-    def __init__(self, *, dirpath: str | Path, monitor: str, mode: str) -> None:
+    def __init__(self, *, dirpath: str | Path, filename: str, monitor: str | None = None, mode: str = "max") -> None:
         super().__init__(
             dirpath=dirpath,
-            filename="best",
+            filename=filename,
             monitor=monitor,
             mode=mode,
-            save_last=True,
             save_top_k=1,
             save_on_train_epoch_end=True,
             enable_version_counter=False,
@@ -83,7 +83,7 @@ def check_resume(path: str | Path, config: dict) -> str:
     step = checkpoint["global_step"]
     if step >= config["steps"]:
         raise ValueError(f"{path} has done {step} steps already; ask for more than that: steps={2 * step}")
-    return f"Going on from {path}: step {step} of {config['steps']}, epoch {checkpoint['epoch']} done"
+    return f"Going on from {path}: step {step} of {config['steps']}, {checkpoint['epoch'] + 1} epochs done"
 
 
 def _short(value: object) -> str:

@@ -10,7 +10,7 @@ from gnnet.geometry.camera import Camera
 from gnnet.geometry.interpolation import sample
 from gnnet.geometry.pose import Pose, exp, perturb, pose_errors
 from gnnet.localization.normal_equations import Level, linearise
-from gnnet.localization.refinement import RefinementStatus, refine_pose, sample_descriptors
+from gnnet.localization.refinement import RefinementStatus, _improves, _Rules, refine_pose, sample_descriptors
 from gnnet.localization.robust import Robust
 from gnnet.models.pyramid import FeaturePyramid
 
@@ -272,17 +272,30 @@ def test_too_few_points_at_a_coarse_level_only_skips_that_level():
     assert result.converged.all() and pose_errors(result.cam_from_world, truth)[0] < 1e-3
 
 
-def test_losing_points_cannot_pass_for_progress():
-    # All points of the right half carry wrong descriptors: a turn that drops them out of view lowers the mean cost.
-    arguments, truth = problem(models=MODELS[:1])
-    xy, _ = arguments["camera"].project(truth.transform(arguments["points"]))
-    descriptors = arguments["descriptors"][0].clone()
-    wrong = xy[0, :, 0] > WIDTH / 2
-    descriptors[0, wrong] *= -1
-    arguments |= {"descriptors": (descriptors,), "initial": truth}
-    result = refine_pose(**arguments, robust=Robust("geman_mcclure", scale=0.2))
-    assert result.valid_count.item() >= POINTS - 2
-    assert pose_errors(result.cam_from_world, truth)[0].item() < 0.05
+def test_only_points_seen_before_and_after_judge_a_step():
+    rules = _Rules(1e-4, min_points=12, step_metres=0, step_degrees=0, gradient_tolerance=0)
+    arguments, _ = problem()
+    current = linearise(level_of(arguments), arguments["initial"])
+
+    def improves(cost_before, cost_after, seen_before, seen_after):
+        before, after = (torch.tensor([x], dtype=torch.float64) for x in (cost_before, cost_after))
+        seen = [torch.tensor([x]) for x in (seen_before, seen_after)]
+        xy = torch.zeros(1, 30, 2, dtype=torch.float64)
+        return _improves(
+            current._replace(cost=before * seen[0], valid=seen[0], xy=xy),
+            current._replace(cost=after * seen[1], valid=seen[1], xy=xy + 5),  # too far for the gradient to judge
+            rules,
+        ).item()
+
+    every, some = [True] * 30, [True] * 20 + [False] * 10
+    assert improves([1.0] * 30, [0.9] * 30, every, every)
+    # Losing bad points lowers the sum and the mean, gaining good ones the mean; what both saw has become worse.
+    assert not improves([1.0] * 20 + [9.0] * 10, [1.1] * 30, every, some)
+    assert not improves([1.0] * 30, [1.1] * 20 + [0.0] * 10, some, every)
+    assert improves([1.0] * 30, [0.9] * 20 + [9.0] * 10, some, every)
+    # More than half lost, or fewer left than are needed.
+    assert not improves([1.0] * 30, [0.1] * 30, every, [True] * 14 + [False] * 16)
+    assert not improves([1.0] * 30, [0.1] * 30, some, [True] * 11 + [False] * 19)
 
 
 def test_distortion_belongs_in_the_projection():

@@ -163,7 +163,7 @@ def test_resumed_equals_uninterrupted(finished_run, toy_root, tmp_path, capsys):
         torch.testing.assert_close(resumed["state_dict"][name], value, rtol=0, atol=0)
     assert resumed["optimizer_states"][0]["param_groups"][0]["lr"] == whole["optimizer_states"][0]["param_groups"][0]["lr"]
     scores = [
-        next(state for name, state in c["callbacks"].items() if "Checkpoint" in name)["best_model_score"]
+        next(state for name, state in c["callbacks"].items() if "val/converged" in name)["best_model_score"]
         for c in (resumed, whole)
     ]
     assert scores[0] == scores[1]
