@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
@@ -74,6 +75,7 @@ def measure(overrides: list[str], root: Path, steps: int, device: torch.device) 
     cfg = compose_config([*overrides, reader, f"dataset.root={root}"])
     data = instantiate(cfg.dataset, _convert_="all")
     data.setup()
+    data.trainer = pl.Trainer(logger=False, enable_checkpointing=False)
     module = FeatureLearning(
         network=instantiate(cfg.model, _convert_="all"),
         loss=instantiate(cfg.loss, _convert_="all"),
@@ -109,13 +111,10 @@ def compose_config(overrides: list[str]):
 
 
 def endless(data):
-    """Batches epoch after epoch, as Lightning asks for them."""
+    """Batches epoch after epoch."""
     loader = data.train_dataloader()
-    epoch = 0
     while True:
-        loader.sampler.set_epoch(epoch)
         yield from loader
-        epoch += 1
 
 
 def seconds(function: Callable[[], None], device: torch.device) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -115,12 +116,22 @@ class CorrespondenceData(pl.LightningDataModule):
             self.train_pairs,
             batch_size=self.batch_size,
             sampler=TrainingSampler(
-                len(self.train_pairs), epoch_length=self.pairs_per_epoch or len(self.train_pairs), seed=self.seed
+                len(self.train_pairs),
+                epoch_length=self.pairs_per_epoch or len(self.train_pairs),
+                seed=self.seed,
+                epoch=self._epoch,
             ),
             collate_fn=collate_pairs,
             drop_last=True,
             **self._loader_settings(),
         )
+
+    def _epoch(self) -> int:
+        """Number of the epoch that begins, from the step: that is restored before a resumed run asks for data."""
+        batches = (self.pairs_per_epoch or len(self.train_pairs)) // self.trainer.world_size // self.batch_size
+        limit = self.trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        return self.trainer.global_step // math.ceil(batches / self.trainer.accumulate_grad_batches)
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(

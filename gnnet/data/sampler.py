@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -23,21 +23,24 @@ class TrainingSampler(Sampler[tuple[int, int]]):
     an epoch holds follows from (seed, epoch) alone, so a resumed run sees what it would have seen.
     The pass is part of the key so that a data set can draw anew in each, in any worker.
     Every process gets the same number of samples.
+
+    Args:
+        length: of the data.
+        epoch_length: samples an epoch, over all processes.
+        seed: of the order.
+        epoch: tells which epoch begins when iteration begins. (Not `set_epoch`: on resuming,
+            Lightning calls it after the first batches are asked for, and one too far.)
     """
 
-    def __init__(self, length: int, *, epoch_length: int, seed: int) -> None:
+    def __init__(self, length: int, *, epoch_length: int, seed: int, epoch: Callable[[], int]) -> None:
         self.length = length
         self.epoch_length = epoch_length
         self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         rank, world_size = _rank_and_world_size()
-        start = self.epoch * self.epoch_length
+        start = self.epoch() * self.epoch_length
         position, stop = start + rank, start + len(self) * world_size
         current, order = -1, []
         while position < stop:

@@ -17,9 +17,7 @@ def process(monkeypatch):
 
 
 def epoch(length: int, epoch_length: int, number: int, seed: int = 0) -> list[tuple[int, int]]:
-    training = TrainingSampler(length, epoch_length=epoch_length, seed=seed)
-    training.set_epoch(number)
-    return list(training)
+    return list(TrainingSampler(length, epoch_length=epoch_length, seed=seed, epoch=lambda: number))
 
 
 @pytest.mark.parametrize(("length", "epoch_length"), [(10, 4), (10, 10), (3, 7)])
