@@ -1,7 +1,7 @@
 """Feature maps at sub-pixel points, with their gradients, touching only the cells that the points need.
 
-Every value and gradient here is a linear functional of a small patch of cells around the point:
-one gather of the patch and one small matrix product give both. Maps are (B, C, H, W); they are
+Every value and gradient here is a linear functional of a small patch of cells around the point,
+so one weighted gather gives both. Maps are (B, C, H, W); they are
 read fastest in `torch.channels_last`, which is how this project's networks emit them. Points are
 in level pixels, first cell centre at (0.5, 0.5).
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Gradient = Literal["central", "exact", "sobel", "bicubic"]
@@ -23,9 +24,8 @@ def sample(features: Tensor, xy: Tensor) -> tuple[Tensor, Tensor]:
     (`grid_sample` with `align_corners=False` gives the same values there). Invalid samples are
     finite but mean nothing; they carry no gradient to the points.
     """
-    stencil, weights, valid = _stencil(features, xy, None)
-    patch = _gather(features, stencil)  # [B, N, K, C]
-    return (weights @ patch).squeeze(-2), valid
+    cells, weights, valid = _stencil(features, xy, None)
+    return _weighted_cells(features, cells, weights).squeeze(-2), valid
 
 
 def sample_with_gradient(
@@ -48,22 +48,26 @@ def sample_with_gradient(
 
 def sample_stacked(features: Tensor, xy: Tensor, gradient: Gradient = "central") -> tuple[Tensor, Tensor]:
     """As `sample_with_gradient`, in one tensor (B, N, 3, C) of value, ∂F/∂x, ∂F/∂y; and validity (B, N)."""
-    stencil, weights, valid = _stencil(features, xy, gradient)
-    return weights @ _gather(features, stencil), valid
+    cells, weights, valid = _stencil(features, xy, gradient)
+    return _weighted_cells(features, cells, weights), valid
 
 
-def _gather(features: Tensor, cells: Tensor) -> Tensor:
-    """Rows (B, N, K, C) of the map at flat cell indices (B, N, K)."""
+def _weighted_cells(features: Tensor, cells: Tensor, weights: Tensor) -> Tensor:
+    """Sums (B, N, R, C) of the map's cells at flat indices (B, N, K), weighted by (B, N, R, K)."""
     batch, channels, height, width = features.shape
     rows = features.permute(0, 2, 3, 1)
-    if rows.is_contiguous():
-        offset = torch.arange(batch, device=cells.device)[:, None, None] * (height * width)
-        flat = rows.view(-1, channels).index_select(0, (cells + offset).flatten())
-        return flat.view(*cells.shape, channels)
-    # Another layout: still only the cells asked for are touched.
+    if rows.is_contiguous() and features.dtype in (torch.float32, torch.float64):
+        # Sums while it gathers: the patches themselves are never in memory.
+        first = torch.arange(batch, device=cells.device)[:, None, None] * (height * width)
+        index = (cells + first)[..., None, :].expand_as(weights)
+        sums = F.embedding_bag(
+            index.flatten(0, 2), rows.view(-1, channels), per_sample_weights=weights.flatten(0, 2), mode="sum"
+        )
+        return sums.view(*weights.shape[:-1], channels)
+    # Another layout or type: still only the cells asked for are touched.
     index = cells.flatten(1)[:, None].expand(-1, channels, -1)
-    gathered = features.flatten(2).gather(2, index)
-    return gathered.unflatten(2, cells.shape[1:]).permute(0, 2, 3, 1)
+    patches = features.flatten(2).gather(2, index).unflatten(2, cells.shape[1:]).permute(0, 2, 3, 1)
+    return weights @ patches
 
 
 def _stencil(features: Tensor, xy: Tensor, gradient: Gradient | None) -> tuple[Tensor, Tensor, Tensor]:
