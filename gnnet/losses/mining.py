@@ -17,14 +17,16 @@ def hardest_count(step: int, *, start: int = 300, minimum: int = 5, decay: float
     return max(minimum, round(start * math.exp(-decay * step / 10_000)))
 
 
-def exclusion_penalty(xy: Tensor, *, x: Tensor, y: Tensor, radius: float, near: float) -> Tensor:
+def exclusion_penalty(
+    xy: Tensor, *, x: Tensor, y: Tensor, radius: float, near: float, out: Tensor | None = None
+) -> Tensor:
     """0 for cells farther than `radius` from points (..., 2), `near` for the others: (..., R, K) for centres x, y.
 
     The centres broadcast together to (R, K): (1, W) and (H, 1) are the whole map, (1, K) and (1, K)
-    are K cells; a batch may precede. All in level pixels. To be added to what ranks the cells: three
+    are K cells; a batch may precede. All in level pixels. `out` may be given to write into. To be added to what ranks the cells: three
     vectorised passes, where a boolean mask and its use cost five times as much on a CPU.
     """
-    square = (x - xy[..., 0, None, None]).square() + (y - xy[..., 1, None, None]).square()
+    square = torch.add((x - xy[..., 0, None, None]).square(), (y - xy[..., 1, None, None]).square(), out=out)
     return F.threshold_(square, radius**2, near).clamp_(max=0)
 
 
@@ -67,13 +69,18 @@ def mine_hardest(
         columns = columns.index_select(2, subset)
         x, y = x[:, subset % width], y[subset // width].mT
     draw = uniform(pair.valid.shape, like=features, generator=generator)
-    half_square = columns.square().sum(1) / 2  # [B, cells]
+    half_square = torch.linalg.vector_norm(columns, dim=1).square_().div_(2)  # [B, cells]
     cells = torch.zeros_like(pair.valid, dtype=torch.long)
     found = torch.zeros_like(pair.valid)
+    memory = features.new_empty(0)  # of one chunk, used again: fresh memory costs as much as the sums in it
     for part in _chunks(*pair.valid.shape, columns.shape[-1], chunk_elements):
+        xy = pair.xy_b[part].to(features.dtype)
+        shape = torch.broadcast_shapes((*xy.shape[:-1], 1, 1), x.shape, y.shape)
+        memory = memory if memory.numel() >= math.prod(shape) else features.new_empty(math.prod(shape))
         closeness = exclusion_penalty(
-            pair.xy_b[part].to(features.dtype), x=x, y=y, radius=exclusion * max(height, width), near=-torch.inf
-        ).flatten(-2)
+            xy, x=x, y=y, radius=exclusion * max(height, width), near=-torch.inf,
+            out=memory[: math.prod(shape)].view(shape),
+        ).flatten(-2)  # fmt: skip
         # ⟨f, g⟩ − ½|g|² falls as |f − g| grows.
         closeness.sub_(half_square[part[0], None])
         closeness.baddbmm_(pair.descriptors_a[part].detach(), columns[part[0]])
