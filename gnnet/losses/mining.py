@@ -23,8 +23,9 @@ def exclusion_penalty(
     """0 for cells farther than `radius` from points (..., 2), `near` for the others: (..., R, K) for centres x, y.
 
     The centres broadcast together to (R, K): (1, W) and (H, 1) are the whole map, (1, K) and (1, K)
-    are K cells; a batch may precede. All in level pixels. `out` may be given to write into. To be added to what ranks the cells: three
-    vectorised passes, where a boolean mask and its use cost five times as much on a CPU.
+    are K cells; a batch may precede. All in level pixels. `out` may be given to write into. To be
+    added to what ranks the cells: three vectorised passes, where a boolean mask and its use cost
+    five times as much on a CPU.
     """
     square = torch.add((x - xy[..., 0, None, None]).square(), (y - xy[..., 1, None, None]).square(), out=out)
     return F.threshold_(square, radius**2, near).clamp_(max=0)

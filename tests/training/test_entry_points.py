@@ -61,10 +61,10 @@ def test_every_model_composes_with_every_loss(tmp_path, model, loss):
     assert set(term.terms) == set(cfg.loss.terms)
 
 
-@pytest.mark.parametrize(
-    ("group", "option"),
-    [(g, o) for g in ("optimizer", "scheduler", "localizer", "starts", "trainer", "logger", "callbacks") for o in options(g)],
-)
+GROUPS = ("optimizer", "scheduler", "localizer", "starts", "trainer", "logger", "callbacks")
+
+
+@pytest.mark.parametrize(("group", "option"), [(g, o) for g in GROUPS for o in options(g)])
 def test_every_option_composes_and_instantiates(tmp_path, group, option):
     cfg = configure(tmp_path, f"{group}={option}")
     if group in ("logger", "callbacks"):
@@ -119,7 +119,8 @@ def test_train_leaves_table_figures_and_checkpoints(finished_run):
     assert read_results(output / "results.json") == report
     assert json.loads((output / "results.json").read_text())["settings"]["steps"] == 4
     names = {path.name for path in (output / "figures").glob("*.png")}
-    assert {"losses.png", "convergence_basin.png", "overview.png", "before_after_night.png", "matches_night.png"} <= names
+    assert {"losses.png", "convergence_basin.png", "overview.png"} <= names
+    assert {"before_after_night.png", "matches_night.png", "features_night.png"} <= names
     assert {path.name for path in (output / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     checkpoint = torch.load(output / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 4
@@ -161,7 +162,8 @@ def test_resumed_equals_uninterrupted(finished_run, toy_root, tmp_path, capsys):
     assert resumed["global_step"] == whole["global_step"] == 4
     for name, value in whole["state_dict"].items():
         torch.testing.assert_close(resumed["state_dict"][name], value, rtol=0, atol=0)
-    assert resumed["optimizer_states"][0]["param_groups"][0]["lr"] == whole["optimizer_states"][0]["param_groups"][0]["lr"]
+    rates = [c["optimizer_states"][0]["param_groups"][0]["lr"] for c in (resumed, whole)]
+    assert rates[0] == rates[1]
     scores = [
         next(state for name, state in c["callbacks"].items() if "val/converged" in name)["best_model_score"]
         for c in (resumed, whole)
@@ -184,14 +186,12 @@ def test_resuming_from_what_does_not_exist_or_fit_is_an_error(finished_run, toy_
 
 
 def test_learning_improves_localization(toy_root, tmp_path):
-    report = train.run(
-        on_toy(
-            toy_root, tmp_path, "steps=60", "dataset.pairs_per_epoch=120", "trainer.check_val_every_n_epoch=1",
-            "dataset.correspondences=128", "dataset.crop=null", "optimizer.lr=0.003", "scheduler.warmup_steps=5",
-            "loss=nce", "dataset.validation_queries=null", "starts.count=2", "localizer.iterations=15", "jitter=0",
-            "starts.position=0.2", "starts.rotation=2",
-        )  # fmt: skip
-    )
+    settings = [
+        "steps=60", "dataset.pairs_per_epoch=120", "dataset.correspondences=128", "dataset.crop=null",
+        "optimizer.lr=0.003", "scheduler.warmup_steps=5", "loss=nce", "dataset.validation_queries=null",
+        "starts.count=2", "localizer.iterations=15", "jitter=0", "starts.position=0.2", "starts.rotation=2",
+    ]  # fmt: skip
+    report = train.run(on_toy(toy_root, tmp_path, *settings))
     of = {line.method: line for line in report.lines if line.condition == "all"}
     assert of["trained"].median_position_m < 0.8 * of["untrained"].median_position_m
     assert of["trained"].median_position_m < of["start"].median_position_m
@@ -249,8 +249,8 @@ def test_help_lists_groups_and_options(tmp_path, script, word):
 
 def test_wandb_offline_keeps_a_closed_run(toy_root, tmp_path):
     output = tmp_path / "run"
-    cfg = on_toy(toy_root, output, "logger=wandb", "logger.wandb.offline=true", "dataset.validation_queries=2", "steps=2")
-    train.run(cfg)
+    offline = ["logger=wandb", "logger.wandb.offline=true", "dataset.validation_queries=2", "steps=2"]
+    train.run(on_toy(toy_root, output, *offline))
     import wandb
 
     assert wandb.run is None

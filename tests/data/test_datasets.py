@@ -1,0 +1,119 @@
+"""Samples and batches drawn from a scene."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gnnet.data.datamodule import CorrespondenceData
+from gnnet.data.datasets import LocalizationDataset, PairDataset, collate_localization, collate_pairs
+from gnnet.scenes.robotcar import load_robotcar
+
+
+@pytest.fixture(scope="module")
+def scene(toy_root):
+    return load_robotcar(toy_root, progress=False)
+
+
+def pairs_of(scene, **settings) -> PairDataset:
+    return PairDataset(scene, **({"correspondences": 50, "largest_side": None, "crop": None, "seed": 0} | settings))
+
+
+def test_draws_follow_from_seed_pass_and_index(scene):
+    first, same = pairs_of(scene)[0, 3], pairs_of(scene)[0, 3]
+    assert torch.equal(first.keypoints_a, same.keypoints_a)
+    for other in (pairs_of(scene)[1, 3], pairs_of(scene, seed=1)[0, 3]):
+        assert not torch.equal(first.keypoints_a, other.keypoints_a)
+    assert len(first.keypoints_a.unique(dim=0)) == 50  # without replacement
+
+
+@pytest.mark.parametrize(("largest_side", "crop"), [(None, None), (64, None), (None, 48), (64, 40)])
+def test_keypoints_follow_resizing_and_cropping(scene, largest_side, crop):
+    """The same world point stays under both keypoints: image content around them moves with them."""
+    whole = pairs_of(scene, correspondences=10_000)[0, 0]
+    part = pairs_of(scene, correspondences=10_000, largest_side=largest_side, crop=crop)[0, 0]
+    side = min(part.image_a.shape[-2:])
+    assert side == (crop or largest_side or 96)
+    for name in ("a", "b"):
+        xy, size = getattr(part, f"keypoints_{name}"), getattr(part, f"image_{name}").shape[-1]
+        assert ((xy >= 0) & (xy <= size)).all()
+    if crop is None:
+        torch.testing.assert_close(part.keypoints_a, whole.keypoints_a * (largest_side or 96) / 96)
+    elif largest_side is None:
+        # A crop moves all keypoints by one whole number of pixels: some offset explains them all.
+        offsets = whole.keypoints_a - part.keypoints_a[0]
+        moved = part.keypoints_a[None] + offsets[:, None]
+        explained = torch.cdist(moved, whole.keypoints_a[None]).min(-1).values.max(-1).values < 1e-3
+        assert explained.any()
+        offset = offsets[explained.nonzero()[0, 0]]
+        torch.testing.assert_close(offset, offset.round(), atol=1e-3, rtol=0)
+
+
+def test_batches_are_padded_and_masked(scene):
+    dataset = pairs_of(scene)
+    items = [dataset[0, 0], dataset[0, 1]]
+    short = items[1]._replace(
+        **{k: getattr(items[1], k)[:20] for k in ("keypoints_a", "keypoints_b", "weight", "valid")},
+        image_b=items[1].image_b[:, :80],
+    )
+    batch = collate_pairs([items[0], short])
+    assert batch.valid.sum(1).tolist() == [50, 20]
+    assert batch.image_b.shape == (2, 3, 96, 96)
+    assert not batch.image_b[1, :, 80:].any()
+    torch.testing.assert_close(batch.keypoints_a[1, :20], short.keypoints_a)
+
+
+def test_a_bad_pair_names_itself(scene, tmp_path):
+    pair = replace(scene.pairs[2], correspondences=tmp_path / "gone.mat")
+    broken = replace(scene, pairs=(*scene.pairs[:2], pair))
+    with pytest.raises(RuntimeError, match=rf"pair 2 .*{pair.image_b}.*gone\.mat"):
+        pairs_of(broken)[0, 2]
+
+
+def test_localization_samples_project_where_the_reference_sees_them(scene):
+    dataset = LocalizationDataset(scene, points=100, largest_side=64, max_queries=None, seed=0)
+    assert len(dataset) == sum(not image.is_reference for image in scene.images.values())
+    batch = collate_localization([dataset[0, index] for index in range(3)])
+    reference = scene.images[dataset.samples[0].reference]
+    xy, visible = batch.reference.camera.project(batch.reference.cam_from_world.transform(batch.points))
+    assert visible[batch.valid].all()
+    seen = torch.from_numpy(reference.keypoints).float() * 64 / 96
+    distance = torch.cdist(xy[0], seen).min(1).values
+    assert distance.max() < 0.02
+    # The world is moved, not the relation of its parts.
+    query = scene.images[batch.name[0]]
+    center = batch.query.cam_from_world.center()[0].double() + batch.origin[0]
+    torch.testing.assert_close(center, query.cam_from_world.center(), atol=1e-4, rtol=0)
+
+
+def test_queries_are_thinned_evenly_and_repeatably(scene):
+    few = LocalizationDataset(scene, points=10, largest_side=None, max_queries=8, seed=0)
+    images = [scene.images[sample.query] for sample in few.samples]
+    assert len(few) == 8
+    assert {image.condition for image in images} == set(few.conditions) == {"night", "rain", "snow", "sun"}
+    assert len({image.place for image in images}) >= 2
+
+
+def test_toy_and_robotcar_train_and_validate_on_different_places(toy_root):
+    data = CorrespondenceData(scene=load_robotcar, root=toy_root, num_workers=0, validation_fraction=0.34)
+    data.setup()
+    train, validation = set(data.train_pairs.scene.places), set(data.queries.scene.places)
+    assert len(train) == 2 and len(validation) == 1 and not train & validation
+
+
+def test_conditions_are_chosen(toy_root):
+    data = CorrespondenceData(
+        scene=load_robotcar, root=toy_root, num_workers=0, conditions=["night", "sun"], validation_fraction=0.34
+    )
+    data.setup()
+    assert data.queries.conditions == ("night", "sun")
+    scene = data.train_pairs.scene
+    assert {scene.images[pair.image_b].condition for pair in scene.pairs} == {"night", "sun"}
+
+
+def test_too_few_pairs_for_a_batch_is_said_before_training(toy_root):
+    data = CorrespondenceData(scene=load_robotcar, root=toy_root, batch_size=1000, validation_fraction=0.34)
+    with pytest.raises(ValueError, match=r"dataset\.batch_size=1000"):
+        data.setup()
