@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -171,6 +173,8 @@ def one_job_per_process_group() -> Iterator[None]:
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> float | None:
     """Hydra's entry point; returns the share of starts that converge, for sweepers that maximise."""
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # tips and hardware
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own, about torch
     with one_job_per_process_group():
         try:
             prepared = prepare(cfg)

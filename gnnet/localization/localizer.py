@@ -66,7 +66,7 @@ class Localizer:
 
     robust: Robust
     gradient: Gradient = "central"
-    iterations: int = 30
+    iterations: int = 20
     min_points: int = 12
 
     def features(self, network: nn.Module, batch: LocalizationBatch) -> tuple[FeaturePyramid, FeaturePyramid]:
