@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import hydra
@@ -103,7 +104,8 @@ def evaluate_networks(
     write_results(report, output / "results.json")
     draw_basin(comparison, output / "figures" / "convergence_basin.png")
     samples = [batch.to(device) for batch in data.queries.one_of_each_condition()]
-    draw_examples(networks["trained"], samples, output / "figures", localizer=localizer, starts=starts)
+    farthest = replace(starts, exact=True)
+    draw_examples(networks["trained"], samples, output / "figures", localizer=localizer, starts=farthest)
     print_report(report)
     print(f"results.json, figures and logs are in {output}", flush=True)
     return report

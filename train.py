@@ -18,7 +18,7 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf, read_write
 from torch import nn
 
 from evaluate import evaluate_networks
@@ -156,7 +156,7 @@ def one_job_per_process_group() -> Iterator[None]:
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.MULTIRUN:
         sys.argv = [argv[0], *hydra_config.overrides.task]
-        with open_dict(hydra_config):
+        with read_write(hydra_config):
             hydra_config.run.dir = hydra_config.runtime.output_dir
     try:
         yield

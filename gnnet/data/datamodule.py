@@ -80,16 +80,13 @@ class CorrespondenceData(pl.LightningDataModule):
         """Read and split the scene, once; what is missing or broken is said here, before training.
 
         Raises:
-            FileNotFoundError, ValueError: from the scene's reader, or too few pairs for one batch.
+            FileNotFoundError, ValueError: from the scene's reader, or if it leaves no pair to train on.
         """
         if self.train_pairs is not None:
             return
         train, validation = self._scenes()
-        if (self.pairs_per_epoch or len(train.pairs)) < self.batch_size or not train.pairs:
-            raise ValueError(
-                f"{train.name} holds {len(train.pairs)} training pairs, an epoch {self.pairs_per_epoch or 'all'} "
-                f"of them, fewer than one batch (dataset.batch_size={self.batch_size})"
-            )
+        if not train.pairs:
+            raise ValueError(f"{train.name} holds no training pair; take other conditions or another split")
         self.queries = LocalizationDataset(
             validation,
             points=self.validation_points,
@@ -112,6 +109,12 @@ class CorrespondenceData(pl.LightningDataModule):
         return tuple(scenes) if len(scenes) == 2 else scenes[0].split(self.validation_fraction, self.split_seed)
 
     def train_dataloader(self) -> DataLoader:
+        if self._batches() == 0:
+            raise ValueError(
+                f"an epoch of {self.pairs_per_epoch or len(self.train_pairs)} pairs holds no batch of "
+                f"{self.batch_size} on each of {self.trainer.world_size} processes; lower dataset.batch_size "
+                "or raise dataset.pairs_per_epoch"
+            )
         return DataLoader(
             self.train_pairs,
             batch_size=self.batch_size,
@@ -126,11 +129,14 @@ class CorrespondenceData(pl.LightningDataModule):
             **self._loader_settings(),
         )
 
+    def _batches(self) -> int:
+        """Of an epoch, on each process."""
+        return (self.pairs_per_epoch or len(self.train_pairs)) // self.trainer.world_size // self.batch_size
+
     def _epoch(self) -> int:
         """Number of the epoch that begins, from the step: that is restored before a resumed run asks for data."""
-        batches = (self.pairs_per_epoch or len(self.train_pairs)) // self.trainer.world_size // self.batch_size
         limit = self.trainer.limit_train_batches
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        batches = min(self._batches(), limit) if isinstance(limit, int) else int(self._batches() * limit)
         return self.trainer.global_step // math.ceil(batches / self.trainer.accumulate_grad_batches)
 
     def val_dataloader(self) -> DataLoader:

@@ -20,7 +20,7 @@ from gnnet.evaluation.report import Line, Report
 from gnnet.localization.localizer import Localizer, StartPoses
 from gnnet.models.grey import GreyValues
 
-RINGS = (0.0, 0.5, 1.0, 1.5, 2.0, 2.5)  # of the convergence basin, in shares of the start's largest offset
+RINGS = (0.0, 1.0, 2.0, 3.0, 4.0)  # of the convergence basin, in multiples of the largest start offset
 
 
 @dataclass(frozen=True)
