@@ -14,7 +14,7 @@ lint: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
 
 benchmarks: $(VENV)/installed  ## print every figure beside the limit it is held against
-	for script in benchmarks/*.py; do PYTHONPATH=. $(VENV)/bin/python $$script || exit 1; done
+	for script in benchmarks/*.py; do $(VENV)/bin/python $$script || exit 1; done
 
 $(VENV)/installed: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

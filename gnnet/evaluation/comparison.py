@@ -47,9 +47,8 @@ def compare_networks(
     starts: StartPoses,
     conditions: tuple[str, ...],
     device: torch.device | str,
-    basin: bool = True,
 ) -> Comparison:
-    """Localize every query with every network, from `starts` and, for the basin, from rings of growing offset.
+    """Localize every query with every network, from `starts` and, if these are perturbations, from rings of growing offset.
 
     Networks are put into evaluation mode for it, and back.
 
@@ -60,9 +59,8 @@ def compare_networks(
         starts: where it starts from.
         conditions: all conditions of the queries.
         device: where to run.
-        basin: also measure the share that converges by ring (perturbed starts only).
     """
-    rings = ring_starts(starts) if basin and starts.kind == "perturbation" else []
+    rings = ring_starts(starts) if starts.kind == "perturbation" else []
     # Only one process compares, so nothing is gathered.
     new_metrics = partial(LocalizationMetrics, conditions=conditions, sync_on_compute=False)
     table = {name: new_metrics() for name in networks}
