@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -211,17 +212,20 @@ def localization_samples(scene: Scene) -> list[LocalizationSample]:
 
 
 def _evenly(samples: list[LocalizationSample], scene: Scene, count: int | None) -> list[LocalizationSample]:
-    """At most `count` samples, taken round robin over (condition, place)."""
+    """At most `count` samples, in turn from each condition, and within it in turn from each place."""
     if count is None or len(samples) <= count:
         return samples
-    groups: dict[tuple[str, str], list[LocalizationSample]] = {}
+    seen: Counter = Counter()  # so many of a (condition, place), and then of a condition, came before
+    turns = []
     for sample in samples:
         image = scene.images[sample.query]
-        groups.setdefault((image.condition, image.place), []).append(sample)
-    order = [
-        (turn, key, group[turn]) for key, group in sorted(groups.items()) for turn in range(len(group))
-    ]
-    return [sample for _, _, sample in sorted(order)[:count]]
+        turns.append((seen[image.condition, image.place], image.place, image.condition, sample))
+        seen[image.condition, image.place] += 1
+    rounds = []
+    for _, _, condition, sample in sorted(turns):
+        rounds.append((seen[condition], condition, sample))
+        seen[condition] += 1
+    return [sample for _, _, sample in sorted(rounds)[:count]]
 
 
 def collate_pairs(items: list[PairBatch]) -> PairBatch:

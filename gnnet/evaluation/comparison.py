@@ -48,7 +48,7 @@ def compare_networks(
     conditions: tuple[str, ...],
     device: torch.device | str,
 ) -> Comparison:
-    """Localize every query with every network, from `starts` and, if these are perturbations, from rings of growing offset.
+    """Localize every query with every network from `starts`; if perturbations, also from rings of growing offset.
 
     Networks are put into evaluation mode for it, and back.
 

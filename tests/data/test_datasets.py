@@ -80,9 +80,9 @@ def test_localization_samples_project_where_the_reference_sees_them(scene):
     reference = scene.images[dataset.samples[0].reference]
     xy, visible = batch.reference.camera.project(batch.reference.cam_from_world.transform(batch.points))
     assert visible[batch.valid].all()
-    seen = torch.from_numpy(reference.keypoints).float() * 64 / 96
-    distance = torch.cdist(xy[0], seen).min(1).values
-    assert distance.max() < 0.02
+    seen = torch.from_numpy(reference.keypoints) * 64 / 96
+    distance = torch.cdist(xy[0].double(), seen).min(1).values
+    assert distance.max() < 0.001
     # The world is moved, not the relation of its parts.
     query = scene.images[batch.name[0]]
     center = batch.query.cam_from_world.center()[0].double() + batch.origin[0]
