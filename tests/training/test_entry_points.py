@@ -23,7 +23,7 @@ from gnnet.evaluation.report import read_results
 ROOT = Path(__file__).parents[2]
 SMALL = [
     "model.widths=[8,16,16]", "model.channels=8", "trainer=cpu", "trainer.log_every_n_steps=1",
-    "trainer.enable_progress_bar=false", "callbacks.progress=null",
+    "trainer.enable_progress_bar=false", "callbacks.progress=null", "loss=gn",
     "dataset.batch_size=2", "dataset.pairs_per_epoch=4", "dataset.correspondences=64", "dataset.crop=64",
     "dataset.validation_points=128", "dataset.validation_queries=6", "dataset.num_workers=0",
     "localizer.iterations=5", "starts.count=1", "steps=4",
@@ -129,7 +129,7 @@ def test_train_leaves_table_figures_and_checkpoints(finished_run):
 def test_losses_are_logged_by_part_and_level(finished_run):
     with (finished_run[0] / "logs" / "metrics.csv").open() as file:
         header = next(csv.reader(file))
-    assert {"train/loss", "train/nce", "train/nce/stride8", "train/nce/stride2"} <= set(header)
+    assert {"train/loss", "train/dmc", "train/dmc/stride8", "train/gn/stride2"} <= set(header)
 
 
 def test_evaluate_agrees_with_the_last_validation_of_training(finished_run, tmp_path):
@@ -177,7 +177,7 @@ def test_resuming_from_what_does_not_exist_or_fit_is_an_error(finished_run, toy_
         train.run(on_toy(toy_root, tmp_path, f"checkpoint={tmp_path}/nowhere.ckpt"))
     checkpoint = finished_run[0] / "checkpoints" / "last.ckpt"
     with pytest.raises(ValueError, match=r"settings were others[\s\S]*loss"):
-        train.run(on_toy(toy_root, tmp_path, f"checkpoint={checkpoint}", "loss=dmc", "steps=8"))
+        train.run(on_toy(toy_root, tmp_path, f"checkpoint={checkpoint}", "loss=nce", "steps=8"))
     with pytest.raises(ValueError, match="done 4 steps already"):
         train.run(on_toy(toy_root, tmp_path, f"checkpoint={checkpoint}"))
     (tmp_path / "text.ckpt").write_text("no checkpoint")
@@ -187,8 +187,9 @@ def test_resuming_from_what_does_not_exist_or_fit_is_an_error(finished_run, toy_
 
 def test_learning_improves_localization(toy_root, tmp_path):
     settings = [
-        "steps=60", "dataset.pairs_per_epoch=120", "dataset.correspondences=128", "dataset.crop=null",
-        "optimizer.lr=0.003", "scheduler.warmup_steps=5", "loss=nce", "dataset.validation_queries=null",
+        "steps=150", "dataset.pairs_per_epoch=300", "dataset.correspondences=128", "dataset.crop=80",
+        "model.widths=[16,32,48]", "model.channels=16", "optimizer.lr=0.003", "scheduler.warmup_steps=5",
+        "loss=gn", "dataset.validation_queries=null",
         "starts.count=2", "localizer.iterations=15", "jitter=0", "starts.position=0.2", "starts.rotation=2",
     ]  # fmt: skip
     report = train.run(on_toy(toy_root, tmp_path, *settings))
