@@ -49,7 +49,7 @@ def main() -> None:
             "vgg16": measure(
                 [
                     "model=vgg16", "loss=gn", "dataset.batch_size=1", "dataset.correspondences=1024",
-                    "dataset.crop=null",
+                    "dataset.crop=null", "candidates=all",
                 ],
                 large, max(2, arguments.steps // 4), device,
             ),

@@ -59,7 +59,7 @@ def crop_around(
 
 
 def photometric_jitter(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Random exposure, gamma, contrast, colour cast and noise, each image on its own.
+    """Random exposure, gamma, contrast, colour cast and grey noise, each image on its own.
 
     Args:
         images: (B, 3, H, W) uint8.
@@ -69,17 +69,19 @@ def photometric_jitter(images: Tensor, strength: float, generator: torch.Generat
     Returns:
         (B, 3, H, W) float32 in [0, 1].
     """
-    images = images.float() / 255
 
     def uniform(*shape: int) -> Tensor:
         return (torch.rand(*shape, generator=generator, device=images.device) * 2 - 1) * strength
 
-    batch = len(images)
-    gamma = torch.exp(0.5 * uniform(batch, 1, 1, 1))
-    gain = torch.exp(0.4 * uniform(batch, 1, 1, 1) + 0.15 * uniform(batch, 3, 1, 1))
-    contrast = torch.exp(0.3 * uniform(batch, 1, 1, 1))
-    mean = images.mean((1, 2, 3), keepdim=True)
-    images = ((images - mean) * contrast + mean).clamp(1e-4, 1).pow(gamma) * gain
+    batch, _, height, width = images.shape
+    gamma = torch.exp(0.5 * uniform(batch, 1, 1))
+    gain = torch.exp(0.4 * uniform(batch, 1, 1) + 0.15 * uniform(batch, 3, 1))
+    contrast = torch.exp(0.3 * uniform(batch, 1, 1))
+    # What depends on the value alone is worked out for 256 values, not for every pixel.
+    mean = images.float().mean((1, 2, 3))[:, None, None] / 255
+    levels = torch.arange(256, device=images.device) / 255
+    curve = ((levels - mean) * contrast + mean).clamp(1e-4, 1).pow(gamma) * gain  # [B, 3, 256]
+    toned = curve.gather(2, images.flatten(2).long()).view(images.shape)
     deviation = 0.03 * strength * torch.rand(batch, 1, 1, 1, generator=generator, device=images.device)
-    noise = torch.randn(images.shape, generator=generator, device=images.device)
-    return (images + deviation * noise).clamp(0, 1)
+    noise = torch.randn(batch, 1, height, width, generator=generator, device=images.device)
+    return (toned + deviation * noise).clamp_(0, 1)
