@@ -122,7 +122,7 @@ def describe(starts: StartPoses) -> str:
 def main(cfg: DictConfig) -> None:
     try:
         prepared = prepare(cfg)
-    except (FileNotFoundError, ValueError) as error:  # what the user can mend; the message says how
+    except (FileNotFoundError, ConnectionError, ValueError) as error:  # what the user can mend; the message says how
         raise SystemExit(f"\n{error}") from error
     evaluate(cfg, *prepared)
 
