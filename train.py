@@ -178,7 +178,7 @@ def main(cfg: DictConfig) -> float | None:
     with one_job_per_process_group():
         try:
             prepared = prepare(cfg)
-        except (FileNotFoundError, ConnectionError, ValueError) as error:  # what the user can mend; the message says how
+        except (FileNotFoundError, ConnectionError, ValueError) as error:  # what the user can mend
             raise SystemExit(f"\n{error}") from error
         report = train(cfg, prepared)
     return None if report is None else next(line.converged for line in report.lines if line.method == "trained")

@@ -109,6 +109,11 @@ class CorrespondenceData(pl.LightningDataModule):
         return tuple(scenes) if len(scenes) == 2 else scenes[0].split(self.validation_fraction, self.split_seed)
 
     def train_dataloader(self) -> DataLoader:
+        """Batches of training pairs.
+
+        Raises:
+            ValueError: if an epoch holds no batch.
+        """
         if self._batches() == 0:
             raise ValueError(
                 f"an epoch of {self.pairs_per_epoch or len(self.train_pairs)} pairs holds no batch of "

@@ -132,6 +132,7 @@ def paint_street(street: Street, rng: np.random.Generator, *, coarseness: float 
         u_axis = 1 if axis == 0 else 0
         width, height = high[u_axis] - low[u_axis], (high[1] - low[1]) if axis == 2 else high[2] - low[2]
         texel = coarseness * max(box.texel, _nearest_view(low, high) * TEXEL_ANGLE)
+        texel = max(texel, width / (ATLAS_WIDTH - 2 * TILE))  # large images: a long face must still fit
         painted = paint_face(box.material, box.color, width=width, height=height, texel=texel, axis=axis, rng=rng)
         pad = [-s % TILE for s in painted.shape[1:]]
         layers.append(torch.from_numpy(np.pad(painted, ((0, 0), (0, pad[0]), (0, pad[1])), mode="edge")))

@@ -15,6 +15,7 @@ from gnnet.scenes import toy
 from gnnet.scenes.robotcar import load_robotcar
 from gnnet.scenes.scene import Scene, SceneImage
 from gnnet.scenes.toy import CONDITIONS, ensure_toy_town, load_toy, render_toy_town
+from gnnet.scenes.toy_light import ATLAS_WIDTH, paint_street
 from gnnet.scenes.toy_town import build_street, drive, image_rays, pixel_rays, toy_camera, trace, windows_in_image
 from gnnet.scenes.toy_truth import render_depth
 
@@ -220,3 +221,9 @@ def test_bad_settings(tmp_path: Path, settings: dict, message: str):
     with pytest.raises(ValueError, match=message):
         render_toy_town(tmp_path / "toy", **{**SMALL, **settings}, progress=False)
     assert not (tmp_path / "toy").exists()
+
+
+def test_a_street_for_large_images_fits_its_atlas():
+    street = build_street(1, 0)
+    painted = paint_street(street, np.random.default_rng([0, 1, 1]), coarseness=256 / 768)
+    assert painted.paint.shape[-1] == ATLAS_WIDTH
