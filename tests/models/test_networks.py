@@ -66,10 +66,9 @@ def test_bad_images_are_refused(network):
         network(torch.zeros(1, 3, 16, 16, dtype=torch.int64))
 
 
-def test_maps_have_unit_length(network):
-    if isinstance(network, GreyValues):
-        pytest.skip("grey values are not normalised")
-    for features in network(images(1, 32, 32, dtype=torch.float32)).maps:
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "grey"])
+def test_maps_have_unit_length(name):
+    for features in NETWORKS[name]()(images(1, 32, 32, dtype=torch.float32)).maps:
         torch.testing.assert_close(features.norm(dim=1), torch.ones_like(features[:, 0]))
 
 
