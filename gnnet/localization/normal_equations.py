@@ -49,7 +49,7 @@ class Level:
 
     @classmethod
     def prepare(cls, features, stride, descriptors, usable, points, camera, robust, gradient) -> Level:
-        """A level of a whole batch: points whose descriptor is not finite are taken out, an expanded map is kept once."""
+        """A level of a whole batch; descriptors that are not finite are masked, an expanded map is kept once."""
         features = features[:1] if features.stride(0) == 0 else features  # expanded: one map for all
         rows = tuple(range(points.shape[0]))
         wide = torch.promote_types(features.dtype, torch.float32)
