@@ -15,6 +15,21 @@ from gnnet.geometry.pose import Pose
 
 
 @dataclass(frozen=True)
+class Depth:
+    """A depth map along the optical axis, and the camera that took it.
+
+    Args:
+        path: a 16-bit PNG in millimetres; 0 and 65535 are unknown.
+        camera: of the depth map, unbatched, float64; None: the image's own (registered depth).
+        image_from_depth: maps points of the depth camera to the image's camera; None: they are one.
+    """
+
+    path: Path
+    camera: Camera | None = None
+    image_from_depth: Pose | None = None
+
+
+@dataclass(frozen=True)
 class SceneImage:
     """One image of a scene; what a layout does not know is None.
 
@@ -28,7 +43,7 @@ class SceneImage:
         is_reference: part of the map, so a localization sample may start from it.
         point_ids: (K,) rows of `Scene.points` that the image observes.
         keypoints: (K, 2) where it observes them, COLMAP pixels.
-        depth_path: a depth map of the same camera (16-bit PNG, millimetres, 0 invalid).
+        depth: what is known of its depth map.
     """
 
     name: str
@@ -40,31 +55,46 @@ class SceneImage:
     is_reference: bool = False
     point_ids: np.ndarray | None = None
     keypoints: np.ndarray | None = None
-    depth_path: Path | None = None
+    depth: Depth | None = None
 
 
 @dataclass(frozen=True)
 class Pair:
     """Two images of one place with known correspondences.
 
-    `correspondences` is the `.mat` file that lists them; None where they follow from the
-    points that both images observe.
+    These are listed in a file, or follow from what the scene knows: a camera that stands still, the
+    images' depth maps and poses, or the 3D points that both observe.
+
+    Args:
+        image_a, image_b: names; they may be the same for a `static` pair.
+        place: of both.
+        correspondences: the `.mat` file that lists them.
+        static: the camera stands still, so each pixel corresponds to itself.
+        count: number of correspondences, 0 where it is not known.
     """
 
     image_a: str
     image_b: str
     place: str
     correspondences: Path | None = None
+    static: bool = False
+    count: int = 0
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Images by name, 3D points (P, 3) in metres (float64), and training pairs."""
+    """Images by name, 3D points (P, 3) in metres (float64), and training pairs.
+
+    `groups` names sets of conditions (`night-all`); `problems` are messages about broken input that
+    was left out.
+    """
 
     name: str
     images: dict[str, SceneImage]
     pairs: tuple[Pair, ...]
     points: Tensor = field(default_factory=lambda: torch.zeros(0, 3, dtype=torch.float64))
+    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
 
     @property
     def conditions(self) -> tuple[str, ...]:
