@@ -67,7 +67,7 @@ def prepare(cfg: DictConfig) -> Run:
         loss=instantiate(cfg.loss, _convert_="all"),
         optimizer=instantiate(cfg.optimizer, _convert_="all"),
         scheduler=instantiate(cfg.scheduler, _convert_="all"),
-        jitter=cfg.jitter,
+        photometric=instantiate(cfg.photometric, _convert_="all"),
         seed=cfg.seed,
         config=config,
     )

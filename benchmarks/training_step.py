@@ -80,7 +80,7 @@ def measure(overrides: list[str], root: Path, steps: int, device: torch.device) 
         network=instantiate(cfg.model, _convert_="all"),
         loss=instantiate(cfg.loss, _convert_="all"),
         optimizer=instantiate(cfg.optimizer, _convert_="all"),
-        jitter=cfg.jitter,
+        photometric=instantiate(cfg.photometric, _convert_="all"),
     ).to(device)
     optimizer = module.make_optimizer(module.parameters())
     batches = endless(data)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from gnnet.geometry.camera import Camera
@@ -15,7 +16,8 @@ class PairBatch(NamedTuple):
     """Image pairs with pixel correspondences keypoints_a[i] ↔ keypoints_b[i].
 
     Shapes: images (B, 3, H, W) uint8 RGB, keypoints (B, N, 2) COLMAP pixels, weight (B, N)
-    confidence, valid (B, N) bool (False is padding), index (B,) position in the dataset.
+    confidence, valid (B, N) bool (False is padding), index (B,) position in the dataset, skipped (B,)
+    how many broken pairs were passed over to get this one.
     """
 
     image_a: Tensor
@@ -25,6 +27,7 @@ class PairBatch(NamedTuple):
     weight: Tensor
     valid: Tensor
     index: Tensor
+    skipped: Tensor
 
     def swap(self) -> PairBatch:
         """The same pairs from b to a."""
@@ -32,6 +35,22 @@ class PairBatch(NamedTuple):
             image_a=self.image_b, image_b=self.image_a,
             keypoints_a=self.keypoints_b, keypoints_b=self.keypoints_a,
         )  # fmt: skip
+
+
+class MatchingPair(NamedTuple):
+    """Two images whose keypoints' true partners are known: what matching is measured on.
+
+    Shapes: images (3, H, W) uint8 RGB (of two sizes, if need be), keypoints (N, 2) COLMAP pixels;
+    `condition` is of the pair (`day-dusk`), `index` its position in the dataset.
+    """
+
+    image_a: Tensor
+    image_b: Tensor
+    keypoints_a: Tensor
+    keypoints_b: Tensor
+    condition: str
+    name: str
+    index: int
 
 
 class View(NamedTuple):
@@ -69,3 +88,14 @@ class LocalizationBatch(NamedTuple):
             return value if isinstance(value, list) else value.to(device, **kwargs)
 
         return LocalizationBatch(*map(move, self))
+
+
+def pad_rows(rows: Tensor, count: int) -> Tensor:
+    """Rows (N, ...) with zeros appended until they are `count`."""
+    return torch.cat([rows, rows.new_zeros(count - len(rows), *rows.shape[1:])])
+
+
+def stack_images(images: list[Tensor]) -> Tensor:
+    """Images (3, H_i, W_i) as one batch, padded with zeros at the bottom and right."""
+    height, width = (max(image.shape[axis] for image in images) for axis in (-2, -1))
+    return torch.stack([F.pad(i, (0, width - i.shape[-1], 0, height - i.shape[-2])) for i in images])

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch.utils.data import Sampler
@@ -68,3 +69,62 @@ class ValidationSampler(Sampler[tuple[int, int]]):
     def __len__(self) -> int:
         rank, world_size = _rank_and_world_size()
         return len(range(rank, self.length, world_size))
+
+
+class MixtureSampler(Sampler[list[tuple[int, int]]]):
+    """Batches drawn from several sources by weight; yields lists of (pass, index), sources laid end to end.
+
+    Within an epoch each source is walked through in shuffled passes. What an epoch holds follows from
+    (seed, epoch) alone, and every process gets the same number of batches.
+
+    Args:
+        lengths: of the sources.
+        weights: how often each is drawn, relative to the others; a source of weight 0 is not.
+        batch_size: samples a batch.
+        batches: of an epoch, on each process.
+        mixed: draw the source of each sample on its own; otherwise a batch is of one source.
+        seed: of the draws.
+        epoch: tells which epoch begins when iteration begins, see `TrainingSampler`.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        weights: Sequence[float],
+        *,
+        batch_size: int,
+        batches: int,
+        mixed: bool,
+        seed: int,
+        epoch: Callable[[], int],
+    ) -> None:
+        self.lengths = list(lengths)
+        self.weights = list(weights)
+        self.batch_size = batch_size
+        self.batches = batches
+        self.mixed = mixed
+        self.seed = seed
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        rank, world_size = _rank_and_world_size()
+        epoch = self.epoch()
+        generator = np.random.default_rng((self.seed, epoch))
+        share = np.array(self.weights) / sum(self.weights)
+        shape = (self.batches * world_size, self.batch_size if self.mixed else 1)
+        sources = generator.choice(len(share), size=shape, p=share)
+        sources = np.broadcast_to(sources, (shape[0], self.batch_size))
+        turns, indices = np.zeros_like(sources), np.zeros_like(sources)
+        for source, length in enumerate(self.lengths):
+            of_source = sources == source
+            count = int(of_source.sum())
+            passes = -(-count // length) if count else 0
+            walk = np.concatenate([generator.permutation(length) for _ in range(passes)] or [np.zeros(0, np.int64)])
+            indices[of_source] = walk[:count] + sum(self.lengths[:source])
+            turns[of_source] = np.arange(count) // length
+        turns = epoch * 1009 + turns  # no draw of an epoch is one of another
+        for batch in range(rank, len(sources), world_size):
+            yield list(zip(turns[batch].tolist(), indices[batch].tolist(), strict=True))
+
+    def __len__(self) -> int:
+        return self.batches

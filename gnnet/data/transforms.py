@@ -1,11 +1,13 @@
-"""Image reading, geometric transforms of images with their keypoints, and photometric augmentation."""
+"""Image reading, and geometric transforms of images with their keypoints."""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2.functional import resize
@@ -40,48 +42,105 @@ def limit_size(image: Tensor, largest_side: int | None) -> tuple[Tensor, np.ndar
     return resize(image, [new_height, new_width], antialias=True), factors
 
 
-def crop_around(
-    image: Tensor, keypoints: np.ndarray, anchor: int, size: int, generator: np.random.Generator
-) -> tuple[Tensor, np.ndarray]:
-    """Cut a random square (3, size, size) that holds keypoint `anchor`; keypoints (N, 2) move along.
+def random_crop(
+    extent: tuple[int, int], anchor: np.ndarray, size: int, generator: np.random.Generator
+) -> np.ndarray:
+    """A random upright square of `size` pixels that holds the point `anchor` (2,), as `image_from_square` (3, 3).
 
-    Each side of a pair is cut on its own, so that position in the image tells nothing. An image
-    smaller than `size` keeps its size on that axis.
+    An axis on which the image of `extent` (width, height) is smaller than the square is kept whole.
     """
-    height, width = image.shape[-2:]
-    corner = []
-    for extent, center in ((width, keypoints[anchor, 0]), (height, keypoints[anchor, 1])):
-        low = max(0, int(np.ceil(center)) - size)
-        high = max(low, min(extent - size, int(np.floor(center))))
-        corner.append(int(generator.integers(low, high + 1)) if extent > size else 0)
-    x, y = corner
-    return image[:, y : y + size, x : x + size], keypoints - np.array([x, y])
+    matrix = np.eye(3)
+    for axis in (0, 1):
+        if extent[axis] > size:
+            low = max(0, int(np.ceil(anchor[axis])) - size)
+            high = max(low, min(extent[axis] - size, int(np.floor(anchor[axis]))))
+            matrix[axis, 2] = generator.integers(low, high + 1)
+    return matrix
 
 
-def photometric_jitter(images: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Random exposure, gamma, contrast, colour cast and grey noise, each image on its own.
+def random_homography(
+    extent: tuple[int, int], anchor: np.ndarray, size: int, strength: float, generator: np.random.Generator
+) -> np.ndarray:
+    """A square of `size` pixels near the point `anchor` (2,) seen from aside, as `image_from_square` (3, 3).
 
     Args:
-        images: (B, 3, H, W) uint8.
-        strength: 0 changes nothing, 1 is strong.
-        generator: on the images' device.
-
-    Returns:
-        (B, 3, H, W) float32 in [0, 1].
+        extent: width and height of the image, which the square's middle does not leave.
+        anchor: image pixels; it lies in the square, but for strong tilts.
+        size: of the square.
+        strength: 1 turns by up to 30°, scales by up to 1.6, stretches by up to 1.3 and tilts as a
+            view from some 20° aside does; 0 is a shift alone.
+        generator: of the draw.
     """
+    center = anchor + 0.3 * size * generator.uniform(-1, 1, 2)
+    margin = np.minimum(0.5 * size, np.array(extent) / 2)
+    center = np.clip(center, margin, extent - margin)
+    angle = np.radians(30 * strength) * generator.uniform(-1, 1)
+    scale = np.exp(0.47 * strength * generator.uniform(-1, 1))
+    stretch, shear = 0.25 * strength * generator.uniform(-1, 1, 2)
+    tilt = 0.35 * strength * generator.uniform(-1, 1, 2) / size
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    linear = scale * rotation @ np.array([[np.exp(stretch), shear], [0.0, np.exp(-stretch)]])
+    around_middle = np.array([[*linear[0], 0], [*linear[1], 0], [*tilt, 1.0]])
+    return _shift(*center) @ around_middle @ _shift(-size / 2, -size / 2)
 
-    def uniform(*shape: int) -> Tensor:
-        return (torch.rand(*shape, generator=generator, device=images.device) * 2 - 1) * strength
 
-    batch, _, height, width = images.shape
-    gamma = torch.exp(0.5 * uniform(batch, 1, 1))
-    gain = torch.exp(0.4 * uniform(batch, 1, 1) + 0.15 * uniform(batch, 3, 1))
-    contrast = torch.exp(0.3 * uniform(batch, 1, 1))
-    # What depends on the value alone is worked out for 256 values, not for every pixel.
-    mean = images.float().mean((1, 2, 3))[:, None, None] / 255
-    levels = torch.arange(256, device=images.device) / 255
-    curve = ((levels - mean) * contrast + mean).clamp(1e-4, 1).pow(gamma) * gain  # [B, 3, 256]
-    toned = curve.gather(2, images.flatten(2).long()).view(images.shape)
-    deviation = 0.03 * strength * torch.rand(batch, 1, 1, 1, generator=generator, device=images.device)
-    noise = torch.randn(batch, 1, height, width, generator=generator, device=images.device)
-    return (toned + deviation * noise).clamp_(0, 1)
+def _shift(x: float, y: float) -> np.ndarray:
+    return np.array([[1.0, 0, x], [0, 1.0, y], [0, 0, 1.0]])
+
+
+def cut_image(image: Tensor, image_from_square: np.ndarray, size: int) -> Tensor:
+    """The square of `size` pixels of an image (3, H, W) uint8 that a homography picks.
+
+    A shift by whole pixels cuts, and keeps an axis shorter than `size` short; any other homography
+    samples (3, size, size), black outside the image.
+    """
+    corner = image_from_square[:2, 2]
+    if np.array_equal(image_from_square, _shift(*np.round(corner))):
+        x, y = corner.astype(int)
+        return image[:, y : y + size, x : x + size]
+    edge = np.array([[0, 0], [size, 0], [0, size], [size, size]], dtype=np.float64)
+    seen = map_points(image_from_square, edge)
+    extent = np.array([image.shape[-1], image.shape[-2]])
+    # Only the part that is seen becomes floating point.
+    low = np.clip(np.floor(seen.min(0)).astype(int) - 2, 0, extent - 2)
+    high = np.clip(np.ceil(seen.max(0)).astype(int) + 2, low + 2, extent)
+    part = image[None, :, low[1] : high[1], low[0] : high[0]].float()
+    unit_from_image = np.diag([*(2 / (high - low)), 1.0]) @ _shift(*-(low + high) / 2)
+    grid = _pixel_centers(size) @ torch.from_numpy((unit_from_image @ image_from_square).T).float()
+    grid = grid[..., :2] / grid[..., 2:]
+    return F.grid_sample(part, grid[None], align_corners=False)[0].round_().to(torch.uint8)
+
+
+@lru_cache(maxsize=4)
+def _pixel_centers(size: int) -> Tensor:
+    """Homogeneous pixels (size, size, 3)."""
+    center = torch.arange(size) + 0.5
+    y, x = torch.meshgrid(center, center, indexing="ij")
+    return torch.stack([x, y, torch.ones_like(x)], -1)
+
+
+def map_points(homography: np.ndarray, xy: np.ndarray) -> np.ndarray:
+    """Points (N, 2) through a homography (3, 3)."""
+    mapped = xy @ homography[:, :2].T + homography[:, 2]
+    return mapped[:, :2] / mapped[:, 2:]
+
+
+def even_subset(
+    xy: np.ndarray, weight: np.ndarray, size: tuple[int, int], count: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Indices of at most `count` of the points (N, 2), spread evenly over an image of `size` (width, height).
+
+    The image is cut into about `count` / 2 cells; each gives its points in turn, a random one first,
+    likelier the larger its weight (N,).
+    """
+    if len(xy) <= count:
+        return np.arange(len(xy))
+    cell = np.sqrt(2 * size[0] * size[1] / count)
+    columns = int(size[0] // cell) + 1
+    cells = (xy[:, 1] // cell).astype(np.int64) * columns + (xy[:, 0] // cell).astype(np.int64)
+    # Exponential clocks: the first to ring is one with probability proportional to its weight.
+    clock = generator.exponential(size=len(xy)) / np.maximum(weight, 1e-6)
+    order = np.lexsort((clock, cells))
+    first = np.r_[True, np.diff(cells[order]) != 0]
+    rank = np.arange(len(order)) - np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))
+    return order[np.lexsort((clock[order], rank))[:count]]

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from gnnet.data.batches import PairBatch
-from gnnet.data.transforms import photometric_jitter
+from gnnet.data.photometric import Photometric
 from gnnet.losses.pair_loss import PairLoss
 from gnnet.models.pyramid import FeaturePyramid
 
@@ -25,7 +25,7 @@ class FeatureLearning(pl.LightningModule):
         loss: of two pyramids and their correspondences.
         optimizer: makes the optimizer from the parameters that require gradients.
         scheduler: makes the learning-rate schedule, stepped every training step; None keeps the rate.
-        jitter: strength of the photometric augmentation, 0 to 1.
+        photometric: augmentation of each image on its own, on the device that trains; None: none.
         seed: of mining, start points and augmentation, together with the step and the process.
         config: plain values that rebuild this module; kept in the checkpoint for `evaluate.py`.
     """
@@ -37,7 +37,7 @@ class FeatureLearning(pl.LightningModule):
         loss: PairLoss,
         optimizer: Callable[..., Optimizer],
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
-        jitter: float = 0.0,
+        photometric: Photometric | None = None,
         seed: int = 0,
         config: dict | None = None,
     ) -> None:
@@ -46,7 +46,7 @@ class FeatureLearning(pl.LightningModule):
         self.loss = loss
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
-        self.jitter = jitter
+        self.photometric = photometric
         self.seed = seed
         self.config = config
 
@@ -59,15 +59,16 @@ class FeatureLearning(pl.LightningModule):
         total, parts = self.loss(pyramid_a, pyramid_b, batch, step=self.global_step, generator=generator)
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch.index))
         self.log_dict({f"train/{name}": value for name, value in parts.items()}, batch_size=len(batch.index))
+        self.log("train/broken_pairs", batch.skipped.sum().float(), reduce_fx="sum", on_step=False, on_epoch=True)
         return total
 
     def pair_features(
         self, batch: PairBatch, generator: torch.Generator | None
     ) -> tuple[FeaturePyramid, FeaturePyramid]:
-        """Pyramids of both images; one pass of the network where they have one size. No generator, no jitter."""
+        """Pyramids of both images; one pass of the network where they have one size. No generator, no augmentation."""
         images = batch.image_a, batch.image_b
-        if self.jitter > 0 and generator is not None:
-            images = tuple(photometric_jitter(image, self.jitter, generator) for image in images)
+        if self.photometric is not None and generator is not None:
+            images = tuple(self.photometric(image, generator) for image in images)
         if images[0].shape != images[1].shape:
             return self.network(images[0]), self.network(images[1])
         pyramid = self.network(torch.cat(images))
@@ -79,8 +80,8 @@ class FeatureLearning(pl.LightningModule):
         seed = (self.seed * 1_000_003 + self.global_step) * 4099 + self.global_rank
         return torch.Generator(device=self.device).manual_seed(seed % 2**63)
 
-    def validation_step(self, batch: object, batch_index: int) -> None:
-        """The queries are localized by the `LocalizationValidation` callback."""
+    def validation_step(self, batch: object, batch_index: int, dataloader_idx: int = 0) -> None:
+        """Queries are localized, and pairs matched, by the `Validation` callback."""
 
     def configure_optimizers(self):
         optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])

@@ -7,7 +7,15 @@ import pytest
 import torch
 from torchvision.io import write_jpeg
 
-from gnnet.data.transforms import crop_around, limit_size, photometric_jitter, read_image
+from gnnet.data.transforms import (
+    cut_image,
+    even_subset,
+    limit_size,
+    map_points,
+    random_crop,
+    random_homography,
+    read_image,
+)
 
 
 def test_unreadable_images_are_named(tmp_path):
@@ -38,40 +46,78 @@ def test_resized_image_and_keypoints_stay_together():
     assert same is image and (factors == 1).all()
 
 
-def test_crop_holds_the_anchor_and_moves_keypoints():
+def test_crop_holds_the_anchor_and_cuts_whole_pixels():
     image = torch.arange(50 * 70, dtype=torch.int32).reshape(1, 50, 70).expand(3, -1, -1)
-    keypoints = np.array([[0.5, 0.5], [69.5, 49.5], [35.5, 20.5], [70.0, 50.0]])
+    anchors = np.array([[0.5, 0.5], [69.5, 49.5], [35.5, 20.5], [70.0, 50.0]])
     corners = set()
-    for anchor in range(4):
+    for number, anchor in enumerate(anchors):
         for seed in range(30):
-            cut, moved = crop_around(image, keypoints, anchor, 32, np.random.default_rng(seed))
-            assert cut.shape == (3, 32, 32)
-            assert (moved[anchor] >= 0).all() and (moved[anchor] <= 32).all()
-            if anchor != 3:
-                x, y = np.floor(moved[anchor]).astype(int)
-                expected = int(keypoints[anchor, 1]) * 70 + int(keypoints[anchor, 0])
-                assert cut[0, y, x] == expected
-            if anchor == 2:
-                corners.add(tuple(keypoints[anchor] - moved[anchor]))
+            cut = random_crop((70, 50), anchor, 32, np.random.default_rng(seed))
+            part, moved = cut_image(image, cut, 32), map_points(np.linalg.inv(cut), anchor[None])[0]
+            assert part.shape == (3, 32, 32)
+            assert (moved >= 0).all() and (moved <= 32).all()
+            if number != 3:
+                x, y = np.floor(moved).astype(int)
+                assert part[0, y, x] == int(anchor[1]) * 70 + int(anchor[0])
+            if number == 2:
+                corners.add(tuple(cut[:2, 2]))
     assert len(corners) > 10
 
 
 def test_crop_of_a_small_image_keeps_it():
-    image = torch.zeros(3, 20, 90, dtype=torch.uint8)
-    cut, moved = crop_around(image, np.array([[80.0, 10.0]]), 0, 32, np.random.default_rng(0))
-    assert cut.shape == (3, 20, 32)
-    assert moved[0, 1] == 10.0
+    cut = random_crop((90, 20), np.array([80.0, 10.0]), 32, np.random.default_rng(0))
+    assert cut_image(torch.zeros(3, 20, 90, dtype=torch.uint8), cut, 32).shape == (3, 20, 32)
+    assert cut[1, 2] == 0
 
 
-def test_jitter_is_seeded_per_image_and_off_at_zero():
-    images = torch.randint(0, 256, (2, 3, 16, 16), dtype=torch.uint8)
-    off = photometric_jitter(images, 0.0, torch.Generator().manual_seed(0))
-    torch.testing.assert_close(off, images.float() / 255, atol=2e-4, rtol=0)
-    one, same, other = (
-        photometric_jitter(images, 1.0, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1)
-    )
-    assert torch.equal(one, same)
-    assert not torch.equal(one, other)
-    assert one.min() >= 0 and one.max() <= 1
-    twins = photometric_jitter(images[:1].expand(2, -1, -1, -1), 1.0, torch.Generator().manual_seed(0))
-    assert (twins[0] - twins[1]).abs().mean() > 0.02
+def test_content_and_keypoints_go_through_one_homography():
+    """Small blobs of an image are found at their mapped places in the warped square."""
+    ys, xs = np.mgrid[0:180, 0:240] + 0.5
+    blobs = np.array([[x + 0.3 * y, y] for x in (40.2, 90.4, 140.9) for y in (40.6, 80.1, 120.3)])
+    image = sum(255 * np.exp(-((xs - x) ** 2 + (ys - y) ** 2) / (2 * 2.0**2)) for x, y in blobs)
+    image = torch.from_numpy(image).clamp(0, 255).to(torch.uint8).expand(3, -1, -1)
+    rows, columns = np.mgrid[0:128, 0:128] + 0.5
+    errors = []
+    for seed in range(20):
+        warp = random_homography((240, 180), np.array([120.0, 90.0]), 128, 1.0, np.random.default_rng(seed))
+        square = cut_image(image, warp, 128)[0].double().numpy()
+        for xy in map_points(np.linalg.inv(warp), blobs):
+            near = (columns - xy[0]) ** 2 + (rows - xy[1]) ** 2 < 8**2
+            if (xy > 10).all() and (xy < 118).all():
+                weight = square * near
+                center = np.array([(weight * columns).sum(), (weight * rows).sum()]) / weight.sum()
+                errors.append(np.linalg.norm(center - xy))
+    assert len(errors) > 80
+    assert np.median(errors) < 0.1 and max(errors) < 0.4  # a tilt moves a blob's centre of mass a little
+
+
+def test_homographies_differ_and_keep_the_anchor_near():
+    warps = [
+        random_homography((640, 480), np.array([320.0, 240.0]), 256, 0.5, np.random.default_rng(s)) for s in range(50)
+    ]
+    moved = np.stack([map_points(np.linalg.inv(w), np.array([[320.0, 240.0]]))[0] for w in warps])
+    assert ((moved > 0) & (moved < 256)).all()
+    assert moved.std(0).min() > 10
+    assert np.std([np.arctan2(w[1, 0], w[0, 0]) for w in warps]) > np.radians(5)
+
+
+def test_black_lies_outside_the_image():
+    image = torch.full((3, 40, 40), 200, dtype=torch.uint8)
+    far = np.array([[0.999, 0, -30.0], [0, 1.001, -30.0], [0, 0, 1.0]])
+    square = cut_image(image, far, 48)
+    assert not square[:, :28, :28].any() and (square[:, 33:, 33:] == 200).all()
+
+
+def test_even_subset_is_even_without_repeats_and_prefers_weight():
+    generator = np.random.default_rng(0)
+    dense = generator.uniform((0, 0), (20, 20), (5000, 2))
+    sparse = generator.uniform((0, 0), (200, 200), (500, 2))
+    xy = np.concatenate([dense, sparse])
+    weight = np.ones(len(xy))
+    weight[5000::2] = 0.01
+    chosen = even_subset(xy, weight, (200, 200), 200, generator)
+    assert len(set(chosen.tolist())) == 200
+    assert (chosen < 5000).mean() < 0.1  # 1 % of the area, 91 % of the points
+    in_sparse = chosen[chosen >= 5000]
+    assert (weight[in_sparse] == 1).mean() > 0.6
+    assert even_subset(xy[:7], weight[:7], (200, 200), 10, generator).tolist() == list(range(7))

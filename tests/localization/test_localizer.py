@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gnnet.data.datasets import LocalizationDataset, collate_localization
+from gnnet.data.queries import LocalizationDataset, collate_localization
 from gnnet.evaluation.protocol import localize_batch
 from gnnet.geometry.pose import pose_errors
 from gnnet.localization.localizer import Localizer, StartPoses

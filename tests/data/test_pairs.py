@@ -1,15 +1,13 @@
-"""Samples and batches drawn from a scene."""
+"""Training pairs drawn from a scene."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
 import pytest
-import pytorch_lightning as pl
 import torch
 
-from gnnet.data.datamodule import CorrespondenceData
-from gnnet.data.datasets import LocalizationDataset, PairDataset, collate_localization, collate_pairs
+from gnnet.data.pairs import PairDataset, collate_pairs
 from gnnet.scenes.robotcar import load_robotcar
 
 
@@ -71,52 +69,3 @@ def test_a_bad_pair_names_itself(scene, tmp_path):
     broken = replace(scene, pairs=(*scene.pairs[:2], pair))
     with pytest.raises(RuntimeError, match=rf"pair 2 .*{pair.image_b}.*gone\.mat"):
         pairs_of(broken)[0, 2]
-
-
-def test_localization_samples_project_where_the_reference_sees_them(scene):
-    dataset = LocalizationDataset(scene, points=100, largest_side=64, max_queries=None, seed=0)
-    assert len(dataset) == sum(not image.is_reference for image in scene.images.values())
-    batch = collate_localization([dataset[0, index] for index in range(3)])
-    reference = scene.images[dataset.samples[0].reference]
-    xy, visible = batch.reference.camera.project(batch.reference.cam_from_world.transform(batch.points))
-    assert visible[batch.valid].all()
-    seen = torch.from_numpy(reference.keypoints) * 64 / 96
-    distance = torch.cdist(xy[0].double(), seen).min(1).values
-    assert distance.max() < 0.001
-    # The world is moved, not the relation of its parts.
-    query = scene.images[batch.name[0]]
-    center = batch.query.cam_from_world.center()[0].double() + batch.origin[0]
-    torch.testing.assert_close(center, query.cam_from_world.center(), atol=1e-4, rtol=0)
-
-
-def test_queries_are_thinned_evenly_and_repeatably(scene):
-    few = LocalizationDataset(scene, points=10, largest_side=None, max_queries=8, seed=0)
-    images = [scene.images[sample.query] for sample in few.samples]
-    assert len(few) == 8
-    assert {image.condition for image in images} == set(few.conditions) == {"night", "rain", "snow", "sun"}
-    assert len({image.place for image in images}) >= 2
-
-
-def test_toy_and_robotcar_train_and_validate_on_different_places(toy_root):
-    data = CorrespondenceData(scene=load_robotcar, root=toy_root, num_workers=0, validation_fraction=0.34)
-    data.setup()
-    train, validation = set(data.train_pairs.scene.places), set(data.queries.scene.places)
-    assert len(train) == 2 and len(validation) == 1 and not train & validation
-
-
-def test_conditions_are_chosen(toy_root):
-    data = CorrespondenceData(
-        scene=load_robotcar, root=toy_root, num_workers=0, conditions=["night", "sun"], validation_fraction=0.34
-    )
-    data.setup()
-    assert data.queries.conditions == ("night", "sun")
-    scene = data.train_pairs.scene
-    assert {scene.images[pair.image_b].condition for pair in scene.pairs} == {"night", "sun"}
-
-
-def test_an_epoch_without_a_batch_is_said(toy_root):
-    data = CorrespondenceData(scene=load_robotcar, root=toy_root, batch_size=1000, validation_fraction=0.34)
-    data.setup()
-    data.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
-    with pytest.raises(ValueError, match=r"holds no batch of 1000 .* lower dataset\.batch_size"):
-        data.train_dataloader()

@@ -1,0 +1,108 @@
+"""Pairs with known correspondences on which matching is measured, for scenes without poses."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from gnnet.data.batches import MatchingPair
+from gnnet.data.photometric import Photometric
+from gnnet.data.sift import detect_sift, strongest_spread
+from gnnet.data.transforms import cut_image, limit_size, map_points, random_homography, read_image
+from gnnet.scenes.scene import Pair, Scene
+
+
+class MatchingDataset(Dataset):
+    """Pairs of a still camera's images with SIFT keypoints of the first, which are at the same pixels in the second.
+
+    A photograph paired with itself is seen under a homography and another light instead.
+
+    Args:
+        scene: with static pairs.
+        keypoints: at most so many a pair, strong ones from everywhere in the image.
+        largest_side: images are shrunk to it, in pixels; None keeps them.
+        max_pairs: so many are taken, evenly over conditions; None takes all.
+        seed: of the choice of pairs.
+        name: of the source, where there are several.
+
+    Raises:
+        ValueError: if the scene has no static pair.
+    """
+
+    def __init__(
+        self,
+        scene: Scene,
+        *,
+        keypoints: int = 1000,
+        largest_side: int | None,
+        max_pairs: int | None,
+        seed: int,
+        name: str = "",
+    ) -> None:
+        self.scene = scene
+        self.keypoints = keypoints
+        self.largest_side = largest_side
+        self.name = name
+        self.seed = seed
+        self.pairs = _evenly([pair for pair in scene.pairs if pair.static], scene, max_pairs, seed)
+        if not self.pairs:
+            raise ValueError(f"{scene.name} holds no pair of a still camera on which matching could be measured")
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """Conditions of the pairs, sorted."""
+        return tuple(sorted({self._condition(pair) for pair in self.pairs}))
+
+    def _condition(self, pair: Pair) -> str:
+        return "-".join(sorted(self.scene.images[name].condition for name in (pair.image_a, pair.image_b)))
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, key: tuple[int, int]) -> MatchingPair:
+        pair = self.pairs[key[1]]
+        try:
+            images = [
+                limit_size(read_image(self.scene.images[name].path), self.largest_side)[0]
+                for name in (pair.image_a, pair.image_b)
+            ]
+            features = detect_sift(images[0])
+            keypoints_a = features.keypoints[strongest_spread(features, self.keypoints)]
+            keypoints_b = keypoints_a
+            if pair.image_a == pair.image_b:
+                images[1], keypoints_a, keypoints_b = self._seen_otherwise(images[0], keypoints_a, key[1])
+        except Exception as error:
+            raise RuntimeError(
+                f"pair {pair.image_a} ↔ {pair.image_b} of {self.scene.name} cannot be used: {error}"
+            ) from error
+        return MatchingPair(
+            *images, keypoints_a, keypoints_b, self._condition(pair), f"{pair.image_a} {pair.image_b}", key[1]
+        )
+
+    def _seen_otherwise(self, image: torch.Tensor, keypoints: torch.Tensor, index: int):
+        """A square of the image under a homography and another light, and the keypoints that are in it."""
+        generator = np.random.default_rng((self.seed, index))
+        extent = image.shape[-1], image.shape[-2]
+        size = min(extent)
+        homography = random_homography(extent, np.array(extent) / 2, size, 0.7, generator)
+        lit = Photometric.conditions()(cut_image(image, homography, size)[None], torch.Generator().manual_seed(index))
+        xy = map_points(np.linalg.inv(homography), keypoints.double().numpy())
+        inside = ((xy >= 0) & (xy <= size)).all(1)
+        return (lit[0] * 255).round().to(torch.uint8), keypoints[inside], torch.from_numpy(xy[inside]).float()
+
+
+def _evenly(pairs: list[Pair], scene: Scene, count: int | None, seed: int) -> list[Pair]:
+    """At most `count` pairs, in turn from each pair of conditions; which ones follows from a hash of (seed, names)."""
+    if count is None or len(pairs) <= count:
+        return pairs
+    order = sorted(pairs, key=lambda p: hashlib.sha256(f"{seed}/{p.image_a}/{p.image_b}".encode()).digest())
+    seen: dict[tuple[str, ...], int] = {}
+    ranked = []
+    for position, pair in enumerate(order):
+        kind = tuple(sorted(scene.images[name].condition for name in (pair.image_a, pair.image_b)))
+        seen[kind] = seen.get(kind, 0) + 1
+        ranked.append((seen[kind], position, pair))
+    return [pair for _, _, pair in sorted(ranked, key=lambda entry: entry[:2])[:count]]

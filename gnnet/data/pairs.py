@@ -1,0 +1,174 @@
+"""Training pairs drawn from a Scene: images, cut or warped each on its own, with their correspondences."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from gnnet.data.batches import PairBatch, pad_rows, stack_images
+from gnnet.data.correspondences import load_correspondences
+from gnnet.data.still_camera import PlaceStructure
+from gnnet.data.transforms import (
+    cut_image,
+    even_subset,
+    limit_size,
+    map_points,
+    random_crop,
+    random_homography,
+    read_image,
+)
+from gnnet.scenes.bad_input import OnBad
+from gnnet.scenes.scene import Pair, Scene
+
+_TRIES = 4  # of cutting a pair, until it keeps a quarter of the correspondences wanted
+_OTHERS = 20  # pairs tried in place of broken ones
+
+
+class PairDataset(Dataset):
+    """Image pairs with correspondences, drawn anew from (seed, epoch, index).
+
+    Items are asked for by (epoch, index) and come as a `PairBatch` without batch axis and padding.
+
+    Args:
+        scene: with pairs.
+        correspondences: at most so many of a pair's correspondences are drawn, evenly over the image and
+            without replacement.
+        largest_side: images are shrunk to it, in pixels; None keeps them.
+        crop: both sides are cut to random squares of so many pixels; None keeps them whole.
+        warp: strength of the random homography under which each side's square is cut, see
+            `random_homography`; 0 cuts upright squares of the image's own scale.
+        seed: of the draws.
+        on_bad: a pair that cannot be used ends the training, or another is drawn in its place.
+
+    Raises:
+        ValueError: for a warp without a crop.
+    """
+
+    def __init__(
+        self,
+        scene: Scene,
+        *,
+        correspondences: int,
+        largest_side: int | None,
+        crop: int | None,
+        warp: float = 0.0,
+        seed: int,
+        on_bad: OnBad = "raise",
+    ) -> None:
+        if warp > 0 and crop is None:
+            raise ValueError(f"dataset.warp={warp:g} wants dataset.crop, the side of the squares in pixels")
+        self.scene = scene
+        self.correspondences = correspondences
+        self.largest_side = largest_side
+        self.crop = crop
+        self.warp = warp
+        self.seed = seed
+        self.on_bad = on_bad
+        self._structure = PlaceStructure(scene)
+
+    def __len__(self) -> int:
+        return len(self.scene.pairs)
+
+    def __getitem__(self, key: tuple[int, int]) -> PairBatch:
+        epoch, index = key
+        generator = np.random.default_rng((self.seed, epoch, index))
+        for skipped in range(_OTHERS):
+            pair = self.scene.pairs[index]
+            try:
+                return self._draw(pair, index, generator)._replace(skipped=torch.tensor(skipped))
+            except Exception as error:
+                source = f", {pair.correspondences}" if pair.correspondences else ""
+                message = (
+                    f"pair {index} of {self.scene.name} ({pair.image_a} ↔ {pair.image_b}{source}) "
+                    f"cannot be used: {error}"
+                )
+                if self.on_bad == "raise" or not isinstance(error, OSError | ValueError):
+                    raise RuntimeError(message) from error
+            index = int(generator.integers(len(self)))
+        raise RuntimeError(f"{_OTHERS} pairs of {self.scene.name} in a row cannot be used, the last: {message}")
+
+    def _draw(self, pair: Pair, index: int, generator: np.random.Generator) -> PairBatch:
+        whole = [read_image(self.scene.images[name].path) for name in dict.fromkeys((pair.image_a, pair.image_b))]
+        size = whole[0].shape[-1], whole[0].shape[-2]
+        images, factors = zip(*(limit_size(image, self.largest_side) for image in whole), strict=True)
+        images, factors = (images[0], images[-1]), (factors[0], factors[-1])
+        area = images[0].shape[-1] * images[0].shape[-2] / self.crop**2 if self.crop else 1.0
+        matches = load_correspondences(
+            self.scene, pair, generator=generator, size=size, structure=self._structure,
+            count=int(np.clip(4 * self.correspondences * area, 2_000, 20_000)),
+        )  # fmt: skip
+        weight = np.asarray(matches.weight)
+        if len(weight) == 0:
+            raise ValueError("no correspondence was found; the images may see nothing in common")
+        in_images = [np.float64(xy) * f for xy, f in zip(matches[:2], factors, strict=True)]
+        cuts, keypoints, inside = self._best_cut(images, in_images, weight, generator)
+        if not len(inside):
+            raise ValueError("no correspondence lies inside both images; are its pixels those of these images?")
+        if self.crop is not None:
+            images = [cut_image(image, cut, self.crop) for image, cut in zip(images, cuts, strict=True)]
+        extent = images[0].shape[-1], images[0].shape[-2]
+        even = even_subset(keypoints[0][inside], weight[inside], extent, self.correspondences, generator)
+        chosen = inside[even]
+        return PairBatch(
+            image_a=images[0],
+            image_b=images[1],
+            keypoints_a=torch.from_numpy(keypoints[0][chosen]).float(),
+            keypoints_b=torch.from_numpy(keypoints[1][chosen]).float(),
+            weight=torch.from_numpy(weight[chosen]).float(),
+            valid=torch.ones(len(chosen), dtype=torch.bool),
+            index=torch.tensor(index),
+            skipped=torch.tensor(0),
+        )
+
+    def _best_cut(self, images, in_images, weight, generator) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
+        """How each side is cut, the keypoints there, and the indices of those inside both; a few cuts are tried.
+
+        Each side is cut on its own, so that position in the image tells nothing.
+        """
+        extents = [(image.shape[-1], image.shape[-2]) for image in images]
+        seen = np.logical_and(*(_within(xy, extent) for xy, extent in zip(in_images, extents, strict=True)))
+        if self.crop is None or not seen.any():
+            return [np.eye(3)] * 2, in_images, np.flatnonzero(seen)
+        wanted = min(self.correspondences, np.count_nonzero(seen)) // 4
+        likely = np.where(seen, weight, 0).cumsum()
+        best: tuple = ([], [], np.zeros(0, np.int64))
+        for _ in range(_TRIES):
+            anchor = int(np.searchsorted(likely, generator.random() * likely[-1], side="right"))
+            cuts = [
+                random_homography(extent, xy[anchor], self.crop, self.warp, generator)
+                if self.warp > 0
+                else random_crop(extent, xy[anchor], self.crop, generator)
+                for xy, extent in zip(in_images, extents, strict=True)
+            ]
+            keypoints = [map_points(np.linalg.inv(cut), xy) for cut, xy in zip(cuts, in_images, strict=True)]
+            inside = np.flatnonzero(seen & np.logical_and(*(_within(xy, (self.crop, self.crop)) for xy in keypoints)))
+            if not best[0] or len(inside) > len(best[2]):
+                best = cuts, keypoints, inside
+            if len(inside) >= wanted:
+                break
+        return best
+
+
+def _within(xy: np.ndarray, extent: tuple[int, int]) -> np.ndarray:
+    """Which points (N, 2) lie in an area of `extent` (width, height), borders included."""
+    return ((xy >= 0) & (xy <= extent)).all(1)
+
+
+def collate_pairs(items: list[PairBatch]) -> PairBatch:
+    """Stack pairs; shorter keypoint lists and smaller images are padded (bottom, right) with zeros."""
+    count = max(len(item.weight) for item in items)
+    keypoints_a, keypoints_b, weight, valid = (
+        torch.stack([pad_rows(getattr(item, field), count) for item in items])
+        for field in ("keypoints_a", "keypoints_b", "weight", "valid")
+    )
+    return PairBatch(
+        image_a=stack_images([item.image_a for item in items]),
+        image_b=stack_images([item.image_b for item in items]),
+        keypoints_a=keypoints_a,
+        keypoints_b=keypoints_b,
+        weight=weight,
+        valid=valid,
+        index=torch.stack([item.index for item in items]),
+        skipped=torch.stack([item.skipped for item in items]),
+    )
