@@ -21,10 +21,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, read_write
 from torch import nn
 
-from evaluate import evaluate_networks
+from evaluate import Results, evaluate_networks
 from gnnet.data.datamodule import CorrespondenceData
+from gnnet.data.mixture import MixtureData
 from gnnet.evaluation.figures import loss_curves
-from gnnet.evaluation.report import Report
 from gnnet.models.weights import load_weights
 from gnnet.training.checkpoints import check_resume
 from gnnet.training.module import FeatureLearning
@@ -33,16 +33,16 @@ from gnnet.training.module import FeatureLearning
 class Run(NamedTuple):
     """What a configuration makes."""
 
-    data: CorrespondenceData
+    data: CorrespondenceData | MixtureData
     module: FeatureLearning
     trainer: pl.Trainer
 
 
-def run(cfg: DictConfig) -> Report | None:
-    """Train as configured, then compare the trained network with its baselines on the validation queries.
+def run(cfg: DictConfig) -> Results | None:
+    """Train as configured, then compare the trained network with its baselines on the validation sets.
 
-    Writes checkpoints, logs, `results.json` and figures into `cfg.paths.output_dir`. Returns the
-    report on the first process, None on the others.
+    Writes checkpoints, logs, tables and figures into `cfg.paths.output_dir`. Returns the tables on the
+    first process, None on the others.
 
     Raises:
         FileNotFoundError, ValueError: before any training, see `prepare`.
@@ -76,7 +76,7 @@ def prepare(cfg: DictConfig) -> Run:
     return Run(data, module, instantiate(cfg.trainer, logger=loggers, callbacks=callbacks, _convert_="all"))
 
 
-def train(cfg: DictConfig, prepared: Run) -> Report | None:
+def train(cfg: DictConfig, prepared: Run) -> Results | None:
     """Fit, and report on the first process."""
     data, module, trainer = prepared
     started = time.monotonic()
@@ -86,6 +86,9 @@ def train(cfg: DictConfig, prepared: Run) -> Report | None:
         return None
     output = Path(cfg.paths.output_dir)
     draw_loss_curves(trainer, output / "figures" / "losses.png")
+    if not data.validations:
+        print(f"Nothing to validate on; checkpoints and logs are in {output}", flush=True)
+        return Results(None, None, None)
     return evaluate_networks(
         {"trained": module.network, "untrained": build_network(cfg)},
         data,
@@ -93,6 +96,7 @@ def train(cfg: DictConfig, prepared: Run) -> Report | None:
         starts=instantiate(cfg.starts, _convert_="all"),
         device=trainer.strategy.root_device,
         output=output,
+        by_matching=cfg.by_matching,
         settings={
             **choices(),
             "seed": cfg.seed,
@@ -172,7 +176,7 @@ def one_job_per_process_group() -> Iterator[None]:
 
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> float | None:
-    """Hydra's entry point; returns the share of starts that converge, for sweepers that maximise."""
+    """Hydra's entry point; returns the score (see `evaluate.Results`), for sweepers that maximise."""
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # tips and hardware
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own, about torch
     with one_job_per_process_group():
@@ -180,8 +184,8 @@ def main(cfg: DictConfig) -> float | None:
             prepared = prepare(cfg)
         except (FileNotFoundError, ConnectionError, ValueError) as error:  # what the user can mend
             raise SystemExit(f"\n{error}") from error
-        report = train(cfg, prepared)
-    return None if report is None else next(line.converged for line in report.lines if line.method == "trained")
+        results = train(cfg, prepared)
+    return None if results is None else results.score()
 
 
 if __name__ == "__main__":

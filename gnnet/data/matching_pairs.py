@@ -56,6 +56,13 @@ class MatchingDataset(Dataset):
         """Conditions of the pairs, sorted."""
         return tuple(sorted({self._condition(pair) for pair in self.pairs}))
 
+    def one_of_each_condition(self) -> dict[str, int]:
+        """For each condition the index of its first pair."""
+        first: dict[str, int] = {}
+        for index, pair in enumerate(self.pairs):
+            first.setdefault(self._condition(pair), index)
+        return dict(sorted(first.items()))
+
     def _condition(self, pair: Pair) -> str:
         return "-".join(sorted(self.scene.images[name].condition for name in (pair.image_a, pair.image_b)))
 
@@ -69,9 +76,7 @@ class MatchingDataset(Dataset):
                 limit_size(read_image(self.scene.images[name].path), self.largest_side)[0]
                 for name in (pair.image_a, pair.image_b)
             ]
-            features = detect_sift(images[0])
-            keypoints_a = features.keypoints[strongest_spread(features, self.keypoints)]
-            keypoints_b = keypoints_a
+            keypoints_a = keypoints_b = strongest_spread(detect_sift(images[0], upright=True), self.keypoints)
             if pair.image_a == pair.image_b:
                 images[1], keypoints_a, keypoints_b = self._seen_otherwise(images[0], keypoints_a, key[1])
         except Exception as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from gnnet.data.batches import PairBatch, pad_rows, stack_images
@@ -25,6 +26,10 @@ _TRIES = 4  # of cutting a pair, until it keeps a quarter of the correspondences
 _OTHERS = 20  # pairs tried in place of broken ones
 
 
+class NothingInCommon(Exception):
+    """Images have no visible point in common as drawn: no damage, another pair is drawn."""
+
+
 class PairDataset(Dataset):
     """Image pairs with correspondences, drawn anew from (seed, epoch, index).
 
@@ -39,7 +44,7 @@ class PairDataset(Dataset):
         warp: strength of the random homography under which each side's square is cut, see
             `random_homography`; 0 cuts upright squares of the image's own scale.
         seed: of the draws.
-        on_bad: a pair that cannot be used ends the training, or another is drawn in its place.
+        on_bad: a broken pair ends the training, or another is drawn in its place.
 
     Raises:
         ValueError: for a warp without a crop.
@@ -77,16 +82,21 @@ class PairDataset(Dataset):
             pair = self.scene.pairs[index]
             try:
                 return self._draw(pair, index, generator)._replace(skipped=torch.tensor(skipped))
+            except NothingInCommon as error:
+                last = self._message(index, error)
             except Exception as error:
-                source = f", {pair.correspondences}" if pair.correspondences else ""
-                message = (
-                    f"pair {index} of {self.scene.name} ({pair.image_a} ↔ {pair.image_b}{source}) "
-                    f"cannot be used: {error}"
-                )
+                last = self._message(index, error)
                 if self.on_bad == "raise" or not isinstance(error, OSError | ValueError):
-                    raise RuntimeError(message) from error
+                    raise RuntimeError(last) from error
             index = int(generator.integers(len(self)))
-        raise RuntimeError(f"{_OTHERS} pairs of {self.scene.name} in a row cannot be used, the last: {message}")
+        raise RuntimeError(f"{_OTHERS} pairs in a row cannot be used; the last: {last}")
+
+    def _message(self, index: int, error: Exception) -> str:
+        pair = self.scene.pairs[index]
+        source = f", {pair.correspondences}" if pair.correspondences else ""
+        return (
+            f"pair {index} of {self.scene.name} ({pair.image_a} ↔ {pair.image_b}{source}) cannot be used: {error}"
+        )
 
     def _draw(self, pair: Pair, index: int, generator: np.random.Generator) -> PairBatch:
         whole = [read_image(self.scene.images[name].path) for name in dict.fromkeys((pair.image_a, pair.image_b))]
@@ -100,11 +110,13 @@ class PairDataset(Dataset):
         )  # fmt: skip
         weight = np.asarray(matches.weight)
         if len(weight) == 0:
-            raise ValueError("no correspondence was found; the images may see nothing in common")
+            raise NothingInCommon("its images see nothing in common by their depth maps")
         in_images = [np.float64(xy) * f for xy, f in zip(matches[:2], factors, strict=True)]
         cuts, keypoints, inside = self._best_cut(images, in_images, weight, generator)
-        if not len(inside):
+        if cuts is None:
             raise ValueError("no correspondence lies inside both images; are its pixels those of these images?")
+        if not len(inside):
+            raise NothingInCommon("its images, cut at random, see nothing in common")
         if self.crop is not None:
             images = [cut_image(image, cut, self.crop) for image, cut in zip(images, cuts, strict=True)]
         extent = images[0].shape[-1], images[0].shape[-2]
@@ -121,14 +133,19 @@ class PairDataset(Dataset):
             skipped=torch.tensor(0),
         )
 
-    def _best_cut(self, images, in_images, weight, generator) -> tuple[list[np.ndarray], list[np.ndarray], np.ndarray]:
+    def _best_cut(
+        self, images: tuple[Tensor, Tensor], in_images: list[np.ndarray], weight: np.ndarray, generator
+    ) -> tuple[list[np.ndarray] | None, list[np.ndarray], np.ndarray]:
         """How each side is cut, the keypoints there, and the indices of those inside both; a few cuts are tried.
 
-        Each side is cut on its own, so that position in the image tells nothing.
+        Each side is cut on its own, so that position in the image tells nothing. No cut is returned where
+        no keypoint lies inside both images.
         """
         extents = [(image.shape[-1], image.shape[-2]) for image in images]
         seen = np.logical_and(*(_within(xy, extent) for xy, extent in zip(in_images, extents, strict=True)))
-        if self.crop is None or not seen.any():
+        if not seen.any():
+            return None, in_images, np.flatnonzero(seen)
+        if self.crop is None:
             return [np.eye(3)] * 2, in_images, np.flatnonzero(seen)
         wanted = min(self.correspondences, np.count_nonzero(seen)) // 4
         likely = np.where(seen, weight, 0).cumsum()

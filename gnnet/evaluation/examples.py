@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from gnnet.data.batches import LocalizationBatch
+from gnnet.data.matching_pairs import MatchingDataset
 from gnnet.evaluation import figures
 from gnnet.evaluation.protocol import refined_errors
 from gnnet.geometry.pose import Pose, pose_errors
 from gnnet.localization.localizer import Localizer, StartPoses
-from gnnet.localization.matching import match_coarse_to_fine
+from gnnet.localization.matching import Matcher, match_coarse_to_fine
 from gnnet.localization.refinement import sample_descriptors
 
 
@@ -36,6 +37,29 @@ def draw_examples(
     network.eval()
     rows = [_draw_example(network, batch, folder, localizer, starts) for batch in samples]
     figures.overview(rows, path=folder / "overview.png")
+
+
+@torch.no_grad()
+def draw_matches(network: nn.Module, pairs: MatchingDataset, folder: Path) -> None:
+    """Draw where keypoints are matched, in a pair of each condition, coloured by how far off they are.
+
+    Args:
+        network: on the device where it runs.
+        pairs: of still cameras.
+        folder: where the pictures go.
+    """
+    network.eval()
+    device = next(network.parameters()).device
+    for condition, index in pairs.one_of_each_condition().items():
+        pair = pairs[0, index]
+        a, b = (network(image[None].to(device)) for image in (pair.image_a, pair.image_b))
+        found = Matcher().match(a, pair.keypoints_a[None].to(device), b).keypoints[0].cpu()
+        figures.matches(
+            pair.image_a, pair.image_b, pair.keypoints_a, found, errors=(found - pair.keypoints_b).norm(dim=-1),
+            path=folder / f"matches_{condition}.png",
+        )  # fmt: skip
+        figures.feature_maps(pair.image_a, a.cpu(), path=folder / f"features_{condition}_a.png")
+        figures.feature_maps(pair.image_b, b.cpu(), path=folder / f"features_{condition}_b.png")
 
 
 def _draw_example(

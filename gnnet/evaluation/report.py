@@ -10,7 +10,7 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -230,6 +230,31 @@ def compare_runs(paths: Iterable[str | Path], *, setting: str = "loss", method: 
         lines=tuple(_merge_lines([report.lines for report in reports], names, method)),
         settings={k: v for k, v in shared.items() if k != setting},
         notes=tuple(notes),
+    )
+
+
+def join_reports(reports: Mapping[str, Report]) -> Report | None:
+    """Reports of several data sets as one, whose conditions are `NAME/all` and `NAME/CONDITION`.
+
+    Args:
+        reports: by the data set's name, of one set of thresholds; a single one is returned as it is.
+
+    Returns:
+        None for no report.
+    """
+    if len(reports) < 2:
+        return next(iter(reports.values()), None)
+    first = next(iter(reports.values()))
+    return Report(
+        title="; ".join(report.title for report in reports.values()),
+        thresholds=first.thresholds,
+        lines=tuple(
+            replace(line, condition=f"{name}/{line.condition}")
+            for name, report in reports.items()
+            for line in report.lines
+        ),
+        settings=first.settings,
+        notes=tuple(f"{name}: {note}" for name, report in reports.items() for note in report.notes),
     )
 
 

@@ -2,55 +2,213 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from gnnet.geometry.interpolation import sample_with_gradient
+from gnnet.localization.refinement import sample_descriptors
 from gnnet.models.pyramid import FeaturePyramid
+
+VALUES_AT_ONCE = 1 << 26  # 256 MB in float32
+PEAK_STEPS = 3  # more change nothing
+PEAK_RANGE = 0.75  # cells on each axis: noise moves the nearest cell by some
+
+
+class Matches(NamedTuple):
+    """Where N descriptors fit best in each of B images.
+
+    `keypoints` (B, N, 2) image pixels; `distance` (B, N), the squared feature distances there, summed
+    over levels; `runner_up` (B, N), the same of the next best candidate, infinite where there is none.
+    """
+
+    keypoints: Tensor
+    distance: Tensor
+    runner_up: Tensor
+
+
+class KeypointMatches(NamedTuple):
+    """Keypoints of images a matched in images b: `keypoints` (B, N, 2) pixels of b, and `kept` (B, N)."""
+
+    keypoints: Tensor
+    kept: Tensor
+
+
+@dataclass(frozen=True)
+class Matcher:
+    """Settings of matching, see `find_matches`, and which matches to keep.
+
+    Args:
+        candidates: cells of the coarsest map that are followed through the finer levels.
+        subpixel: place matches between the centres of the finest level's cells.
+        mutual: pixels; a match is kept if matching it back ends within so many of where it began.
+            None keeps all.
+        ratio: a match is kept if its feature distance is at most `ratio` times the runner-up's; 1 keeps all.
+
+    Raises:
+        ValueError: if `candidates` is less than one.
+    """
+
+    candidates: int = 8
+    subpixel: bool = True
+    mutual: float | None = 2.0
+    ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.candidates < 1:
+            raise ValueError(f"{self.candidates} candidates; expected at least 1")
+
+    def find(self, descriptors: tuple[Tensor, ...], pyramid: FeaturePyramid) -> Matches:
+        """As `find_matches`."""
+        return find_matches(descriptors, pyramid, candidates=self.candidates, subpixel=self.subpixel)
+
+    @torch.no_grad()
+    def match(self, a: FeaturePyramid, keypoints: Tensor, b: FeaturePyramid) -> KeypointMatches:
+        """Match keypoints (B, N, 2) of images a in images b.
+
+        Keypoints without descriptors, as they are too near a's border, are not kept.
+
+        Args:
+            a, b: pyramids of the same strides, each of B images or of one that serves all.
+            keypoints: image pixels.
+        """
+        a, b = (_expanded(pyramid, len(keypoints)) for pyramid in (a, b))
+        descriptors, valid = sample_descriptors(a, keypoints)
+        found = self.find(descriptors, b)
+        kept = torch.stack(valid).all(0)
+        if self.ratio < 1:
+            kept &= found.distance <= self.ratio**2 * found.runner_up
+        if self.mutual is not None:
+            back, valid = sample_descriptors(b, found.keypoints)
+            returned = self.find(back, a).keypoints
+            kept &= torch.stack(valid).all(0) & ((returned - keypoints).norm(dim=-1) <= self.mutual)
+        return KeypointMatches(found.keypoints, kept)
+
+
+def match_coarse_to_fine(
+    descriptors: tuple[Tensor, ...],
+    pyramid: FeaturePyramid,
+    *,
+    candidates: int = 1,
+    subpixel: bool = False,
+    values_at_once: int = VALUES_AT_ONCE,
+) -> Tensor:
+    """The keypoints (B, N, 2) of `find_matches`: by default, centres of the finest level's cells."""
+    return find_matches(
+        descriptors, pyramid, candidates=candidates, subpixel=subpixel, values_at_once=values_at_once
+    ).keypoints
 
 
 @torch.no_grad()
-def match_coarse_to_fine(
-    descriptors: tuple[Tensor, ...], pyramid: FeaturePyramid, *, values_at_once: int = 1 << 26
-) -> Tensor:
-    """Nearest cell of the coarsest map, then at each finer level the nearest cell of a window around it.
+def find_matches(
+    descriptors: tuple[Tensor, ...],
+    pyramid: FeaturePyramid,
+    *,
+    candidates: int = 1,
+    subpixel: bool = False,
+    values_at_once: int = VALUES_AT_ONCE,
+) -> Matches:
+    """Nearest cells of the coarsest map, then at each finer level the nearest cell of a window around each.
+
+    With several candidates, these are the best local maxima of the coarsest map's similarity, each is
+    followed to the finest level, and the one with the least sum of squared distances over all levels
+    is the match: where a coarse map cannot tell two places apart, the finer ones decide.
 
     Args:
         descriptors: (B, N, C_l) of each level, coarse to fine.
         pyramid: of the images to search, batch B.
-        values_at_once: similarities held in memory together; points are searched in chunks of so many.
-
-    Returns:
-        (B, N, 2) image pixels, the centre of the finest level's cell.
+        candidates: cells of the coarsest map that are followed.
+        subpixel: move the match from the cell's centre to the least distance of the interpolated map,
+            by Gauss-Newton at the finest level.
+        values_at_once: numbers held in memory together; points are searched in chunks of so many.
     """
-    matched = []
-    cells = pyramid.maps[0].shape[-1] * pyramid.maps[0].shape[-2]
-    chunk = max(1, values_at_once // cells)
-    for i, (features, level_descriptors) in enumerate(zip(pyramid.maps, descriptors, strict=True)):
-        if i == 0:
-            flat = features.flatten(2)
-            square = flat.square().sum(1)[:, None] / 2
-            best = [
-                (part @ flat - square).argmax(-1) for part in level_descriptors.split(chunk, 1)
-            ]  # nearest in Euclidean distance
-            cell = torch.cat(best, 1)
-            width = features.shape[-1]
-            matched = torch.stack([cell % width, cell // width], -1) + 0.5
-            continue
-        ratio = pyramid.strides[i - 1] / pyramid.strides[i]
-        matched = _best_in_window(level_descriptors, features, matched * ratio, radius=max(1, round(ratio)))
-    return matched * pyramid.strides[-1]
+    strides = pyramid.strides
+    if descriptors[0].shape[1] == 0:
+        nothing = descriptors[0].new_zeros(len(descriptors[0]), 0)
+        return Matches(descriptors[0].new_zeros(len(descriptors[0]), 0, 2), nothing, nothing)
+    radii = [0, *(max(1, round(a / b)) for a, b in pairwise(strides))]
+    batch, _, height, width = pyramid.maps[0].shape
+    windows = [candidates * (2 * r + 1) ** 2 * m.shape[1] for r, m in zip(radii, pyramid.maps, strict=True)]
+    chunk = max(1, values_at_once // (batch * max(height * width, *windows)))
+    parts = [
+        _find_chunk(part, pyramid, radii, candidates, subpixel)
+        for part in zip(*(level.split(chunk, 1) for level in descriptors), strict=True)
+    ]
+    return Matches(*(torch.cat(column, 1) for column in zip(*parts, strict=True)))
 
 
-def _best_in_window(descriptors: Tensor, features: Tensor, center: Tensor, radius: int) -> Tensor:
-    """Centre (B, N, 2) of the cell nearest to each descriptor within `radius` cells of `center`, level pixels."""
+def _find_chunk(
+    descriptors: tuple[Tensor, ...], pyramid: FeaturePyramid, radii: list[int], candidates: int, subpixel: bool
+) -> Matches:
+    at, distance = _coarse_candidates(descriptors[0], pyramid.maps[0], candidates)  # [B, N, K, 2], [B, N, K]
+    for i in range(1, len(radii)):
+        at = at * (pyramid.strides[i - 1] / pyramid.strides[i])
+        at, found = _best_in_window(descriptors[i], pyramid.maps[i], at, radii[i])
+        distance = distance + found
+    order = distance.topk(min(2, distance.shape[-1]), largest=False)
+    at = at.gather(2, order.indices[..., :1, None].expand(-1, -1, -1, 2)).squeeze(2)
+    if subpixel:
+        at = _align(descriptors[-1], pyramid.maps[-1], at)
+    runner_up = order.values[..., 1] if order.values.shape[-1] > 1 else torch.full_like(distance[..., 0], torch.inf)
+    return Matches(at * pyramid.strides[-1], order.values[..., 0], runner_up)
+
+
+def _coarse_candidates(descriptors: Tensor, features: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Centres (B, N, K, 2) of the nearest cells, no two of them neighbours, and squared distances (B, N, K)."""
+    height, width = features.shape[-2:]
+    flat = features.flatten(2)
+    similarity = descriptors @ flat - flat.square().sum(1)[:, None] / 2  # the largest is nearest
+    if count > 1:
+        peaks = F.max_pool2d(similarity.unflatten(-1, (height, width)), 3, stride=1, padding=1).flatten(-2)
+        similarity = similarity.masked_fill(similarity < peaks, -torch.inf)
+    best = similarity.topk(min(count, height * width), dim=-1)
+    at = torch.stack([best.indices % width, best.indices // width], -1) + 0.5
+    distance = descriptors.square().sum(-1, keepdim=True) - 2 * best.values
+    return at, distance.clamp(min=0)
+
+
+def _best_in_window(descriptors: Tensor, features: Tensor, at: Tensor, radius: int) -> tuple[Tensor, Tensor]:
+    """The cell nearest to each descriptor within `radius` cells of `at` (B, N, K, 2): its centre, squared distance."""
+    cells, distance = _window(descriptors, features, at, radius)
+    best = distance.min(-1)
+    index = best.indices[..., None, None].expand(*best.indices.shape, 1, 2)
+    return cells.gather(-2, index).squeeze(-2) + 0.5, best.values
+
+
+def _align(descriptors: Tensor, features: Tensor, at: Tensor) -> Tensor:
+    """Gauss-Newton on the squared feature distance from cell centres (B, N, 2), staying within `PEAK_RANGE` cells."""
+    features, xy = features.float(), at
+    for _ in range(PEAK_STEPS):
+        values, slopes, valid = sample_with_gradient(features, xy)
+        residual = values - descriptors
+        (xx, cross), (_, yy) = ((slopes[..., i, None] * slopes).sum(-2).unbind(-1) for i in (0, 1))
+        gx, gy = (slopes * residual[..., None]).sum(-2).unbind(-1)
+        damping = 1e-4 * (xx + yy)  # a map that is flat along an axis says nothing about it
+        xx, yy = xx + damping, yy + damping
+        determinant = xx * yy - cross * cross
+        step = torch.stack([cross * gy - yy * gx, cross * gx - xx * gy], -1) / determinant[..., None]
+        step = torch.where((valid & (determinant > 0))[..., None], step, 0)
+        xy = at + (xy + step - at).clamp(-PEAK_RANGE, PEAK_RANGE)
+    return xy
+
+
+def _window(descriptors: Tensor, features: Tensor, at: Tensor, radius: int) -> tuple[Tensor, Tensor]:
+    """Cells (B, N, K, W, 2), row by row, of windows around `at`, and squared distances, inf outside the map."""
     batch, _, height, width = features.shape
     steps = torch.arange(-radius, radius + 1, device=features.device)
     offsets = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).flatten(0, 1)
-    cells = center.floor().long()[:, :, None] + offsets  # [B, N, K, 2]
+    cells = at.floor().long()[..., None, :] + offsets
     inside = ((cells >= 0) & (cells < cells.new_tensor([width, height]))).all(-1)
     cells = cells.clamp(min=0).minimum(cells.new_tensor([width - 1, height - 1]))
-    image = torch.arange(batch, device=cells.device)[:, None, None]
-    rows = features.permute(0, 2, 3, 1)[image, cells[..., 1], cells[..., 0]]  # [B, N, K, C]
-    distance = (rows - descriptors[:, :, None]).square().sum(-1).masked_fill(~inside, torch.inf)
-    best = distance.argmin(-1)[..., None, None].expand(-1, -1, 1, 2)
-    return cells.gather(2, best).squeeze(2) + 0.5
+    image = torch.arange(batch, device=cells.device)[:, None, None, None]
+    rows = features.permute(0, 2, 3, 1)[image, cells[..., 1], cells[..., 0]]  # [B, N, K, W, C]
+    distance = (rows - descriptors[:, :, None, None]).square_().sum(-1)
+    return cells, distance.masked_fill(~inside, torch.inf)
+
+
+def _expanded(pyramid: FeaturePyramid, batch: int) -> FeaturePyramid:
+    return FeaturePyramid(tuple(m.expand(batch, -1, -1, -1) for m in pyramid.maps), pyramid.strides)

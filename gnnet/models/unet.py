@@ -26,7 +26,7 @@ class UNet(nn.Module):
 
     Args:
         widths: channels of the encoder's stages; each halves the resolution of the one before.
-        channels: features a cell, at every level.
+        channels: features a cell, of every level or of each, coarse to fine.
         strides: of the maps, coarse to fine, in pixels.
         upsampling: how the decoder doubles its resolution.
         stem_stride: stride of the first convolution, 1 as in the paper, or 2 or 4; the finest map
@@ -35,23 +35,27 @@ class UNet(nn.Module):
         normalize: L2-normalise the maps over channels.
 
     Raises:
-        ValueError: if the strides are not powers of two from the stem's to the deepest stage's, falling.
+        ValueError: if the strides are not powers of two from the stem's to the deepest stage's, falling,
+            or there are more or fewer channels than strides.
     """
 
     def __init__(
         self,
         *,
         widths: Sequence[int] = (64, 128, 256, 512, 1024),
-        channels: int = 16,
+        channels: int | Sequence[int] = 16,
         strides: Sequence[int] = (8, 4, 2, 1),
         upsampling: Upsampling = "nearest",
         stem_stride: Literal[1, 2, 4] = 1,
         normalize: bool = True,
     ):
         super().__init__()
-        widths, self.strides, self.channels, self.normalize = tuple(widths), tuple(strides), channels, normalize
+        widths, self.strides, self.normalize = tuple(widths), tuple(strides), normalize
+        self.channels = (channels,) * len(self.strides) if isinstance(channels, int) else tuple(channels)
         stage_strides = [stem_stride << i for i in range(len(widths))]
         _check(self.strides, stage_strides, stem_stride, upsampling)
+        if len(self.channels) != len(self.strides):
+            raise ValueError(f"channels={self.channels} for strides={self.strides}; expected a number for each stride")
         stages = [stage_strides.index(s) for s in self.strides]
 
         self.images = NormalizedImages(multiple=stage_strides[-1])
@@ -62,7 +66,7 @@ class UNet(nn.Module):
         depths = range(len(widths) - 2, stages[-1] - 1, -1)
         self.upsample = nn.ModuleList(_Upsample(widths[d + 1], widths[d], upsampling) for d in depths)
         self.decoder = nn.ModuleList(_double_convolution(2 * widths[d], widths[d]) for d in depths)
-        self.heads = nn.ModuleList(nn.Conv2d(widths[stage], channels, 1) for stage in stages)
+        self.heads = nn.ModuleList(nn.Conv2d(widths[s], c, 1) for s, c in zip(stages, self.channels, strict=True))
         self._stages = stages
         self.to(memory_format=torch.channels_last)
 

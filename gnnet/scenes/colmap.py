@@ -1,130 +1,203 @@
-"""Any COLMAP reconstruction: `images/` beside `sparse/` (binary or text)."""
+"""Any COLMAP reconstruction: photographs, and a model of them (binary or text), as COLMAP or hloc write it."""
 
 from __future__ import annotations
 
-from collections import Counter
+import os
+import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import scipy.sparse
 import torch
+from rich.progress import track
 
-from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
+from gnnet.scenes.bad_input import BadInput, OnBad
+from gnnet.scenes.colmap_binary import BinaryModel, read_binary_model
+from gnnet.scenes.files import below
 from gnnet.scenes.scene import Pair, Scene, SceneImage
+
+_CHUNK = 256  # images whose common points with all others are counted at once
 
 
 def load_colmap(
     root: str | Path,
     *,
-    images: str = "images",
-    sparse: str = "sparse",
+    images: str | Path = "images",
+    sparse: str | Path | None = None,
     places: int = 5,
     min_shared_points: int = 30,
     pairs_per_image: int = 8,
+    on_bad: OnBad = "raise",
+    progress: bool = True,
 ) -> Scene:
-    """Read a COLMAP folder: every image is both a reference and a query, pairs are covisible images.
+    """Read a reconstruction: every image is both a reference and a query, pairs are covisible images.
 
     Args:
         root: the folder.
-        images: image folder inside it.
-        sparse: folder of the model inside it (`cameras`, `images`, `points3D`, `.bin` or `.txt`);
-            `sparse/0` is taken where `sparse` itself holds no model.
+        images: folder of the photographs, relative to `root` or absolute.
+        sparse: folder of the model (`cameras`, `images`, `points3D`, `.bin` or `.txt`), or the one above its
+            `0`, relative to `root` or absolute. None: `sparse`; else the only one of the root itself,
+            `sparse/0`, `sparse/1`, …, `sfm` and `sfm_*`.
         places: into how many stretches of the camera's path the scene is cut for splitting; one
             model has no places of its own, so neighbouring stretches may still see common points.
         min_shared_points: fewer common points make no pair.
         pairs_per_image: each image is paired with so many others, those that share most points.
+        on_bad: `raise`, or `skip` to leave out images that are not on disk (`Scene.problems`).
+        progress: show progress bars.
 
     Raises:
-        FileNotFoundError: no model, or images of the model that are not on disk.
-        ValueError: an unsupported camera model, or no pair with enough common points.
+        FileNotFoundError: no model, more than one, or images of the model that are not on disk.
+        ValueError: a damaged model, an unsupported camera model, or no pair with enough common points.
     """
-    root = Path(root)
+    root, bad = Path(root), BadInput(on_bad)
     model_dir = _find_model(root, sparse)
-    scene_images, points = read_colmap_model(model_dir, image_dir=root / images)
-    centers = torch.stack([image.cam_from_world.center() for image in scene_images]).numpy()
-    stretches = _stretches(centers, places)
-    named = {
-        image.name: SceneImage(**{**vars(image), "place": f"{root.name}/{stretch}"})
-        for image, stretch in zip(scene_images, stretches, strict=True)
-    }
-    pairs = _covisible_pairs(list(named.values()), min_shared_points, pairs_per_image)
+    scene_images, points = read_colmap_model(model_dir, image_dir=root / images, bad=bad)
+    if not scene_images:
+        first = f"; the first problem: {bad.problems[0]}" if bad.problems else ""
+        raise ValueError(f"{model_dir} holds no image that can be used (dataset.root){first}")
+    centers = Pose.stack([image.cam_from_world for image in scene_images]).center().numpy()
+    name = root.absolute().name
+    scene_images = [
+        replace(image, place=f"{name}/{stretch}")
+        for image, stretch in zip(scene_images, _stretches(centers, places), strict=True)
+    ]
+    pairs = _covisible_pairs(scene_images, min_shared_points, pairs_per_image, progress)
     if not pairs:
         raise ValueError(
             f"{model_dir} holds no two images that share {min_shared_points} points; "
             "lower min_shared_points, or reconstruct with more matches"
         )
-    return Scene(name=f"colmap {root.name}", images=named, pairs=pairs, points=points)
+    return Scene(
+        name=f"colmap {name}",
+        images={image.name: image for image in scene_images},
+        pairs=pairs,
+        points=points,
+        problems=tuple(bad.problems),
+    )
 
 
 def read_colmap_model(
-    model_dir: Path, *, image_dir: Path, condition: str = "reference", suffix: str | None = None
+    model_dir: Path, *, image_dir: Path, bad: BadInput, condition: str = "reference"
 ) -> tuple[list[SceneImage], torch.Tensor]:
-    """Images (with observations as rows of the points) and points (P, 3) of one COLMAP model.
+    """Images by name (with observations as rows of the points) and points (P, 3) of one COLMAP model.
 
     Args:
         model_dir: holds `cameras`, `images` and `points3D`, `.bin` or `.txt`.
         image_dir: where the image files are.
+        bad: is told of images that are not on disk, whose name leaves `image_dir`, or stands there twice.
         condition: given to all images.
-        suffix: replaces the ending of the names in the model (RobotCar says `.png`, the files are `.jpg`).
 
     Raises:
-        FileNotFoundError: images of the model that are not on disk: how many, and the first.
-        ValueError: a camera model that is not supported; it names the camera.
+        FileNotFoundError: images of the model that are not on disk, how many, and the first.
+        ValueError: a damaged model, or a camera model that is not supported; it names file and camera.
     """
-    import pycolmap  # slow to import, and only the readers need it
-
-    reconstruction = pycolmap.Reconstruction(str(model_dir))
-    point_ids = np.array(sorted(reconstruction.point3D_ids()), dtype=np.int64)
-    points = np.array([reconstruction.point3D(i).xyz for i in point_ids], dtype=np.float64).reshape(-1, 3)
-    cameras = {}
-    for camera_id, camera in reconstruction.cameras.items():
-        try:
-            cameras[camera_id] = Camera.from_colmap(
-                camera.model.name, camera.width, camera.height, camera.params, dtype=torch.float64
-            )
-        except ValueError as error:
-            raise ValueError(f"{model_dir}, camera {camera_id}: {error}") from error
-    images, missing = [], []
-    for image_id in sorted(reconstruction.reg_image_ids()):
-        image = reconstruction.image(image_id)
-        name = image.name if suffix is None else str(Path(image.name).with_suffix(suffix))
-        path = image_dir / name
-        if not path.is_file():
-            missing.append(path)
-            continue
-        observed = [p for p in image.points2D if p.has_point3D()]
-        matrix = torch.from_numpy(np.array(image.cam_from_world().matrix(), dtype=np.float64))
-        images.append(
-            SceneImage(
-                name=name,
+    model = _read_model(model_dir)
+    found: dict[str, SceneImage] = {}
+    missing = []
+    for image in sorted(model.images, key=lambda image: image.name):
+        with bad.skipping():
+            path = below(image_dir, image.name, f"{model_dir}, images")
+            if image.name in found:
+                raise ValueError(f"{model_dir} has image {image.name} twice; take one of them out of the model")
+            if not path.is_file():
+                missing.append(path)
+                continue
+            found[image.name] = SceneImage(
+                name=image.name,
                 path=path,
                 condition=condition,
                 place=model_dir.name,
-                camera=cameras[image.camera_id],
-                cam_from_world=Pose.from_matrix(matrix),
+                camera=image.camera,
+                cam_from_world=image.cam_from_world,
                 is_reference=True,
-                point_ids=np.searchsorted(point_ids, [p.point3D_id for p in observed]),
-                keypoints=np.array([p.xy for p in observed], dtype=np.float64).reshape(-1, 2),
+                point_ids=image.point_rows,
+                keypoints=image.keypoints,
             )
-        )
-    if missing:
+    how = "put the images there, or name their folder (dataset.images)"
+    if missing and bad.on_bad == "raise":
         raise FileNotFoundError(
-            f"{len(missing)} of {len(missing) + len(images)} images of {model_dir} are not on disk, "
-            f"the first: {missing[0]}; put the images there, or name their folder"
+            f"{len(missing)} of {len(model.images)} images of {model_dir} are not on disk, "
+            f"the first: {missing[0]}; {how}"
         )
-    return images, torch.from_numpy(points)
+    for path in missing:
+        bad.report(FileNotFoundError(f"image {path}, which {model_dir} has, is not on disk; {how}"))
+    return list(found.values()), torch.from_numpy(model.points)
 
 
-def _find_model(root: Path, sparse: str) -> Path:
-    for folder in (root / sparse, root / sparse / "0"):
-        if any((folder / f"images{ending}").is_file() for ending in (".bin", ".txt")):
-            return folder
-    raise FileNotFoundError(
-        f"{root.absolute() / sparse} holds no COLMAP model (dataset.root); expected\n"
-        "  <dataset.root>/images/…           the photographs\n"
-        "  <dataset.root>/sparse/            cameras, images, points3D as .bin or .txt\n"
+def _read_model(folder: Path) -> BinaryModel:
+    """A binary model as it is; a text model turned into a binary one by pycolmap.
+
+    pycolmap reads text safely, but fills the memory, or never ends, where a binary file is damaged.
+    """
+    try:
+        if (folder / "images.bin").is_file():
+            return read_binary_model(folder)
+        return _read_text_model(folder)
+    except ValueError as error:
+        if "is not supported" not in str(error):
+            raise
+        raise ValueError(
+            f"{error}; COLMAP undistorts photographs and model together:\n  colmap image_undistorter "
+            f"--image_path IMAGES --input_path {folder} --output_path UNDISTORTED\nand dataset.root=UNDISTORTED"
+        ) from None
+
+
+def _read_text_model(folder: Path) -> BinaryModel:
+    import pycolmap  # slow to import
+
+    with tempfile.TemporaryDirectory() as binary:
+        try:
+            reconstruction = pycolmap.Reconstruction()
+            reconstruction.read_text(str(folder))
+            reconstruction.write_binary(binary)
+        except Exception as error:  # pycolmap raises many types
+            raise ValueError(
+                f"{folder} cannot be read as a COLMAP model ({str(error).strip()[:300]}); expected cameras, images "
+                "and points3D as .txt or .bin, so write the model again"
+            ) from error
+        try:
+            return read_binary_model(Path(binary))
+        except ValueError as error:
+            raise ValueError(str(error).replace(binary, str(folder)).replace(".bin", ".txt")) from None
+
+
+def _find_model(root: Path, sparse: str | Path | None) -> Path:
+    if sparse is not None:
+        asked = [root / sparse, root / sparse / "0"]
+        found = [folder for folder in asked if _holds_model(folder)][:1]
+    elif _holds_model(root / "sparse"):
+        found = [root / "sparse"]
+    else:
+        below_root = sorted([*_folders(root / "sparse"), *(f for f in _folders(root) if f.name.split("_")[0] == "sfm")])
+        found = [folder for folder in (root, *below_root) if _holds_model(folder)]
+    if len(found) == 1:
+        return found[0]
+    expected = (
+        "  <dataset.root>/images/…           the photographs; another folder: dataset.images\n"
+        "  <dataset.root>/sparse/            cameras, images, points3D as .bin or .txt; another: dataset.sparse\n"
         "as COLMAP's automatic_reconstructor or hloc write it, see README \"Your own data\""
     )
+    if found:
+        raise FileNotFoundError(
+            f"{root.absolute()} holds {len(found)} COLMAP models (dataset.root): "
+            f"{', '.join(os.path.relpath(folder, root) for folder in found)}; name one by dataset.sparse; expected\n"
+            + expected
+        )
+    there = ", ".join(sorted(path.name for path in root.iterdir())[:20]) if root.is_dir() else "no such folder"
+    raise FileNotFoundError(
+        f"{(root / (sparse or 'sparse')).absolute()} holds no COLMAP model (dataset.root), and so do the places where "
+        f"one could be; found there: {there or 'nothing'}; expected\n{expected}"
+    )
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
+
+
+def _holds_model(folder: Path) -> bool:
+    return any((folder / f"images{ending}").is_file() for ending in (".bin", ".txt"))
 
 
 def _stretches(centers: np.ndarray, count: int) -> np.ndarray:
@@ -136,25 +209,30 @@ def _stretches(centers: np.ndarray, count: int) -> np.ndarray:
     return rank * min(count, len(centers)) // len(centers)
 
 
-def _covisible_pairs(images: list[SceneImage], min_shared: int, per_image: int) -> tuple[Pair, ...]:
-    observers: dict[int, list[int]] = {}
-    for i, image in enumerate(images):
-        for point in set(image.point_ids.tolist()):
-            observers.setdefault(point, []).append(i)
-    shared = Counter()
-    for seen_by in observers.values():
-        shared.update((i, j) for n, i in enumerate(seen_by) for j in seen_by[n + 1 :])
-    partners: dict[int, list[tuple[int, int]]] = {}
-    for (i, j), count in shared.items():
-        if count >= min_shared:
-            partners.setdefault(i, []).append((count, j))
-            partners.setdefault(j, []).append((count, i))
-    chosen = {
-        (min(i, j), max(i, j))
-        for i, candidates in partners.items()
-        for _, j in sorted(candidates, reverse=True)[:per_image]
-    }
+def _covisible_pairs(images: list[SceneImage], min_shared: int, per_image: int, progress: bool) -> tuple[Pair, ...]:
+    """Each image with those `per_image` others that share most points, at least `min_shared`."""
+    owners = np.repeat(np.arange(len(images)), [len(image.point_ids) for image in images])
+    points = np.concatenate([image.point_ids for image in images])
+    seen = scipy.sparse.csr_array(
+        (np.ones(len(points), np.int32), (owners, points)), shape=(len(images), int(points.max(initial=-1)) + 1)
+    )
+    seen.sum_duplicates()
+    seen.data[:] = 1  # a point may be seen twice
+    seen_by = seen.T.tocsr()
+    chosen = []
+    for start in track(
+        range(0, len(images), _CHUNK), "Pairing images", disable=not progress, transient=True
+    ):  # fmt: skip
+        shared = (seen[start : start + _CHUNK] @ seen_by).tocoo()
+        a, b, count = shared.row + start, shared.col, shared.data
+        kept = (a != b) & (count >= min_shared)
+        a, b, count = a[kept], b[kept], count[kept]
+        order = np.lexsort((-b, -count, a))
+        a, b, count = a[order], b[order], count[order]
+        rank = np.arange(len(a)) - np.searchsorted(a, a)
+        best = rank < per_image
+        chosen.append(np.stack([np.minimum(a, b)[best], np.maximum(a, b)[best], count[best]], 1))
     return tuple(
-        Pair(image_a=images[i].name, image_b=images[j].name, place=images[i].place)
-        for i, j in sorted(chosen)
+        Pair(image_a=images[i].name, image_b=images[j].name, place=images[i].place, count=count)
+        for i, j, count in np.unique(np.concatenate(chosen), axis=0).tolist()
     )

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-_END_MARKS = {"JPEG": b"\xff\xd9", "PNG": b"IEND"}
+_END_MARKS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 
 
 def below(root: Path, name: str, source: str) -> Path:
@@ -35,32 +39,65 @@ def image_size(path: Path) -> tuple[int, int]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an empty, truncated or foreign file; it is named.
+        ValueError: an empty, truncated or foreign file, or no file at all; it is named.
     """
     if not path.is_file():
+        if path.exists():
+            raise ValueError(f"image {path} is a folder or device; expected a JPEG or PNG file")
         raise FileNotFoundError(f"image {path} does not exist; put it there, or take it out of the dataset's lists")
+    bytes_found = path.stat().st_size
     try:
-        with Image.open(path) as image:
-            size, kind = image.size, image.format
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        with open(path, "rb") as file:
+            with Image.open(file) as image:
+                size, kind = image.size, image.format
+            mark = _END_MARKS.get(kind)
+            complete = mark is None or _has_end(file, mark, start=0 if kind == "PNG" else _scan_start(file))
+    except Exception as error:  # Pillow raises many types on a damaged file
         raise ValueError(
-            f"image {path} ({path.stat().st_size} bytes) cannot be read ({str(error).splitlines()[0][:120]}); "
+            f"image {path} ({bytes_found} bytes) cannot be read ({(str(error) or type(error).__name__)[:120]!r}); "
             "fetch it again, or remove it from the dataset"
         ) from error
-    mark = _END_MARKS.get(kind)
-    if mark is not None and not _ends_with(path, mark):
+    if not complete:
         raise ValueError(
-            f"image {path} ({path.stat().st_size} bytes) is truncated: the {kind} ends before its end mark; "
+            f"image {path} ({bytes_found} bytes) is truncated: the {kind} ends before its end mark; "
             "fetch it again, or remove it from the dataset"
         )
     return size
 
 
-def _ends_with(path: Path, mark: bytes, within: int = 4096) -> bool:
-    """Whether the mark stands in the last bytes; some cameras write notes of their own behind it."""
-    with open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - within))
-        return mark in file.read()
+def _scan_start(file: BinaryIO) -> int:
+    """Where a JPEG's compressed pixels begin: behind its headers, which may hold a thumbnail with an end mark."""
+    position = 2
+    while True:
+        file.seek(position)
+        marker = file.read(4)
+        if len(marker) < 4 or marker[0] != 0xFF:
+            raise ValueError(f"no JPEG marker at byte {position}")
+        if marker[1] == 0xFF:  # a fill byte
+            position += 1
+            continue
+        position += 2 + int.from_bytes(marker[2:], "big")
+        if marker[1] == 0xDA:
+            return position
+
+
+def _has_end(file: BinaryIO, mark: bytes, *, start: int, within: int = 4096) -> bool:
+    """Whether the mark stands in the last bytes, after `start`; some cameras write notes of their own behind it."""
+    size = file.seek(0, 2)
+    file.seek(max(start, size - within))
+    return mark in file.read()
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Held by one process at a time; the system frees it if the process dies.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    with open(path, "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def read_text(path: Path, expected: str) -> str:

@@ -3,32 +3,48 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from rich.progress import track
-from scipy.spatial import cKDTree
 
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
-from gnnet.scenes.correspondence_file import read_correspondence_paths
-from gnnet.scenes.robotcar_models import Reference, read_colmap_models, read_nvm
+from gnnet.scenes.bad_input import BadInput, OnBad
+from gnnet.scenes.correspondence_file import read_correspondence_header
+from gnnet.scenes.files import image_size, parse_numbers, read_text
+from gnnet.scenes.robotcar_models import (
+    CAMERAS,
+    REFERENCE,
+    Reference,
+    by_time,
+    camera_of,
+    condition_of,
+    image_name,
+    moment,
+    read_colmap_models,
+    read_nvm,
+)
+from gnnet.scenes.robotcar_queries import UNKNOWN, Chosen, Queries, read_queries, read_test_queries
 from gnnet.scenes.scene import Pair, Scene, SceneImage
 
-REFERENCE = "overcast-reference"
-_BLOCK = 100  # references a place where no model tells the places apart
+NIGHT = ("night", "night-rain")
+_BLOCK = 100  # moments of the reference drive a place where no model tells the places apart
 _TREE = """\
   <dataset.root>/robotcar/   (or this folder itself)
     images/<condition>/{left,right,rear}/<timestamp>.jpg
     correspondence/correspondence_run1_overcast-reference_run2_<condition>*.mat
     intrinsics/{left,right,rear}_intrinsics.txt
+    extrinsics/{left,right,rear}_extrinsics.txt   (for left and right queries)
     3D-models/individual/colmap_reconstructions/NNN_aligned/{cameras,images,points3D}.txt
+    3D-models/individual/queries_per_location/*NNN.txt   (optional)
     3D-models/all-merged/all.nvm   (where there are no individual models)
-    robotcar_v2_train.txt
+    robotcar_v2_train.txt, robotcar_v2_test.txt
 It comes from: RobotCar Seasons from visuallocalization.net; cross-season correspondences, Larsson et al., CVPR 2019."""
 
 _log = logging.getLogger(__name__)
@@ -40,53 +56,54 @@ def load_robotcar(
     conditions: list[str] | None = None,
     cameras: Iterable[str] = ("rear",),
     place_size: float = 50.0,
+    test_queries: bool = False,
+    on_bad: OnBad = "raise",
     progress: bool = True,
 ) -> Scene:
     """The references with their 3D points, the queries of known pose, and the pairs with correspondences.
 
-    Places are the individual models (`NNN`), where they exist; a query belongs to the place of the
-    nearest reference. With the merged model alone, a new place begins where the reference drive has
-    gone `place_size` metres or jumps as far; without any model, after 100 references. A pair whose
-    images belong to two places (at their border) is left out.
+    Places are the individual models (`NNN`), where they exist; a query belongs to the place that
+    `queries_per_location` lists it in, else to that of the nearest reference. With the merged model
+    alone, a new place begins where the reference drive has gone `place_size` metres or jumps as far;
+    without any model, after 100 moments. A pair whose images belong to two places (at their border) is
+    left out. The known poses are of the rear camera; a left or right query of the same moment gets its
+    pose through the rig. `Scene.groups` are `night-all` (night, night-rain) and `day-all` (the others).
 
     Args:
         root: the folder that holds `robotcar/`, or `robotcar` itself.
-        conditions: query conditions to read; None for all.
+        conditions: query conditions or groups of them to read; None for all.
         cameras: of `left`, `rear`, `right`.
         place_size: metres, used with the merged model only.
+        test_queries: also the images of robotcar_v2_test.txt, without pose; their place is
+            `unknown` where `queries_per_location` does not tell it.
+        on_bad: `raise`, or `skip` to leave out broken files, lines and images (`Scene.problems`).
         progress: show progress bars.
 
     Raises:
         FileNotFoundError: if folders, correspondences, intrinsics or images are missing.
-        ValueError: if a file is malformed or a condition is not there.
+        ValueError: if a file is malformed, a condition or camera is not there, or nothing is left.
     """
-    home = _find_home(Path(root))
-    cameras = tuple(cameras)
-    files = _correspondence_files(home, conditions)
-    references, points = _read_references(home, cameras, place_size, progress)
-    intrinsics = _Intrinsics(home)
+    bad, home = BadInput(on_bad), _find_home(Path(root))
+    cameras = _check_cameras(cameras)
+    files, conditions = _choose(home, conditions)
+    on_disk = _list_images(home)
+    intrinsics = _read_intrinsics(home, cameras, on_disk, bad)
+    references, points, lost = _read_references(home, intrinsics, place_size, bad, progress)
     images = {name: _reference_image(home, name, r, intrinsics) for name, r in references.items()}
-    images |= _query_images(home, cameras, conditions, references, intrinsics)
-    files = track(files, "Reading pairs", disable=not progress, transient=True)
-    named = [(path, *read_correspondence_paths(path)) for path in files]
-    named = [entry for entry in named if all(_camera_of(name) in cameras for name in entry[1:])]
+    chosen = Chosen(tuple(intrinsics), conditions)
+    queries = read_queries(home, chosen, references, lost, on_disk, bad)
+    for name, pose in queries.poses.items():
+        images[name] = _plain_image(home, name, queries.places[name], intrinsics, pose)
+    pairs = _read_pairs(files, tuple(intrinsics), bad, progress)
     if not references:
-        images |= _references_in_blocks(home, {a for _, a, _ in named}, intrinsics)
-    pairs, crossing = [], 0
-    for path, name_a, name_b in named:
-        for name, partner in ((name_a, name_b), (name_b, name_a)):
-            if name not in images:
-                place = images[partner].place if partner in images else "unknown"
-                images[name] = SceneImage(name, home / "images" / name, _condition_of(name), place, intrinsics.of(name))
-        place = images[name_a].place
-        if place == images[name_b].place:
-            pairs.append(Pair(name_a, name_b, place, path))
-        else:
-            crossing += 1
-    if crossing:
-        _log.info("%d of %d pairs left out, as their images belong to two places", crossing, len(named))
-    _check_images(home, images, pairs)
-    return Scene("robotcar", images, tuple(pairs), points)
+        images |= _references_in_blocks(home, pairs, intrinsics)
+    images, pairs = _join(home, images, pairs, intrinsics, queries)
+    if test_queries:
+        for name, place in read_test_queries(home, chosen, queries, bad).items():
+            images.setdefault(name, _plain_image(home, name, place, intrinsics))
+    images, pairs = _on_disk_only(home, images, pairs, on_disk, bad)
+    groups = _groups({image.condition for image in images.values()})
+    return Scene("robotcar", images, pairs, points, groups=groups, problems=tuple(bad.problems))
 
 
 def _find_home(root: Path) -> Path:
@@ -102,7 +119,17 @@ def _find_home(root: Path) -> Path:
     return home
 
 
-def _correspondence_files(home: Path, conditions: list[str] | None) -> list[Path]:
+def _check_cameras(cameras: Iterable[str]) -> tuple[str, ...]:
+    cameras = tuple(dict.fromkeys([cameras] if isinstance(cameras, str) else cameras))
+    if not cameras or set(cameras) - set(CAMERAS):
+        raise ValueError(
+            f"dataset.scene.cameras is [{', '.join(map(str, cameras))}]; expected some of {', '.join(CAMERAS)}"
+        )
+    return cameras
+
+
+def _choose(home: Path, conditions: list[str] | None) -> tuple[list[Path], frozenset[str] | None]:
+    """The correspondence files of the chosen conditions, and these without groups."""
     folder, prefix = home / "correspondence", f"correspondence_run1_{REFERENCE}_run2_"
     files = sorted(folder.glob(f"{prefix}*.mat"))
     if not files:
@@ -110,145 +137,170 @@ def _correspondence_files(home: Path, conditions: list[str] | None) -> list[Path
             f"RobotCar Seasons: {folder.absolute()} holds no {prefix}*.mat (dataset.root); expected\n{_TREE}"
         )
     if conditions is None:
-        return files
+        return files, None
     # night is not night-rain: after the condition comes _ or the end
     found = {path: re.split(r"[_.]", path.name.removeprefix(prefix), maxsplit=1)[0] for path in files}
     have = set(found.values()) | {p.name for p in (home / "images").iterdir() if p.is_dir()}
-    unknown = sorted(set(conditions) - have)
+    groups = _groups(have)
+    unknown = sorted(set(conditions) - have - set(groups))
     if unknown:
         raise ValueError(
             f"dataset.conditions names {', '.join(unknown)}, which {home.absolute()} does not have; "
-            f"it has {', '.join(sorted(have - {REFERENCE}))}"
+            f"it has {', '.join(sorted(have - {REFERENCE}))}, and of groups {', '.join(groups)}"
         )
-    return [path for path in files if found[path] in conditions]
+    chosen = frozenset(c for condition in conditions for c in groups.get(condition, (condition,)))
+    return [path for path in files if found[path] in chosen], chosen
+
+
+def _groups(conditions: set[str]) -> dict[str, tuple[str, ...]]:
+    groups = {
+        "night-all": tuple(c for c in NIGHT if c in conditions),
+        "day-all": tuple(sorted(conditions - set(NIGHT) - {REFERENCE})),
+    }
+    return {name: members for name, members in groups.items() if members}
+
+
+def _list_images(home: Path) -> frozenset[str]:
+    """Names of the images on disk; one listing a folder, as there are tens of thousands of images."""
+    folders = [(c.name, camera) for c in (home / "images").iterdir() for camera in CAMERAS if (c / camera).is_dir()]
+    return frozenset(
+        f"{condition}/{camera}/{entry.name}"
+        for condition, camera in folders
+        for entry in os.scandir(home / "images" / condition / camera)
+        if entry.name.endswith(".jpg") and entry.is_file()
+    )
+
+
+def _read_intrinsics(home: Path, cameras: tuple[str, ...], on_disk: frozenset[str], bad: BadInput) -> dict[str, Camera]:
+    """Cameras by name; the size is that of one of their images. A camera with broken intrinsics is left out."""
+    intrinsics = {}
+    for camera in cameras:
+        with bad.skipping():
+            path = home / "intrinsics" / f"{camera}_intrinsics.txt"
+            expected = f"four lines `name value` of fx, fy, cx, cy in pixels (dataset.root):\n{_TREE}"
+            words = [line.replace(":", " ").split() for line in read_text(path, expected).splitlines()]
+            values = dict(pair for pair in words if len(pair) == 2)
+            given = [values[key] for key in ("fx", "fy", "cx", "cy") if key in values]
+            parameters = parse_numbers(given, 4, str(path), expected)
+            if parameters[:2].min() <= 0:
+                raise ValueError(f"{path} has fx, fy {parameters[:2]}; expected positive numbers in pixels")
+            names = (name for name in on_disk if camera_of(name) == camera)
+            names = sorted(names, key=lambda name: (condition_of(name) != REFERENCE, name))
+            if not names:
+                raise FileNotFoundError(
+                    f"no image of the camera {camera} in {home.absolute()}/images/<condition>/{camera}; "
+                    "unpack them, or leave the camera out (dataset.scene.cameras)"
+                )
+            for name in islice(names, 20):
+                with bad.skipping():
+                    width, height = image_size(home / "images" / name)
+                    intrinsics[camera] = Camera.from_colmap("PINHOLE", width, height, parameters, dtype=torch.float64)
+                    break
+    if not intrinsics:
+        raise ValueError(f"no camera of {home.absolute()} can be used; the first problem: {bad.problems[0]}")
+    return intrinsics
 
 
 def _read_references(
-    home: Path, cameras: tuple[str, ...], place_size: float, progress: bool
-) -> tuple[dict[str, Reference], torch.Tensor]:
+    home: Path, intrinsics: dict[str, Camera], place_size: float, bad: BadInput, progress: bool
+) -> tuple[dict[str, Reference], torch.Tensor, set[str]]:
+    """References, points, and the places whose model was left out."""
     models = sorted((home / "3D-models" / "individual" / "colmap_reconstructions").glob("*_aligned"))
     merged = home / "3D-models" / "all-merged" / "all.nvm"
     if models:
-        return read_colmap_models(models, cameras, progress)
-    if merged.is_file():
-        return read_nvm(merged, cameras, place_size)
-    return {}, torch.zeros(0, 3, dtype=torch.float64)
-
-
-def _condition_of(name: str) -> str:
-    return PurePosixPath(name).parts[0]
-
-
-def _camera_of(name: str) -> str:
-    return PurePosixPath(name).parent.name
-
-
-class _Intrinsics:
-    """Cameras of the intrinsics files, each read when first asked for; the size is an image's."""
-
-    def __init__(self, home: Path):
-        self._home = home
-        self._cameras: dict[str, Camera] = {}
-
-    def of(self, name: str) -> Camera:
-        """The camera of an image; its name says which of the three took it."""
-        camera = _camera_of(name)
-        if camera not in self._cameras:
-            self._cameras[camera] = self._read(camera, self._home / "images" / name)
-        return self._cameras[camera]
-
-    def _read(self, camera: str, image: Path) -> Camera:
-        path = self._home / "intrinsics" / f"{camera}_intrinsics.txt"
-        if not path.is_file():
-            raise FileNotFoundError(f"{path.absolute()} does not exist (dataset.root); expected\n{_TREE}")
-        values = {}
-        for line in path.read_text().splitlines():
-            parts = line.replace(":", " ").split()
-            if len(parts) == 2:
-                values[parts[0]] = parts[1]
-        try:
-            parameters = [float(values[key]) for key in ("fx", "fy", "cx", "cy")]
-        except (KeyError, ValueError):
+        references, points = read_colmap_models(models, tuple(intrinsics), bad, progress)
+        if not references:
             raise ValueError(
-                f"{path} has {path.read_text()[:200]!r}; expected four lines `name value` of fx, fy, cx, cy in pixels"
-            ) from None
-        if not image.is_file():
-            raise FileNotFoundError(f"{image.absolute()} does not exist, but models or pairs name it (dataset.root)")
-        with Image.open(image) as file:
-            width, height = file.size
-        return Camera.from_colmap("PINHOLE", width, height, parameters, dtype=torch.float64)
+                f"none of the {len(models)} models in {models[0].parent} holds an image of {', '.join(intrinsics)}; "
+                "choose other cameras (dataset.scene.cameras), or unpack the models again"
+            )
+        lost = {folder.name.removesuffix("_aligned") for folder in models} - {r.place for r in references.values()}
+        return references, points, lost
+    if merged.is_file():
+        with bad.skipping():
+            return *read_nvm(merged, intrinsics, place_size, bad), set()
+    return {}, torch.zeros(0, 3, dtype=torch.float64), set()
 
 
-def _reference_image(home: Path, name: str, reference: Reference, intrinsics: _Intrinsics) -> SceneImage:
-    camera = reference.camera if reference.camera is not None else intrinsics.of(name)
+def _reference_image(home: Path, name: str, reference: Reference, intrinsics: dict[str, Camera]) -> SceneImage:
+    camera = reference.camera if reference.camera is not None else intrinsics[camera_of(name)]
     return SceneImage(
         name, home / "images" / name, REFERENCE, reference.place, camera, reference.cam_from_world,
         is_reference=True, point_ids=reference.point_ids, keypoints=reference.keypoints,
     )  # fmt: skip
 
 
-def _references_in_blocks(home: Path, names: set[str], intrinsics: _Intrinsics) -> dict[str, SceneImage]:
-    return {
-        name: SceneImage(
-            name, home / "images" / name, REFERENCE, f"block{i // _BLOCK:03d}", intrinsics.of(name), is_reference=True
-        )
-        for i, name in enumerate(sorted(names))
-    }
+def _plain_image(
+    home: Path, name: str, place: str, intrinsics: dict[str, Camera], pose: Pose | None = None
+) -> SceneImage:  # fmt: skip
+    return SceneImage(name, home / "images" / name, condition_of(name), place, intrinsics[camera_of(name)], pose)
 
 
-def _query_images(
-    home: Path, cameras: tuple[str, ...], conditions: list[str] | None, references: dict[str, Reference],
-    intrinsics: _Intrinsics,
-) -> dict[str, SceneImage]:  # fmt: skip
-    """Queries of robotcar_v2_train.txt, each in the place of the nearest reference."""
-    path = home / "robotcar_v2_train.txt"
-    if not path.is_file() or not references:
-        return {}
-    poses = {
-        name: pose
-        for name, pose in _read_query_poses(path).items()
-        if _camera_of(name) in cameras and (conditions is None or _condition_of(name) in conditions)
-    }
-    if not poses:
-        return {}
-    tree = cKDTree(np.stack([r.cam_from_world.center().numpy() for r in references.values()]))
-    places = [r.place for r in references.values()]
-    nearest = tree.query(np.stack([pose.center().numpy() for pose in poses.values()]))[1]
+def _references_in_blocks(home: Path, pairs: list[Pair], intrinsics: dict[str, Camera]) -> dict[str, SceneImage]:
+    names = {name for pair in pairs for name in (pair.image_a, pair.image_b) if condition_of(name) == REFERENCE}
+    order = {stamp: i for i, stamp in enumerate(sorted({by_time(name)[0] for name in names}))}
     return {
         name: SceneImage(
-            name, home / "images" / name, _condition_of(name), places[i], intrinsics.of(name), pose
+            name, home / "images" / name, REFERENCE, f"block{order[by_time(name)[0]] // _BLOCK:03d}",
+            intrinsics[camera_of(name)], is_reference=True,
         )
-        for (name, pose), i in zip(poses.items(), nearest.tolist(), strict=True)
+        for name in sorted(names)
     }  # fmt: skip
 
 
-def _read_query_poses(path: Path) -> dict[str, Pose]:
-    """`cam_from_world` of lines `name` + 16 numbers: camera to world, row by row."""
-    poses = {}
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        if not line.strip():
+def _read_pairs(files: list[Path], cameras: tuple[str, ...], bad: BadInput, progress: bool) -> list[Pair]:
+    """Pairs as their files name them, of the chosen cameras; they have no place yet."""
+    pairs = []
+    for path in track(files, "Reading pairs", disable=not progress, transient=True):
+        with bad.skipping():
+            name_a, name_b, count = read_correspondence_header(path)
+            name_a, name_b = image_name(name_a, str(path)), image_name(name_b, str(path))
+            if camera_of(name_a) in cameras and camera_of(name_b) in cameras:
+                pairs.append(Pair(name_a, name_b, "", path, count=count))
+    return pairs
+
+
+def _join(
+    home: Path, images: dict[str, SceneImage], pairs: list[Pair], intrinsics: dict[str, Camera], queries: Queries
+) -> tuple[dict[str, SceneImage], list[Pair]]:
+    """Pairs with their places, and the images with those that pairs alone name, in the place of their partner."""
+    images, joined, crossing = dict(images), [], 0
+    for pair in pairs:
+        names = (pair.image_a, pair.image_b)
+        unknown = [name for name in names if name not in images]
+        if any(queries.belongs_to_lost(name) for name in unknown):
             continue
-        name, *values = line.split()
-        try:
-            matrix = torch.tensor([float(v) for v in values], dtype=torch.float64).reshape(4, 4)
-        except (ValueError, RuntimeError):
-            raise ValueError(
-                f"{path} line {number}: {line[:80]!r} has {len(values)} values after the name; "
-                "expected 16 numbers (4×4 camera to world)"
-            ) from None
-        poses[str(PurePosixPath(name).with_suffix(".jpg"))] = Pose.from_matrix(matrix).inverse()
-    return poses
+        partner = next((images[name].place for name in names if name in images), UNKNOWN)
+        for name in unknown:
+            place = queries.locations.get(moment(name), partner)
+            images[name] = _plain_image(home, name, place, intrinsics)
+        place = images[pair.image_a].place
+        if place == images[pair.image_b].place:
+            joined.append(replace(pair, place=place))
+        else:
+            crossing += 1
+    if crossing:
+        _log.info("%d of %d pairs left out, as their images belong to two places", crossing, len(pairs))
+    return images, joined
 
 
-def _check_images(home: Path, images: dict[str, SceneImage], pairs: list[Pair]) -> None:
-    """One listing a folder, as there are thousands of images."""
-    folders = {image.path.parent for image in images.values()}
-    present = {folder: {p.name for p in folder.iterdir()} if folder.is_dir() else set() for folder in folders}
-    missing = sorted(name for name, image in images.items() if image.path.name not in present[image.path.parent])
-    if missing:
-        absent = set(missing)
-        count = sum(pair.image_a in absent or pair.image_b in absent for pair in pairs)
+def _on_disk_only(
+    home: Path, images: dict[str, SceneImage], pairs: list[Pair], on_disk: frozenset[str], bad: BadInput
+) -> tuple[dict[str, SceneImage], tuple[Pair, ...]]:
+    missing = sorted(set(images) - on_disk)
+    absent = set(missing)
+    kept = tuple(pair for pair in pairs if pair.image_a not in absent and pair.image_b not in absent)
+    if missing and bad.on_bad == "raise":
         raise FileNotFoundError(
-            f"{len(missing)} images, of {count} pairs, are not in {(home / 'images').absolute()}, the first is "
-            f"{missing[0]}; unpack their folders, or choose the conditions you have (dataset.conditions)"
+            f"{len(missing)} images, of {len(pairs) - len(kept)} pairs, are not in {(home / 'images').absolute()}, the "
+            f"first is {missing[0]}; unpack their folders, or choose the conditions you have (dataset.conditions)"
         )
+    for name in missing:
+        bad.report(FileNotFoundError(f"image {images[name].path} does not exist, but models, lists or pairs name it"))
+    images = {name: image for name, image in images.items() if name not in absent}
+    if not images:
+        raise ValueError(
+            f"nothing usable is left of {home.absolute()} (dataset.root); {len(bad.problems)} problems, the first: "
+            f"{bad.problems[0] if bad.problems else 'no model and no pair'}"
+        )
+    return images, kept

@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 def load_timelapse(
     root: str | Path,
     *,
-    places: Iterable[str] | None = None,
+    folders: Iterable[str] | None = None,
     partners: int = 20,
     max_shift: float = 4.0,
     on_bad: OnBad = "raise",
@@ -44,7 +44,7 @@ def load_timelapse(
 
     Args:
         root: the folder of the places, or of one place.
-        places: folders to read; None reads all.
+        folders: places to read; None reads all.
         partners: each image is paired with so many others of its place, at most.
         max_shift: pixels that an image may be shifted by.
         on_bad: what to do with files that cannot be read.
@@ -55,9 +55,9 @@ def load_timelapse(
         ValueError: an image that cannot be read, or a place that is not there.
     """
     root, bad = Path(root), BadInput(on_bad)
-    folders = _folders(root, places)
-    files = [(place, path) for place, folder in folders.items() for path in image_files(folder)]
-    looks: dict[str, list[tuple[Path, _Look]]] = {place: [] for place in folders}
+    found = _folders(root, folders)
+    files = [(place, path) for place, folder in found.items() for path in image_files(folder)]
+    looks: dict[str, list[tuple[Path, _Look]]] = {place: [] for place in found}
     with ThreadPoolExecutor(8) as pool:
         futures = [(place, path, pool.submit(_look_at, path)) for place, path in files]
         for place, path, future in track(futures, "Looking at photographs", disable=not progress, transient=True):
@@ -72,14 +72,15 @@ def load_timelapse(
         moved += messages
         if len(seen) < 2:
             continue
-        found = [
+        of_place = [
             SceneImage(f"{place}/{path.name}", path, condition, place)
             for (path, _), condition in zip(seen, _conditions([look for _, look in seen]), strict=True)
         ]
-        images |= {image.name: image for image in found}
-        pairs += _pairs(found, partners)
+        images |= {image.name: image for image in of_place}
+        pairs += _pairs(of_place, partners)
     if not pairs:
-        left_out = f" ({len(bad.problems) + len(moved)} left out: {(bad.problems + moved)[0]})" if bad.problems + moved else ""
+        lost = bad.problems + moved
+        left_out = f" ({len(lost)} left out: {lost[0]})" if lost else ""
         raise FileNotFoundError(
             f"{root.absolute()} holds no place with two images of one size{left_out} (dataset.root); expected\n{_TREE}"
         )
@@ -88,22 +89,22 @@ def load_timelapse(
     return Scene("timelapse", images, tuple(pairs), problems=(*bad.problems, *moved))
 
 
-def _folders(root: Path, places: Iterable[str] | None) -> dict[str, Path]:
+def _folders(root: Path, chosen: Iterable[str] | None) -> dict[str, Path]:
     if not root.is_dir():
         raise FileNotFoundError(f"{root.absolute()} is no folder (dataset.root); expected\n{_TREE}")
     folders = {p.name: p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")}
     if image_files(root):
         folders = {root.absolute().name: root}
-    if places is None:
+    if chosen is None:
         return folders
-    places = list(places)
-    unknown = sorted(set(places) - set(folders))
+    chosen = list(chosen)
+    unknown = sorted(set(chosen) - set(folders))
     if unknown:
         raise ValueError(
-            f"dataset.places names {', '.join(unknown)}, which {root.absolute()} does not have; "
+            f"dataset.folders names {', '.join(unknown)}, which {root.absolute()} does not have; "
             f"it has {', '.join(folders) or 'no folder'}"
         )
-    return {name: folders[name] for name in places}
+    return {name: folders[name] for name in chosen}
 
 
 class _Look(NamedTuple):

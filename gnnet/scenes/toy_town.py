@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -113,9 +114,12 @@ def pixel_rays(camera: Camera, camera_from_place: Pose, xy: Tensor) -> tuple[Ten
 def image_rays(camera: Camera, camera_from_place: Pose) -> tuple[Tensor, Tensor]:
     """Two rays a pixel, through the quarters of its diagonal: origin (3, 1), directions (3, H, 2·W), float32."""
     width, height = (int(s) for s in camera.size)
-    fx, fy, cx, cy = camera.parameters[:4].tolist()
-    u = ((torch.arange(2 * width) + 0.5) / 2 - cx) / fx
-    v = (torch.arange(height)[:, None] + torch.tensor([0.25, 0.75]).repeat(width) - cy) / fy
+    if _is_distorted(camera):
+        u, v = _distorted_rays((width, height), tuple(camera.parameters.tolist()))
+    else:
+        fx, fy, cx, cy = camera.parameters[:4].tolist()
+        u = ((torch.arange(2 * width) + 0.5) / 2 - cx) / fx
+        v = (torch.arange(height)[:, None] + torch.tensor([0.25, 0.75]).repeat(width) - cy) / fy
     axes = camera_from_place.rotation.float()[..., None, None]  # rows: the camera's axes in the place's frame
     return camera_from_place.center()[:, None].float(), axes[0] * u + axes[1] * v + axes[2]
 
@@ -166,10 +170,12 @@ def windows_in_image(bounds: Tensor, camera: Camera, camera_from_place: Pose) ->
     corner = torch.cartesian_prod(*[torch.arange(2)] * 3)  # [8, 3] which of low and high
     corners = bounds[:, corner, torch.arange(3)]  # [K, 8, 3]
     in_camera = camera_from_place.transform(corners.flatten(0, 1).double()).unflatten(0, corners.shape[:2])
+    depth = in_camera[..., 2]
+    if _is_distorted(camera):
+        return _windows_on_rays(camera, in_camera[..., :2] / depth.clamp(min=0.1)[..., None], depth)
     width, height = 2 * int(camera.size[0]), int(camera.size[1])
     fx, fy, cx, cy = camera.parameters[:4].tolist()
     fx, cx = 2 * fx, 2 * cx
-    depth = in_camera[..., 2]
     x = fx * in_camera[..., 0] / depth.clamp(min=0.1) + cx
     y = fy * in_camera[..., 1] / depth.clamp(min=0.1) + cy
     extent = torch.stack([y.amin(1) - 1, y.amax(1) + 2, x.amin(1) - 1, x.amax(1) + 2], -1)
@@ -180,6 +186,36 @@ def windows_in_image(bounds: Tensor, camera: Camera, camera_from_place: Pose) ->
     limits = torch.tensor([height, height, width, width], dtype=extent.dtype)
     extent = extent.clamp(min=0).minimum(limits).long()
     return [(slice(top, bottom), slice(left, right)) for top, bottom, left, right in extent.tolist()]
+
+
+def _is_distorted(camera: Camera) -> bool:
+    return bool((camera.parameters[4:] != 0).any())
+
+
+@lru_cache(maxsize=4)
+def _distorted_rays(size: tuple[int, int], parameters: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    """x / z and y / z (H, 2·W) of `image_rays` in the frame of a camera with lens distortion."""
+    width, height = size
+    x = (torch.arange(2 * width, dtype=torch.float64) + 0.5) / 2
+    y = torch.arange(height)[:, None] + torch.tensor([0.25, 0.75], dtype=torch.float64).repeat(width)
+    camera = Camera(torch.tensor(size, dtype=torch.float64), torch.tensor(parameters, dtype=torch.float64))
+    rays = camera.unproject(torch.stack(torch.broadcast_tensors(x, y), -1)).float()
+    return rays[..., 0].contiguous(), rays[..., 1].contiguous()
+
+
+def _windows_on_rays(camera: Camera, uv: Tensor, depth: Tensor) -> list[tuple[slice, slice]]:
+    """Rows and columns whose rays may meet boxes with corners at uv = (x, y) / z, (K, 8, 2), and depths (K, 8)."""
+    u, v = _distorted_rays(tuple(int(s) for s in camera.size), tuple(camera.parameters.tolist()))
+    low, high = uv.amin(1) - 1e-3, uv.amax(1) + 1e-3
+    ahead, behind = (depth >= 0.1).all(1, keepdim=True), (depth < 0.1).all(1, keepdim=True)
+    low, high = torch.where(ahead, low, -torch.inf), torch.where(ahead, high, torch.inf)
+    windows = []
+    for axis, least, most in ((1, v.amin(1), v.amax(1)), (0, u.amin(0), u.amax(0))):
+        met = ~behind & (most >= low[:, axis, None]) & (least <= high[:, axis, None])  # [K, rows or columns]
+        first, after = met.byte().argmax(1), met.shape[1] - met.flip(1).byte().argmax(1)
+        windows.append([slice(a, b) if some else slice(0, 0) for a, b, some in zip(
+            first.tolist(), after.tolist(), met.any(1).tolist(), strict=True)])  # fmt: skip
+    return list(zip(*windows, strict=True))
 
 
 def _nonzero(direction: Tensor) -> Tensor:

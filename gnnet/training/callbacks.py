@@ -1,58 +1,109 @@
-"""Localization on the validation queries while training."""
+"""Validation while training: queries are localized, and pairs of still cameras matched."""
 
 from __future__ import annotations
 
+import statistics
+
 import pytorch_lightning as pl
 
-from gnnet.data.batches import LocalizationBatch
+from gnnet.data.batches import LocalizationBatch, MatchingPair
+from gnnet.data.matching_pairs import MatchingDataset
+from gnnet.evaluation.matching import MatchingMetrics, MatchingSummary, match_pair
 from gnnet.evaluation.metrics import LocalizationMetrics, LocalizationSummary
 from gnnet.evaluation.protocol import localize_batch
 from gnnet.localization.localizer import Localizer, StartPoses
+from gnnet.localization.matching import Matcher
+
+RIGHT = 3.0  # pixels within which a match counts in the score
 
 
 class LocalizationValidation(pl.Callback):
-    """Refines poses of the validation queries with the network as it is, and logs how well that works.
+    """Tries the network as it is on each of the data's validation sets, and logs how well that works.
 
-    Logged, for all queries as `val/NAME` and for each condition as `val/CONDITION/NAME`, so that
-    `ModelCheckpoint` can monitor any of them: `converged` (share of starts that end within 5 cm
-    and 0.5°), `position_m` and `rotation_deg` (medians), `recall_POSITIONm_ROTATIONdeg`; the same
-    of the start poses with `_before`. Every query counts once on any number of processes.
+    Of a set of queries, poses are refined; logged for all queries as `val/NAME` and for each condition
+    as `val/CONDITION/NAME` are `converged` (share of starts that end within 5 cm and 0.5°),
+    `position_m` and `rotation_deg` (medians), `recall_POSITIONm_ROTATIONdeg`; the same of the start
+    poses with `_before`. Of a set of pairs by still cameras, keypoints are matched; logged are
+    `matched_Npx`, the shares of all keypoints, and `kept_3px`, that of the matches that a check keeps.
+    In a mixture each source's name comes before: `val/SOURCE/NAME`. `val/score` is the mean over the
+    sets of `converged` and `matched_3px`. Everything counts once on any number of processes, and
+    `ModelCheckpoint` can monitor any of it.
 
     Args:
         localizer: how poses are refined.
         starts: where from.
+        matcher: how keypoints are matched.
     """
 
-    def __init__(self, localizer: Localizer, starts: StartPoses) -> None:
+    def __init__(self, localizer: Localizer, starts: StartPoses, matcher: Matcher | None = None) -> None:
         self.localizer = localizer
         self.starts = starts
-        self.metrics: LocalizationMetrics | None = None
+        self.matcher = matcher or Matcher()
+        self.metrics: list[LocalizationMetrics | MatchingMetrics] = []
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        conditions = trainer.datamodule.queries.conditions
-        self.metrics = LocalizationMetrics(conditions=conditions).to(pl_module.device)
+        self.metrics = [
+            (MatchingMetrics if isinstance(v, MatchingDataset) else LocalizationMetrics)(conditions=v.conditions).to(
+                pl_module.device
+            )
+            for v in trainer.datamodule.validations
+        ]
 
     def on_validation_batch_end(
-        self, trainer, pl_module, outputs, batch: LocalizationBatch, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: object,
+        batch: LocalizationBatch | MatchingPair,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
-        localized = localize_batch(pl_module.network, self.localizer, batch, self.starts)
-        self.metrics.update(**localized._asdict())
+        metrics = self.metrics[dataloader_idx]
+        if isinstance(metrics, MatchingMetrics):
+            matches = match_pair(pl_module.network, batch, self.matcher)
+            metrics.update(matches, condition=batch.condition, index=batch.index)
+        else:
+            localized = localize_batch(pl_module.network, self.localizer, batch, self.starts)
+            metrics.update(**localized._asdict())
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        summary = self.metrics.compute()  # gathered: the same on every process
-        if not trainer.sanity_checking:
-            pl_module.log_dict(logged_values(summary))
+        values, scores = {}, []
+        for validation, metrics in zip(trainer.datamodule.validations, self.metrics, strict=True):
+            summary = metrics.compute()  # gathered: the same on every process
+            prefix = f"val/{validation.name}" if validation.name else "val"
+            if isinstance(metrics, MatchingMetrics):
+                values |= matching_values(summary, metrics.thresholds, prefix)
+                scores.append(values[f"{prefix}/matched_{RIGHT:g}px"])
+            else:
+                values |= localization_values(summary, prefix)
+                scores.append(values[f"{prefix}/converged"])
+        if not trainer.sanity_checking and scores:
+            pl_module.log_dict({**values, "val/score": statistics.fmean(scores)})
 
 
-def logged_values(summary: LocalizationSummary) -> dict[str, float]:
-    """What the callback logs of a summary, by name."""
+def localization_values(summary: LocalizationSummary, prefix: str = "val") -> dict[str, float]:
+    """What the callback logs of localized queries, by name."""
     values = {}
     for condition in (summary.overall, *summary.conditions):
-        prefix = "val" if condition is summary.overall else f"val/{condition.condition}"
+        start = prefix if condition is summary.overall else f"{prefix}/{condition.condition}"
         for errors, suffix in ((condition.final, ""), (condition.initial, "_before")):
-            values[f"{prefix}/converged{suffix}"] = errors.converged
-            values[f"{prefix}/position_m{suffix}"] = errors.median_position
-            values[f"{prefix}/rotation_deg{suffix}"] = errors.median_rotation
+            values[f"{start}/converged{suffix}"] = errors.converged
+            values[f"{start}/position_m{suffix}"] = errors.median_position
+            values[f"{start}/rotation_deg{suffix}"] = errors.median_rotation
             for (metres, degrees), recall in zip(summary.thresholds, errors.recall, strict=True):
-                values[f"{prefix}/recall_{metres:g}m_{degrees:g}deg{suffix}"] = recall
+                values[f"{start}/recall_{metres:g}m_{degrees:g}deg{suffix}"] = recall
+    return values
+
+
+def matching_values(
+    summaries: tuple[MatchingSummary, ...], thresholds: tuple[float, ...], prefix: str = "val"
+) -> dict[str, float]:
+    """What the callback logs of matched pairs, by name."""
+    values = {}
+    for summary in summaries:
+        start = prefix if summary.condition == "all" else f"{prefix}/{summary.condition}"
+        for pixels, share, kept in zip(thresholds, summary.within, summary.kept_within, strict=True):
+            values[f"{start}/matched_{pixels:g}px"] = share
+            if pixels == RIGHT:
+                values[f"{start}/kept_{pixels:g}px"] = kept
     return values

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 import pytorch_lightning as pl
 
 from gnnet.data.datamodule import CorrespondenceData
+from gnnet.data.pairs import PairDataset
 from gnnet.scenes.robotcar import load_robotcar
 
 
@@ -32,3 +36,52 @@ def test_an_epoch_without_a_batch_is_said(toy_root):
     data.trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     with pytest.raises(ValueError, match=r"holds no batch of 1000 .* lower dataset\.batch_size"):
         data.train_dataloader()
+
+
+def test_settings_of_the_reader_are_passed_on_and_others_refused(toy_root):
+    data = CorrespondenceData(
+        scene=load_robotcar, root=toy_root, num_workers=0, validation_fraction=0.34, cameras=["rear"]
+    )
+    data.setup()
+    assert data.train_pairs is not None
+    with pytest.raises(ValueError, match=r"dataset\.camras is not known; the dataset's settings are .*cameras"):
+        CorrespondenceData(scene=load_robotcar, root=toy_root, camras=["rear"])
+
+
+def test_validation_places_are_chosen_by_name_or_none(toy_root):
+    settings = {"scene": load_robotcar, "root": toy_root, "num_workers": 0}
+    data = CorrespondenceData(**settings, validation_places=["002"])
+    data.setup()
+    assert data.queries.scene.places == ("002",) and data.train_pairs.scene.places == ("001", "003")
+    with pytest.raises(ValueError, match=r"validation_places names 009, .*001, 002, 003"):
+        CorrespondenceData(**settings, validation_places=["009"]).setup()
+    whole = CorrespondenceData(**settings, validation_fraction=0)
+    whole.setup()
+    assert whole.validations == [] and len(whole.train_pairs.scene.places) == 3
+    only = CorrespondenceData(**(settings | {"root": None}), validation_root=toy_root)
+    only.setup()
+    assert only.train_pairs is None and len(only.queries) > 0
+
+
+def test_a_truncated_image_ends_before_training_or_is_left_out(toy_root, tmp_path):
+    root = Path(shutil.copytree(toy_root, tmp_path / "town"))
+    broken = sorted((root / "robotcar/images/night/rear").iterdir())[0]
+    broken.write_bytes(broken.read_bytes()[:500])
+    settings = {"scene": load_robotcar, "root": root, "num_workers": 0, "validation_fraction": 0.34}
+    with pytest.raises(ValueError, match=broken.name):
+        CorrespondenceData(**settings).setup()
+    data = CorrespondenceData(**settings, on_bad="skip")
+    data.setup()
+    names = set(data.train_pairs.scene.images) | set(data.queries.scene.images)
+    assert f"night/rear/{broken.name}" not in names and len(names) > 20
+
+
+def test_a_file_that_breaks_after_the_check_is_passed_over_and_counted(toy_root, tmp_path):
+    root = Path(shutil.copytree(toy_root, tmp_path / "town"))
+    scene = load_robotcar(root, progress=False)
+    settings = {"correspondences": 20, "largest_side": None, "crop": None, "seed": 0}
+    scene.pairs[0].correspondences.write_bytes(b"garbled")
+    with pytest.raises(RuntimeError, match=rf"pair 0 .*{scene.pairs[0].correspondences.name}"):
+        PairDataset(scene, **settings)[0, 0]
+    other = PairDataset(scene, **settings, on_bad="skip")[0, 0]
+    assert other.skipped == 1 and other.index != 0

@@ -46,9 +46,9 @@ def test_one_folder_is_one_place_and_places_are_chosen(tmp_path):
     write_place(tmp_path / "harbour", 3)
     write_place(tmp_path / "square", 3)
     assert load_timelapse(tmp_path / "harbour", progress=False).places == ("harbour",)
-    assert load_timelapse(tmp_path, places=["square"], progress=False).places == ("square",)
-    with pytest.raises(ValueError, match=r"dataset\.places names moon.*it has harbour, square"):
-        load_timelapse(tmp_path, places=["moon"], progress=False)
+    assert load_timelapse(tmp_path, folders=["square"], progress=False).places == ("square",)
+    with pytest.raises(ValueError, match=r"dataset\.folders names moon.*it has harbour, square"):
+        load_timelapse(tmp_path, folders=["moon"], progress=False)
 
 
 def test_a_moved_camera_is_seen_and_left_out(tmp_path):

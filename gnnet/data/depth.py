@@ -1,0 +1,272 @@
+"""Correspondences and 3D points from depth maps and poses; only the pixels that are asked for are lifted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_image
+
+from gnnet.geometry.camera import MIN_DEPTH, Camera
+from gnnet.geometry.pose import Pose
+from gnnet.scenes.correspondence_file import Correspondences
+from gnnet.scenes.scene import SceneImage
+
+_UNKNOWN = 65535  # as 7-Scenes writes it; others write 0
+_TOLERANCE = (0.02, 0.02)  # two depths of one surface differ by at most so many metres, plus this share of the depth
+_LARGEST_STEP = 0.06  # share of the depth by which a pixel's neighbourhood may vary; more is the edge of an object
+_CELLS = 2  # cells of the grid for each point asked for, as many points are not seen in the other image
+_TRIES = 3  # pixels looked at in each cell
+_MARCH = 2.0  # pixels of the depth map between two looks for what hides a point
+_NEIGHBOURS = np.array([(x, y) for y in (-1, 0, 1) for x in (-1, 0, 1)])
+_CENTRE = len(_NEIGHBOURS) // 2
+
+
+def read_depth(path: Path) -> np.ndarray:
+    """Depth along the optical axis (H, W), float32 metres, of a 16-bit PNG in millimetres; 0 where it is unknown.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file that is no readable 16-bit image of one channel.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"depth map {path} does not exist; expected a 16-bit PNG in millimetres")
+    try:
+        raw = decode_image(str(path), mode=ImageReadMode.UNCHANGED)
+    except RuntimeError as error:
+        raise ValueError(
+            f"depth map {path} ({path.stat().st_size} bytes) cannot be read ({str(error).splitlines()[0][-120:]}); "
+            "it may be truncated: fetch it again, or remove the image from the dataset"
+        ) from error
+    if raw.dtype != torch.uint16 or len(raw) != 1:
+        raise ValueError(
+            f"depth map {path} has {len(raw)} channels of {8 * raw.dtype.itemsize} bits; "
+            "expected a 16-bit PNG of one channel, in millimetres"
+        )
+    raw = raw[0].numpy()
+    return np.where(raw == _UNKNOWN, np.float32(0), raw * np.float32(0.001))
+
+
+def depth_correspondences(
+    a: SceneImage, b: SceneImage, *, count: int, generator: np.random.Generator
+) -> Correspondences:
+    """Points of image a's depth map and where image b sees them.
+
+    The points are spread evenly: at most one in each cell of a grid over the depth map, at a random
+    pixel. A point is kept where both images see it: it lies inside both, its neighbourhood in both
+    depth maps holds no edge of an object, and b's depth agrees to 2 cm + 2 %. Where a depth camera is
+    not its image's camera, nothing else known to the depth map hides the point from the image's camera.
+
+    Args:
+        a, b: images of one scene with cameras, poses and depth.
+        count: so many points at most.
+        generator: of the pixels drawn.
+
+    Returns:
+        Keypoints at the point's exact projections; weight 1, less where the two depths disagree by more
+        than the surface's slope explains (0.37 at the tolerance). None where the images see nothing in common.
+
+    Raises:
+        FileNotFoundError, ValueError: if a camera, pose or depth map is missing or broken.
+    """
+    view_a, view_b = _read_view(a), _read_view(b)
+    points_a, keypoints_a = _surface_points(view_a, _CELLS * count, generator)
+    points_b = (view_b.cam_from_world @ view_a.cam_from_world.inverse()).transform(points_a)
+    keypoints_b, seen, disagreement = _observe(view_b, points_b)
+    rows = np.flatnonzero(seen)
+    for view, points in ((view_a, points_a), (view_b, points_b)):
+        rows = rows[~_hidden(view, points[rows])]
+    rows = _at_most(rows, count, generator)
+    return Correspondences(
+        keypoints_a[rows].numpy().astype(np.float32),
+        keypoints_b[rows].numpy().astype(np.float32),
+        np.exp(-(disagreement[rows] ** 2)).astype(np.float32),
+    )
+
+
+def depth_points(
+    image: SceneImage, *, count: int, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """World points (N, 3) in metres that an image sees, and where: keypoints (N, 2), both float64.
+
+    Spread and chosen as in `depth_correspondences`; N is at most `count`.
+
+    Raises:
+        FileNotFoundError, ValueError: if camera, pose or depth map is missing or broken, or no depth is known.
+    """
+    view = _read_view(image)
+    points, keypoints = _surface_points(view, _CELLS * count, generator)
+    rows = _at_most(np.flatnonzero(~_hidden(view, points)), count, generator)
+    if len(rows) == 0:
+        raise ValueError(f"depth map {image.depth.path} holds no smooth surface that {image.name} sees; leave it out")
+    return view.cam_from_world.inverse().transform(points[rows]).numpy(), keypoints[rows].numpy()
+
+
+def lift_keypoints(image: SceneImage, keypoints: np.ndarray, *, iterations: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """World points (N, 3), float64 metres, on the rays of an image's keypoints (N, 2), and their validity (N,).
+
+    With a depth camera of its own, where a ray meets the surface is found by iteration. Invalid: no
+    depth, the edge of an object, or no end of the iteration; these points are finite but mean nothing.
+
+    Raises:
+        FileNotFoundError, ValueError: if camera, pose or depth map is missing or broken.
+    """
+    view = _read_view(image)
+    rays = _rays(view.image_camera, torch.from_numpy(np.asarray(keypoints, dtype=np.float64)))
+    known = view.metres[view.metres > 0]
+    depth = torch.full((len(rays),), float(np.median(known)) if known.size else 1.0, dtype=torch.float64)
+    for _ in range(iterations):
+        previous = depth
+        xy, inside = _project(view.camera, view.to_depth(rays * depth[:, None]))
+        patch = _patch(view.metres, xy)
+        surface = np.where(patch.middle > 0, patch.middle, np.where(patch.any, (patch.near + patch.far) / 2, 1.0))
+        depth = view.to_image(_rays(view.camera, xy) * torch.from_numpy(surface).double()[:, None])[:, 2]
+        depth = depth.clamp(min=1e-2)
+    valid = inside.numpy() & patch.smooth & ((depth - previous).abs() <= 0.01 * depth).numpy()
+    return view.cam_from_world.inverse().transform(rays * depth[:, None]).numpy(), valid
+
+
+@dataclass(frozen=True)
+class _View:
+    """A depth map (H, W) with the camera that took it, and the image that it belongs to."""
+
+    metres: np.ndarray
+    camera: Camera
+    image_from_depth: Pose | None
+    image_camera: Camera
+    cam_from_world: Pose
+
+    def to_image(self, points: Tensor) -> Tensor:
+        return points if self.image_from_depth is None else self.image_from_depth.transform(points)
+
+    def to_depth(self, points: Tensor) -> Tensor:
+        return points if self.image_from_depth is None else self.image_from_depth.inverse().transform(points)
+
+
+def _read_view(image: SceneImage) -> _View:
+    for known, what in ((image.depth, "depth map"), (image.camera, "camera"), (image.cam_from_world, "pose")):
+        if known is None:
+            raise ValueError(f"{image.name} has no {what}; points from depth need depth map, camera and pose")
+    metres = read_depth(image.depth.path)
+    camera = image.depth.camera or image.camera
+    size = tuple(camera.size.round().int().tolist())
+    if size != metres.shape[::-1]:
+        raise ValueError(
+            f"depth map {image.depth.path} is {metres.shape[1]}×{metres.shape[0]} pixels, its camera says "
+            f"{size[0]}×{size[1]}; expected them alike"
+        )
+    return _View(metres, camera, image.depth.image_from_depth, image.camera, image.cam_from_world)
+
+
+@dataclass(frozen=True)
+class _Patch:
+    """Of the 3×3 pixels around points: the middle one's depth (N,), 0 unknown; the least and largest known."""
+
+    middle: np.ndarray
+    near: np.ndarray
+    far: np.ndarray
+
+    @property
+    def any(self) -> np.ndarray:
+        """Where a depth is known (N,)."""
+        return self.far > 0
+
+    @property
+    def smooth(self) -> np.ndarray:
+        """Where the known depths are of one surface (N,)."""
+        return self.any & (self.far - self.near <= _LARGEST_STEP * self.far)
+
+
+def _patch(metres: np.ndarray, xy: Tensor) -> _Patch:
+    """Pixels beyond the map's border count as the border's own."""
+    limit = np.array(metres.shape[::-1]) - 1
+    pixel = np.floor(np.clip(xy.numpy(), 0, limit)).astype(np.intp)
+    x, y = (np.clip(pixel[:, i, None] + _NEIGHBOURS[:, i], 0, limit[i]) for i in (0, 1))
+    depths = metres[y, x]
+    return _Patch(depths[:, _CENTRE], np.where(depths > 0, depths, np.inf).min(1), depths.max(1))
+
+
+def _rays(camera: Camera, xy: Tensor) -> Tensor:
+    """Rays (N, 3) with z = 1; without distortion there is nothing to iterate."""
+    if camera.parameters[4:].any():
+        return camera.unproject(xy)
+    uv = (xy - camera.parameters[2:4]) / camera.parameters[:2]
+    return torch.cat([uv, torch.ones_like(uv[:, :1])], 1)
+
+
+def _project(camera: Camera, points: Tensor) -> tuple[Tensor, Tensor]:
+    """`Camera.project` for points (N, 3), at a third of the cost without distortion."""
+    if camera.parameters[4:].any():
+        return camera.project(points)
+    depth = points[:, 2:]
+    xy = points[:, :2] / depth.clamp(min=MIN_DEPTH) * camera.parameters[:2] + camera.parameters[2:4]
+    return xy, (depth[:, 0] > MIN_DEPTH) & camera.contains(xy)
+
+
+def _surface_points(view: _View, cells: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """Points (N, 3) in the image's frame and keypoints (N, 2) of smooth surfaces, at most one in each grid cell."""
+    height, width = view.metres.shape
+    rows = min(height, max(1, round((cells * height / width) ** 0.5)))
+    columns = min(width, -(-cells // rows))
+    cell = np.tile(np.arange(rows * columns), _TRIES)
+    corner = np.stack([cell % columns, cell // columns], 1)
+    pixel = np.floor((corner + generator.random(corner.shape)) * (width / columns, height / rows)).astype(np.intp)
+    pixel = np.minimum(pixel, (width - 1, height - 1))
+    known = np.flatnonzero(view.metres[pixel[:, 1], pixel[:, 0]] > 0)
+    xy = torch.from_numpy(pixel[known] + 0.5)
+    patch = _patch(view.metres, xy)
+    smooth = np.flatnonzero(patch.smooth)
+    smooth = smooth[np.unique(cell[known][smooth], return_index=True)[1]]  # the first try of each cell
+    depth = torch.from_numpy(patch.middle[smooth]).double()
+    points = view.to_image(_rays(view.camera, xy[smooth]) * depth[:, None])
+    keypoints, inside = _project(view.image_camera, points)
+    return points[inside], keypoints[inside]
+
+
+def _observe(view: _View, points: Tensor) -> tuple[Tensor, np.ndarray, np.ndarray]:
+    """Keypoints (N, 2) of points (N, 3) in the image's frame, whether its depth map agrees that they are seen, and
+    the depths' disagreement in tolerances, both (N,)."""
+    keypoints, inside = _project(view.image_camera, points)
+    in_depth = view.to_depth(points)
+    xy, measured = _project(view.camera, in_depth)
+    patch, depth = _patch(view.metres, xy), in_depth[:, 2].numpy()
+    # The surface's slope lets its depth vary between the neighbours.
+    disagreement = np.maximum(0, np.maximum(patch.near - depth, depth - patch.far)) / _tolerance(depth)
+    return keypoints, (inside & measured).numpy() & patch.smooth & (disagreement <= 1), disagreement
+
+
+def _tolerance(depth: np.ndarray) -> np.ndarray:
+    return _TOLERANCE[0] + _TOLERANCE[1] * np.abs(depth)
+
+
+def _hidden(view: _View, points: Tensor) -> np.ndarray:
+    """Which points (N, 3) in the image's frame, seen by the depth camera, something nearer hides from the image, (N,).
+
+    The way from each point to the image's camera is followed over the depth map: behind a surface
+    that the depth camera sees, it is taken to be blocked.
+    """
+    near = view.metres[::4, ::4]
+    near = near[near > 0]
+    if view.image_from_depth is None or len(points) == 0 or near.size == 0:
+        return np.zeros(len(points), dtype=bool)
+    points = view.to_depth(points)
+    eye = view.image_from_depth.center()
+    stretch = (points[:, 2] / float(near.min())).clamp(min=1)  # from the point's depth to that of the nearest surface
+    parallax = view.camera.parameters[:2].max() * eye.norm() / points[:, 2] * (stretch - 1)
+    steps = int(np.clip(np.ceil(float(parallax.max()) / _MARCH), 1, 64))
+    # Even steps in inverse depth are even steps in the depth map.
+    share = 1 / (1 + torch.linspace(0, 1, steps + 1, dtype=torch.float64)[1:, None] * (stretch - 1))
+    way = (eye + share[..., None] * (points - eye)).flatten(0, 1)  # [steps · N, 3]
+    xy, inside = _project(view.camera, way)
+    limit = torch.tensor(view.metres.shape[::-1]) - 1
+    x, y = torch.minimum(xy.long(), limit).clamp(min=0).numpy().T
+    surface, depth = view.metres[y, x], way[:, 2].numpy()
+    blocked = inside.numpy() & (surface > 0) & (surface < depth - _tolerance(depth))
+    return blocked.reshape(steps, -1).any(0)
+
+
+def _at_most(rows: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    return generator.choice(rows, count, replace=False) if len(rows) > count else rows

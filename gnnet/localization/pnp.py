@@ -1,0 +1,123 @@
+"""A pose from matches of pixels with 3D points: LO-RANSAC with PnP, then refinement of the reprojection error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gnnet.geometry.camera import Camera
+from gnnet.geometry.pose import Pose
+
+
+class PnPResult(NamedTuple):
+    """What became of the matches of one query.
+
+    `cam_from_world` is unbatched, float64 on the CPU, or None; `inliers` (N,) bool on the CPU, all False
+    where there is no pose; `reason` says in words why there is none, or how many agree.
+    """
+
+    cam_from_world: Pose | None
+    inliers: Tensor
+    reason: str
+
+
+@dataclass(frozen=True)
+class PoseSolver:
+    """Settings of `estimate_pose`.
+
+    Args:
+        max_error: pixels, the largest reprojection error of an inlier.
+        min_inliers: fewer are a failure.
+        seed: of RANSAC's draws.
+    """
+
+    max_error: float = 4.0
+    min_inliers: int = 12
+    seed: int = 0
+
+    def solve(self, keypoints: Tensor | np.ndarray, points: Tensor | np.ndarray, camera: Camera) -> PnPResult:
+        """As `estimate_pose`."""
+        return estimate_pose(
+            keypoints, points, camera, max_error=self.max_error, min_inliers=self.min_inliers, seed=self.seed
+        )
+
+
+def estimate_pose(
+    keypoints: Tensor | np.ndarray,
+    points: Tensor | np.ndarray,
+    camera: Camera,
+    *,
+    max_error: float = 4.0,
+    min_inliers: int = 12,
+    seed: int = 0,
+) -> PnPResult:
+    """Pose of a query from pixels (N, 2) and the 3D points (N, 3) in metres seen there, most of which may be wrong.
+
+    Degenerate input (too few or equal points, all on a line, NaN) gives no pose and a reason. The same
+    input and seed give the same pose.
+
+    Args:
+        keypoints: COLMAP pixels.
+        points: in the frame that the pose is to be from.
+        camera: of the query, unbatched; distortion is part of the projection.
+        max_error: pixels, the largest reprojection error of an inlier.
+        min_inliers: fewer are a failure; at least 4, as three points have several poses.
+        seed: of the draws.
+
+    Raises:
+        ValueError: if shapes do not fit each other, or a setting is out of range.
+    """
+    xy, xyz = (torch.as_tensor(a).detach().cpu().double() for a in (keypoints, points))
+    if xy.ndim != 2 or xy.shape[1] != 2 or xyz.shape != (len(xy), 3) or camera.shape != ():
+        raise ValueError(
+            f"keypoints {tuple(xy.shape)}, points {tuple(xyz.shape)} and camera {tuple(camera.shape)}; "
+            "expected (N, 2), (N, 3) and ()"
+        )
+    if not max_error > 0 or min_inliers < 4:
+        raise ValueError(f"max_error {max_error} and min_inliers {min_inliers}; expected > 0 and >= 4")
+    inliers = torch.zeros(len(xy), dtype=torch.bool)
+    finite = (xy.isfinite().all(1) & xyz.isfinite().all(1)).nonzero().squeeze(1)
+    if len(finite) < min_inliers:
+        return PnPResult(None, inliers, f"{len(finite)} matches, {min_inliers} needed")
+    found = _ransac(xy[finite].numpy(), xyz[finite].numpy(), camera, max_error, seed)
+    if found is None:
+        return PnPResult(None, inliers, f"no pose agrees with the {len(finite)} matches")
+    matrix, mask = found
+    count = int(mask.sum())
+    if count < min_inliers:
+        return PnPResult(None, inliers, f"{count} inliers, {min_inliers} needed")
+    if not np.isfinite(matrix).all() or _rank(xyz[finite][mask]) < 2:
+        return PnPResult(None, inliers, f"the {count} inliers lie on one line or point, which fixes no pose")
+    inliers[finite[mask]] = True
+    return PnPResult(Pose.from_matrix(torch.from_numpy(matrix)), inliers, f"{count} inliers of {len(finite)} matches")
+
+
+def _ransac(xy: np.ndarray, xyz: np.ndarray, camera: Camera, max_error: float, seed: int):
+    """Matrix (3, 4) and mask of inliers (N,), or None."""
+    import pycolmap  # slow to import
+
+    width, height = (round(side) for side in camera.size.tolist())
+    parameters = camera.parameters.detach().cpu().double().tolist()
+    colmap_camera = pycolmap.Camera(model="OPENCV", width=width, height=height, params=parameters)
+    options = pycolmap.AbsolutePoseEstimationOptions()
+    options.ransac.max_error = max_error
+    options.ransac.min_inlier_ratio = 0.01
+    options.ransac.random_seed = seed
+    try:
+        found = pycolmap.estimate_and_refine_absolute_pose(xy, xyz, colmap_camera, options)
+    except (RuntimeError, ValueError):  # a check inside that degenerate input fails
+        found = None
+    if found is None:
+        return None
+    matrix = np.array(found["cam_from_world"].matrix(), dtype=np.float64)
+    return matrix, torch.from_numpy(np.array(found["inlier_mask"], dtype=bool))
+
+
+def _rank(points: Tensor) -> int:
+    """Dimensions (0 to 3) that points (N, 3) spread over."""
+    spread = torch.linalg.svdvals(points - points.mean(0))
+    return int((spread > 1e-6 * spread.max().clamp(min=1e-12)).sum())

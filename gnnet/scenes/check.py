@@ -1,0 +1,209 @@
+"""Whether what a scene names is there, whole, and agrees with itself: checked once, before training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from rich.progress import track
+
+from gnnet.scenes.bad_input import BadInput
+from gnnet.scenes.columns import CAMERA, FILE, KEYPOINTS, POINT_IDS, POSE, STATIC, ImageColumns
+from gnnet.scenes.correspondence_file import read_correspondence_header
+from gnnet.scenes.files import image_size
+from gnnet.scenes.scene import Scene
+from gnnet.scenes.tables import ImageTable, PairTable
+
+_THREADS = 16  # they wait for the disk most of the time
+_ROTATION_TOLERANCE = 1e-3  # of the entries of RᵀR
+_OUTSIDE = 1.0  # pixels by which a keypoint may lie outside its image
+
+
+def checked(scene: Scene, bad: BadInput, *, progress: bool = True) -> Scene:
+    """The scene without what is broken; each problem is told to `bad`, with the file and how to mend it.
+
+    Of images: file, header and end mark are there, size and camera agree, the depth map likewise; camera
+    and pose are finite, the pose a rotation; keypoints lie inside (up to a pixel outside), on finite points.
+    Of pairs: both images are there, and a file of correspondences that the reader did not read; images of
+    a still camera have one size. An image goes with its pairs.
+
+    Raises:
+        FileNotFoundError, ValueError: the first problem, unless `bad` skips.
+        ValueError: if no image, or no pair of those there were, is left.
+    """
+    sizes, broken = _check_files(scene.images, bad, progress)
+    columns = scene.images.columns
+    rows = scene.images.rows[~np.isin(scene.images.rows, list(broken))]
+    for row, message in _image_problems(columns, rows, sizes, scene.points.numpy()):
+        broken.add(row)
+        bad.report(ValueError(f"{columns.paths[row]}: {message}"))
+    images = scene.images.without(broken) if broken else scene.images
+    pairs = _check_pairs(scene.pairs, scene.images, images, sizes, bad, progress)
+    for kind, before, after in (("images", scene.images, images), ("pairs", scene.pairs, pairs)):
+        if len(after) == 0 and (len(before) or kind == "images"):
+            problems = (*scene.problems, *bad.problems)
+            first = f"; {len(problems)} problems, the first: {problems[0]}" if problems else ""
+            raise ValueError(f"{scene.name}: of {len(before)} {kind} none is left{first}")
+    return replace(scene, images=images, pairs=pairs, problems=(*scene.problems, *bad.problems))
+
+
+def _check_files(images: ImageTable, bad: BadInput, progress: bool) -> tuple[np.ndarray, set[int]]:
+    """Sizes (N, 2) of all images of the columns (zero if not looked at), and rows of broken ones."""
+    columns = images.columns
+    sizes, broken = np.zeros((len(columns.names), 2), np.int64), set()
+    Image.init()  # not by several threads at once
+
+    def look(row: int) -> tuple[int, tuple[int, int] | Exception]:
+        try:
+            size = image_size(Path(columns.paths[row]))
+            camera = columns.camera[row, :2] if columns.flags[row] & CAMERA else None
+            _require_size(f"image {columns.paths[row]}", size, camera)
+            _check_depth(columns, int(columns.depth_row[row]), camera)
+        except (OSError, ValueError) as error:
+            return row, error
+        return row, size
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        try:
+            found = pool.map(look, images.rows.tolist())
+            for row, size in track(
+                found, "Checking images", total=len(images), disable=not progress, transient=True
+            ):  # fmt: skip
+                if isinstance(size, Exception):
+                    broken.add(row)
+                    bad.report(size)
+                else:
+                    sizes[row] = size
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return sizes, broken
+
+
+def _check_depth(columns: ImageColumns, row: int, image_camera: np.ndarray | None) -> None:
+    """The depth map's file; its size is that of its own camera, or, with none, the image's."""
+    if row < 0:
+        return
+    path = Path(columns.depth_paths[row])
+    if path.suffix.lower() != ".png":
+        raise ValueError(f"depth map {path} is no .png; expected a 16-bit PNG in millimetres")
+    own = columns.depth_camera[row, :2] if columns.depth_flags[row] & CAMERA else image_camera
+    try:
+        _require_size(f"depth map {path}", image_size(path), own)
+    except (OSError, ValueError) as error:
+        raise type(error)(str(error).replace("image ", "depth map ", 1)) from error
+
+
+def _require_size(what: str, size: tuple[int, int], camera: np.ndarray | None) -> None:
+    if camera is not None and tuple(camera.tolist()) != size:
+        raise ValueError(
+            f"{what} is {size[0]}×{size[1]} pixels, its camera says {camera[0]:.6g}×{camera[1]:.6g}; "
+            "give the camera of images of this size, or the images that it took"
+        )
+
+
+def _image_problems(
+    columns: ImageColumns, rows: np.ndarray, sizes: np.ndarray, points: np.ndarray
+) -> Iterator[tuple[int, str]]:
+    """Rows of images whose numbers cannot be right, and what is wrong; one problem an image."""
+    messages: dict[int, str] = {}
+    depth_rows = columns.depth_row[rows]
+    with_depth, depth_rows = rows[depth_rows >= 0], depth_rows[depth_rows >= 0]
+    for owners, flags, cameras, poses, what in (
+        (rows, columns.flags[rows], columns.camera[rows], columns.pose[rows], ""),
+        (with_depth, columns.depth_flags[depth_rows], columns.depth_camera[depth_rows],
+         columns.depth_pose[depth_rows], "depth "),
+    ):  # fmt: skip
+        for i in np.flatnonzero((flags & CAMERA > 0) & ~_are_cameras(cameras)).tolist():
+            numbers = " ".join(f"{value:.6g}" for value in cameras[i])
+            messages.setdefault(
+                int(owners[i]),
+                f"its {what}camera is width, height, fx, fy, cx, cy, k1, k2, p1, p2 = {numbers}; expected finite "
+                "numbers, sizes and focal lengths above 0: mend the intrinsics, or leave out the image",
+            )
+        for i in np.flatnonzero((flags & POSE > 0) & ~_are_poses(poses)).tolist():
+            numbers = " ".join(f"{value:.4g}" for value in poses[i])
+            messages.setdefault(
+                int(owners[i]),
+                f"its {what}pose has rotation and translation {numbers}; expected finite numbers and a rotation "
+                f"(RᵀR = I to {_ROTATION_TOLERANCE:g}, det +1): mend its pose file, or leave out the image",
+            )
+    finite = np.isfinite(points).all(1)
+    seen = columns.observations[rows + 1] > columns.observations[rows]
+    for row in rows[seen].tolist():
+        if row not in messages:
+            problem = _observation_problem(columns, row, sizes[row], finite)
+            if problem is not None:
+                messages[row] = problem
+    yield from sorted(messages.items())
+
+
+def _are_cameras(cameras: np.ndarray) -> np.ndarray:
+    return np.isfinite(cameras).all(1) & (cameras[:, :4] > 0).all(1)
+
+
+def _are_poses(poses: np.ndarray) -> np.ndarray:
+    finite = np.isfinite(poses).all(1)
+    rotation = np.where(finite[:, None], poses[:, :9], 0).clip(-10, 10).reshape(-1, 3, 3)
+    deviation = np.abs(rotation.transpose(0, 2, 1) @ rotation - np.eye(3)).max((1, 2), initial=0)
+    return finite & (deviation <= _ROTATION_TOLERANCE) & (np.linalg.det(rotation) > 0)
+
+
+def _observation_problem(columns: ImageColumns, row: int, size: np.ndarray, finite: np.ndarray) -> str | None:
+    """`finite` (P,) tells which of the scene's points are."""
+    seen, flags = slice(*columns.observations[row : row + 2].tolist()), columns.flags[row]
+    if flags & POINT_IDS:
+        ids = columns.point_ids[seen]
+        if ids.min() < 0 or ids.max() >= len(finite):
+            return f"it observes points {ids.min()} to {ids.max()} of {len(finite)}; read the model again"
+        if not finite[ids].all():
+            point = int(ids[~finite[ids]][0])
+            return f"it observes point {point}, which is not finite; take the point out of the model"
+    if flags & KEYPOINTS:
+        keypoints = columns.keypoints[seen]
+        inside = ((keypoints >= -_OUTSIDE) & (keypoints <= size + _OUTSIDE)).all(1)  # NaN is not
+        if not inside.all():
+            x, y = keypoints[~inside][0]
+            return (
+                f"{np.count_nonzero(~inside)} of {len(keypoints)} keypoints lie outside its {size[0]}×{size[1]} pixels "
+                f"or are not finite, the first at ({x:.6g}, {y:.6g}); was the image resized after the model was made?"
+            )
+    return None
+
+
+def _check_pairs(
+    pairs: PairTable, before: ImageTable, images: ImageTable, sizes: np.ndarray, bad: BadInput, progress: bool
+) -> PairTable:
+    """Pairs of images that are left; those that go with a broken image are no problem of their own."""
+    columns, broken = pairs.columns, set()
+    names, named = columns.names, before.holds(columns.names)
+    for row in pairs.rows[~(named[columns.image_a[pairs.rows]] & named[columns.image_b[pairs.rows]])].tolist():
+        a, b = names[columns.image_a[row]], names[columns.image_b[row]]
+        missing = b if named[columns.image_a[row]] else a
+        broken.add(row)
+        bad.report(ValueError(f"pair {a} ↔ {b}: the scene has no image {missing}; leave out the pair"))
+    kept = pairs.between(images)
+    if names is images.columns.names:
+        still = kept.rows[columns.flags[kept.rows] & STATIC > 0]
+        unlike = (sizes[columns.image_a[still]] != sizes[columns.image_b[still]]).any(1)
+        for row in still[unlike].tolist():
+            a, b = int(columns.image_a[row]), int(columns.image_b[row])
+            broken.add(row)
+            bad.report(
+                ValueError(
+                    f"{images.columns.paths[a]} is {sizes[a, 0]}×{sizes[a, 1]} pixels, {images.columns.paths[b]} is "
+                    f"{sizes[b, 0]}×{sizes[b, 1]}; images of a still camera must have one size: resize them alike"
+                )
+            )
+    unread = kept.rows[(columns.flags[kept.rows] & FILE > 0) & (columns.count[kept.rows] == 0)].tolist()
+    for row in track(unread, "Checking pairs", disable=not progress or not unread, transient=True):
+        try:
+            read_correspondence_header(Path(columns.paths[row]))
+        except (OSError, ValueError) as error:
+            broken.add(row)
+            bad.report(error)
+    return kept.without(broken) if broken else kept

@@ -1,0 +1,188 @@
+"""Matching against known correspondences, its figures over processes, and localization from several references."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from rich.console import Console
+from torch import nn
+
+from gnnet.data.transforms import read_image
+from gnnet.evaluation.matching import (
+    GreyPatches,
+    MatchingMetrics,
+    MatchingPair,
+    PairMatches,
+    fixed_camera_pair,
+    match_pair,
+    match_pair_with_sift,
+)
+from gnnet.evaluation.matching_report import compare_matching, print_matching, read_matching, write_matching
+from gnnet.localization.matching import Matcher
+from gnnet.models.grey import GreyValues
+from gnnet.scenes.robotcar import load_robotcar
+
+CONDITIONS = ("day-day", "day-night")
+
+
+@pytest.fixture(scope="module")
+def image(toy_root):
+    scene = load_robotcar(toy_root, progress=False)
+    return read_image(next(i.path for i in scene.images.values() if i.is_reference))
+
+
+@pytest.fixture(scope="module")
+def shifted(image):
+    """The image against itself, moved by (8, -16) pixels; all keypoints' surroundings are in both."""
+    pair = fixed_camera_pair(image, image, condition="day-day", name="shifted")
+    moved = pair.keypoints_a + torch.tensor([8.0, -16.0])
+    inside = ((pair.keypoints_a > 24) & (pair.keypoints_a < 72) & (moved > 24) & (moved < 72)).all(1)
+    b = torch.roll(image, (-16, 8), (1, 2))
+    return MatchingPair(image, b, pair.keypoints_a[inside], moved[inside], "day-day", "shifted")
+
+
+@pytest.mark.parametrize("subpixel", [False, True])
+def test_a_shifted_image_is_matched_exactly(shifted, subpixel):
+    """Shifts are multiples of the strides, so features shift with the image."""
+    assert len(shifted.keypoints_a) >= 15
+    matches = match_pair(GreyPatches(strides=(8, 2)), shifted, Matcher(subpixel=subpixel))
+    assert (matches.error < (0.1 if subpixel else 1.6)).float().mean() > 0.9
+    assert matches.kept.float().mean() > 0.9
+    single = match_pair(GreyValues(strides=(8, 2)), shifted, Matcher(subpixel=subpixel))
+    assert (single.error > 3).float().mean() > 0.5  # one channel tells little apart
+
+
+def test_sift_matches_a_shifted_image(shifted):
+    for upright in (False, True):
+        matches = match_pair_with_sift(shifted, upright=upright)
+        assert matches.kept.float().mean() > 0.7
+        assert (matches.error[matches.kept] < 0.2).float().mean() > 0.95
+    nowhere = shifted._replace(keypoints_a=shifted.keypoints_a + 0.8)
+    error = match_pair_with_sift(nowhere).error
+    assert error.isinf().float().mean() > 0.8  # no detection there: not matched, and counted
+
+
+def test_sift_of_nothing(shifted):
+    black = torch.zeros_like(shifted.image_b)
+    matches = match_pair_with_sift(shifted._replace(image_b=black))
+    assert matches.error.isinf().all() and not matches.kept.any()
+    none = shifted._replace(keypoints_a=torch.zeros(0, 2), keypoints_b=torch.zeros(0, 2))
+    assert len(match_pair_with_sift(none).error) == 0
+    assert len(match_pair(GreyPatches(strides=(8, 2)), none).error) == 0
+
+
+def test_images_of_two_sizes(shifted):
+    smaller = shifted._replace(image_b=shifted.image_b[:, :, :90])
+    matches = match_pair(GreyPatches(strides=(8, 2)), smaller)
+    assert (matches.error < 0.1).float().mean() > 0.8
+    with pytest.raises(ValueError, match=r"a camera: images of shapes .*96.*90"):
+        fixed_camera_pair(shifted.image_a, smaller.image_b, condition="day-day", name="a camera")
+
+
+def matches_of(index, count=50):
+    generator = torch.Generator().manual_seed(index)
+    error = torch.rand(count, generator=generator) * 12
+    error[:3] = torch.tensor([torch.inf, torch.nan, 1.0])
+    return PairMatches(error, torch.rand(count, generator=generator) < 0.4)
+
+
+def updated(metric, indices):
+    for index in indices:
+        metric.update(matches_of(index, 50 + index), condition=CONDITIONS[index % 2], index=index)
+    return metric
+
+
+def test_figures_against_plain_sums():
+    everything, day, night = updated(MatchingMetrics(conditions=("fog", *CONDITIONS)), range(5)).compute()
+    for summary, indices in ((everything, range(5)), (day, (0, 2, 4)), (night, (1, 3))):
+        error = torch.cat([matches_of(i, 50 + i).error for i in indices])
+        kept = torch.cat([matches_of(i, 50 + i).kept for i in indices])
+        assert summary.pairs == len(indices)
+        assert summary.keypoints == pytest.approx(len(error) / len(indices))
+        assert summary.kept == pytest.approx(kept.sum().item() / len(indices))
+        for share, of_kept, pixels in zip(summary.within, summary.kept_within, (1, 3, 5, 10), strict=True):
+            assert share == pytest.approx((error <= pixels).double().mean().item())
+            assert of_kept == pytest.approx((error[kept] <= pixels).double().mean().item())
+    assert [s.condition for s in (everything, day, night)] == ["all", *CONDITIONS]
+
+
+def test_repeated_pairs_count_once_and_order_does_not_matter():
+    whole = updated(MatchingMetrics(conditions=CONDITIONS), range(5)).compute()
+    assert updated(MatchingMetrics(conditions=CONDITIONS), (4, 1, 0, 3, 1, 2, 4)).compute() == whole
+    with pytest.raises(ValueError, match=r"condition fog is not among .* day-day, day-night"):
+        MatchingMetrics(conditions=CONDITIONS).update(matches_of(0), condition="fog", index=0)
+
+
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
+def test_no_pairs_give_nan():
+    (summary,) = MatchingMetrics(conditions=CONDITIONS).compute()
+    assert summary.pairs == 0 and math.isnan(summary.kept) and math.isnan(summary.within[0])
+
+
+def _process(rank, rendezvous, counts, results):
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    try:
+        for count in counts:
+            # Both processes draw the last, as a padding sampler deals it.
+            indices = [*range(rank, count, 2), *([count - 1] if count > 1 else [])]
+            torch.save(updated(MatchingMetrics(conditions=CONDITIONS), indices).compute(), f"{results}.{count}.{rank}")
+    finally:
+        dist.destroy_process_group()
+
+
+def test_two_processes_equal_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    counts = (5, 1)  # with one pair a process has none
+    mp.spawn(_process, args=(str(tmp_path / "rendezvous"), counts, str(tmp_path / "summary")), nprocs=2)
+    for count in counts:
+        expected = updated(MatchingMetrics(conditions=CONDITIONS), range(count)).compute()
+        for rank in range(2):
+            assert torch.load(tmp_path / f"summary.{count}.{rank}", weights_only=False) == expected
+
+
+def test_the_report_is_read_back_and_printed(shifted, tmp_path):
+    dark = shifted._replace(image_b=torch.zeros_like(shifted.image_b), condition="day-night")
+    network = nn.Sequential(GreyPatches(strides=(8, 2))).train()
+    report = compare_matching(
+        {"patches": network},
+        [shifted, dark],
+        conditions=CONDITIONS,
+        title="two pairs",
+        device="cpu",
+        upright=True,
+        settings={"seed": 0},
+    )
+    assert network.training
+    assert list(report.lines) == ["patches", "SIFT", "SIFT, upright"]
+    by_condition = {summary.condition: summary for summary in report.lines["SIFT"]}
+    assert by_condition["day-day"].kept_within[0] > 0.9
+    assert by_condition["day-night"].kept == 0 and math.isnan(by_condition["day-night"].kept_within[0])
+    write_matching(report, tmp_path / "matching.json")
+    assert [p.name for p in tmp_path.iterdir()] == ["matching.json"]
+    # NaN is not equal to itself
+    assert repr(read_matching(tmp_path / "matching.json")) == repr(report)
+    console = Console(width=80, record=True)
+    print_matching(replace(report, notes=("a note",)), console)
+    text = console.export_text()
+    assert "day-night" in text and "SIFT, upright" in text and "a note" in text and "%" in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_broken_reports_are_said(tmp_path):
+    path = tmp_path / "matching.json"
+    with pytest.raises(FileNotFoundError, match=r"matching\.json does not exist"):
+        read_matching(path)
+    for content, message in (
+        ("{", "is not JSON"),
+        ("[]", "format is None"),
+        ('{"format": "gnnet matching 1"}', "has no key 'title'"),
+        ('{"format": "gnnet matching 1", "title": "", "thresholds_px": [1], "methods": 3}', "run the evaluation"),
+    ):
+        path.write_text(content)
+        with pytest.raises(ValueError, match=message):
+            read_matching(path)

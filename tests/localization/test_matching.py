@@ -1,0 +1,135 @@
+"""Matching of descriptors in maps, and SIFT."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from gnnet.localization.matching import Matcher, find_matches, match_coarse_to_fine
+from gnnet.localization.refinement import sample_descriptors
+from gnnet.localization.sift import SiftFeatures, detect_sift, match_sift, strongest_spread
+from gnnet.models.pyramid import FeaturePyramid
+
+
+def smooth_maps(batch=2, size=64, seed=0):
+    """A pyramid at strides 8 and 2 of random smooth maps."""
+    noise = torch.randn(batch, 16, size // 8, size // 8, generator=torch.Generator().manual_seed(seed))
+    fine = torch.nn.functional.interpolate(noise, size=(size // 2, size // 2), mode="bicubic")
+    return FeaturePyramid((torch.nn.functional.avg_pool2d(fine, 4), fine), (8, 2))
+
+
+def test_finer_levels_choose_between_coarse_candidates():
+    """The coarse map likes a wrong cell a little better; with one candidate that is final."""
+    generator = torch.Generator().manual_seed(0)
+    coarse, fine = torch.randn(1, 8, 6, 6, generator=generator), torch.randn(1, 8, 24, 24, generator=generator)
+    descriptor = torch.randn(8, generator=generator)
+    coarse[0, :, 1, 1] = descriptor  # exact, but the fine map has nothing there
+    coarse[0, :, 4, 3] = descriptor + 0.01
+    fine_descriptor = fine[0, :, 18, 13].clone()
+    descriptors = (descriptor.view(1, 1, 8), fine_descriptor.view(1, 1, 8))
+    pyramid = FeaturePyramid((coarse, fine), (8, 2))
+    truth = torch.tensor([[[27.0, 37.0]]])
+    assert not torch.equal(match_coarse_to_fine(descriptors, pyramid), truth)
+    found = find_matches(descriptors, pyramid, candidates=2)
+    torch.testing.assert_close(found.keypoints, truth)
+    torch.testing.assert_close(found.distance, torch.tensor([[8 * 0.01**2]]), atol=1e-5, rtol=0)
+    assert (found.runner_up > found.distance).all()
+    assert find_matches(descriptors, pyramid).runner_up.isinf().all()
+
+
+@pytest.mark.parametrize("candidates", [1, 4, 1000])
+def test_chunks_do_not_change_the_matches(candidates):
+    pyramid = smooth_maps()
+    xy = torch.rand(2, 50, 2, generator=torch.Generator().manual_seed(1)) * 48 + 8
+    descriptors, _ = sample_descriptors(pyramid, xy)
+    few = find_matches(descriptors, pyramid, candidates=candidates, subpixel=True, values_at_once=1)
+    many = find_matches(descriptors, pyramid, candidates=candidates, subpixel=True)
+    torch.testing.assert_close(few, many)
+    assert many.keypoints.isfinite().all()
+
+
+def test_subpixel_peaks_are_nearer_than_cells():
+    pyramid = smooth_maps()
+    xy = torch.rand(2, 200, 2, generator=torch.Generator().manual_seed(1)) * 46 + 9
+    descriptors, _ = sample_descriptors(pyramid, xy)
+    cells = match_coarse_to_fine(descriptors, pyramid, candidates=4)
+    peaks = match_coarse_to_fine(descriptors, pyramid, candidates=4, subpixel=True)
+    error_cells, error_peaks = ((found - xy).norm(dim=-1).median() for found in (cells, peaks))
+    assert error_peaks < 0.05 * error_cells
+    assert (peaks - cells).abs().max() <= 1.5 + 1e-5  # 0.75 cells of the finest map
+
+
+def test_one_image_serves_many_and_the_mutual_check_drops_what_is_not_there():
+    a, other = smooth_maps(), smooth_maps(batch=1, seed=5)
+    first = FeaturePyramid(tuple(m[:1] for m in a.maps), a.strides)
+    xy = torch.rand(2, 100, 2, generator=torch.Generator().manual_seed(2)) * 46 + 9
+    matches = Matcher().match(a, xy, first)
+    assert matches.kept[0].float().mean() > 0.95
+    assert (matches.keypoints - xy)[0].norm(dim=-1).median() < 0.5
+    assert matches.kept[1].float().mean() < 0.2
+    assert Matcher(mutual=None).match(a, xy, other).kept.all()
+    assert Matcher(mutual=None, ratio=0.5).match(a, xy, other).kept.float().mean() < 0.2
+    outside = torch.full((2, 1, 2), 1.0)  # descriptors need four cells of the map
+    assert not Matcher(mutual=None).match(a, outside, first).kept.any()
+
+
+def test_matcher_settings_are_checked():
+    with pytest.raises(ValueError, match="0 candidates"):
+        Matcher(candidates=0)
+
+
+def blobs(*centers, size=(96, 128), sigma=3.0):
+    """A grey image (3, H, W) with dark Gaussian blobs at pixels (x, y), first centre at 0.5."""
+    y, x = torch.meshgrid(*(torch.arange(s) + 0.5 for s in size), indexing="ij")
+    image = torch.full(size, 200.0)
+    for cx, cy in centers:
+        image -= 150 * torch.exp(-((x - cx) ** 2 + (y - cy) ** 2) / (2 * sigma**2))
+    return image.round().clamp(0, 255).to(torch.uint8).expand(3, -1, -1)
+
+
+def test_sift_keypoints_are_colmap_pixels():
+    found = detect_sift(blobs((40.25, 30.5), (90.5, 60.75)))
+    for center in ((40.25, 30.5), (90.5, 60.75)):
+        distance = (found.keypoints - torch.tensor(center)).norm(dim=1)
+        assert distance.min() < 0.1
+        assert found.scale[distance.argmin()] == pytest.approx(3.0, rel=0.2)
+    torch.testing.assert_close(found.descriptors.norm(dim=1), torch.ones(len(found.keypoints)))
+    assert (found.descriptors >= 0).all()
+
+
+def test_sift_of_an_empty_image_and_bad_images():
+    nothing = detect_sift(torch.zeros(3, 40, 50, dtype=torch.uint8))
+    assert [tuple(t.shape) for t in nothing] == [(0, 2), (0, 128), (0,), (0,)]
+    assert len(strongest_spread(nothing, 10)) == 0
+    assert detect_sift(torch.zeros(3, 2, 3, dtype=torch.uint8)).keypoints.shape == (0, 2)
+    with pytest.raises(ValueError, match=r"\(1, 40, 50\)"):
+        detect_sift(torch.zeros(1, 40, 50, dtype=torch.uint8))
+    with pytest.raises(ValueError, match="float32"):
+        detect_sift(torch.zeros(3, 40, 50))
+
+
+def test_strongest_spread_takes_each_square_in_turn():
+    xy = torch.tensor([[1.0, 1], [2, 2], [2, 2], [3, 3], [70, 1], [1, 70], [71, 1]])
+    strength = torch.tensor([0.5, 0.9, 0.9, 0.7, 0.2, 0.3, 0.1])
+    features = SiftFeatures(xy, torch.zeros(7, 128), torch.ones(7), strength)
+    expected = torch.tensor([[2.0, 2], [1, 70], [70, 1], [3, 3], [71, 1], [1, 1]])
+    for count in (0, 1, 3, 5, 6, 10):
+        torch.testing.assert_close(strongest_spread(features, count), expected[:count])
+
+
+def test_sift_matches_against_plain_numpy():
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.nn.functional.normalize(torch.rand(n, 16, generator=generator), dim=1) for n in (40, 60))
+    b[:20] = torch.nn.functional.normalize(a[:20] + 0.02 * torch.randn(20, 16, generator=generator), dim=1)
+    distance = np.linalg.norm(a.numpy()[:, None] - b.numpy()[None], axis=-1)
+    order = np.sort(distance, 1)
+    lowe, mutual = order[:, 0] < 0.8 * order[:, 1], distance.argmin(0)[distance.argmin(1)] == np.arange(40)
+    for values_at_once in (1, 1 << 20):
+        found = match_sift(a, b, values_at_once=values_at_once)
+        assert (found.nearest.numpy() == distance.argmin(1)).all()
+        np.testing.assert_allclose(found.distance.numpy(), distance.min(1), atol=1e-3)
+        assert (found.kept.numpy() == (lowe & mutual)).all()
+    assert match_sift(a, b, ratio=1, mutual=False).kept.all()
+    assert not match_sift(a, b[:0]).kept.any() and len(match_sift(a[:0], b).nearest) == 0
+    assert match_sift(a, b[:1]).kept.sum() == 1
