@@ -61,7 +61,9 @@ def prepare(cfg: DictConfig) -> tuple[dict[str, nn.Module], Data, int]:
     data = instantiate(cfg.get("dataset") or trained_with.dataset, _convert_="all")
     data.setup("validate")
     if not data.validations:
-        raise ValueError("the dataset leaves nothing to evaluate on; give dataset.validation_root or validation_fraction")
+        raise ValueError(
+            "the dataset leaves nothing to evaluate on; give dataset.validation_root or dataset.validation_fraction"
+        )
     return networks, data, checkpoint["global_step"]
 
 

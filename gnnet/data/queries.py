@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gnnet.data.batches import LocalizationBatch, View, pad_rows, stack_images
-from gnnet.data.depth import depth_points
+from gnnet.data.depth import depth_points, lift_keypoints
+from gnnet.data.sift import detect_sift, strongest_spread
 from gnnet.data.transforms import limit_size, read_image
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, rotation_angle
@@ -112,10 +113,20 @@ class LocalizationDataset(Dataset):
         """At most `points` 3D points (N, 3) that a reference observes, float64."""
         ids = reference.point_ids
         if ids is None:
-            return torch.as_tensor(depth_points(reference, count=self.points, generator=generator)[0])
+            return torch.from_numpy(self._from_depth(reference, generator))
         if len(ids) > self.points:
             ids = generator.choice(ids, self.points, replace=False)
         return self.scene.points[torch.from_numpy(np.asarray(ids, np.int64))]
+
+    def _from_depth(self, reference: SceneImage, generator: np.random.Generator) -> np.ndarray:
+        """Points (N, 3) where SIFT finds something to see and depth is known; then anywhere, evenly spread."""
+        keypoints = strongest_spread(detect_sift(read_image(reference.path)), self.points)
+        points, valid = lift_keypoints(reference, keypoints.double().numpy())
+        found = points[valid]
+        if len(found) < self.points:
+            others = depth_points(reference, count=self.points - len(found), generator=generator)[0]
+            found = np.concatenate([found, others])
+        return found
 
     def _view(self, image: SceneImage, origin: Tensor) -> View:
         pixels, factors = limit_size(read_image(image.path), self.largest_side)

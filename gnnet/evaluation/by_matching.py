@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from rich.progress import track
-from torch import nn
+from torch import Tensor, nn
 
 from gnnet.data.batches import LocalizationBatch
+from gnnet.data.sift import SiftFeatures, detect_sift
 from gnnet.evaluation.metrics import INDOOR, Thresholds, summarize_errors
 from gnnet.evaluation.protocol import refined_errors
 from gnnet.evaluation.report import Line, Report, Setting
@@ -60,9 +62,10 @@ def localize_by_sift(
     group: LocalizationBatch,
     *,
     solver: PoseSolver = PoseSolver(),  # noqa: B008, a frozen value
+    detect: Callable[[Tensor], SiftFeatures] = detect_sift,
 ) -> LocalizedByMatching:
-    """Localize the query of a group of references with SIFT and PnP."""
-    return _of_pnp(localize_with_sift(group, solver=solver), group)
+    """Localize the query of a group of references with SIFT and PnP, see `localize_with_sift`."""
+    return _of_pnp(localize_with_sift(group, solver=solver, detect=detect), group)
 
 
 def compare_by_matching(
@@ -95,6 +98,7 @@ def compare_by_matching(
     Raises:
         ValueError: if there is no group.
     """
+    detect = _remembering(detect_sift)
     conditions: list[str] = []
     errors: dict[str, list[tuple[float, float]]] = {}
     was_training = {name: network.training for name, network in networks.items()}
@@ -103,7 +107,7 @@ def compare_by_matching(
     for group in track(groups, description="Localizing by matching", transient=True):
         conditions.append(group.condition[0])
         if sift:
-            errors.setdefault("SIFT + PnP", []).append(localize_by_sift(group, solver=solver).pnp_errors)
+            errors.setdefault("SIFT + PnP", []).append(localize_by_sift(group, solver=solver, detect=detect).pnp_errors)
         group = group.to(device)
         for name, network in networks.items():
             found = localize_by_matching(network, localizer, group, matcher=matcher, solver=solver)
@@ -121,6 +125,16 @@ def compare_by_matching(
     failures = {method: sum(e == FAILED for e in of) for method, of in errors.items()}
     notes = tuple(f"{method}: {n} of {len(conditions)} queries failed" for method, n in failures.items() if n)
     return Report(title=title, thresholds=thresholds, lines=tuple(lines), settings=dict(settings or {}), notes=notes)
+
+
+def _remembering(detect: Callable[[Tensor], SiftFeatures]) -> Callable[[Tensor], SiftFeatures]:
+    """`detect`, which does not do the last images again: neighbouring queries share references."""
+
+    @lru_cache(maxsize=64)
+    def of_bytes(data: bytes, shape: torch.Size) -> SiftFeatures:
+        return detect(torch.frombuffer(bytearray(data), dtype=torch.uint8).view(shape))
+
+    return lambda image: of_bytes(image.cpu().numpy().tobytes(), image.shape)
 
 
 def _of_pnp(pnp: PnPResult, group: LocalizationBatch) -> LocalizedByMatching:

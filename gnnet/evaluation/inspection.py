@@ -30,7 +30,7 @@ from gnnet.scenes.scene import Scene, SceneImage
 
 LARGEST_ERROR = 0.02  # of an image's longer side: correspondences and poses that differ by more contradict each other
 _IMAGE_PAIRS = 30  # that are matched by SIFT
-_GAPS = {0: "0–2", 3: "3–5", 6: "6–10", 11: "11–20", 21: "21 or more"}  # frames, by the least of each
+_GAPS = {0: "0–2", 3: "3–5", 6: "6–10", 11: "11–20", 21: "21 or more"}  # images, by the least of each
 _PIXELS_PER_IMAGE = 20_000  # looked at for mean and standard deviation
 
 
@@ -254,7 +254,7 @@ def _errors_in_images(scene: Scene, progress: bool) -> dict[str, list[np.ndarray
             folders = {name.rpartition("/")[0] for name in (pair.image_a, pair.image_b)}
             apart = abs(rank[pair.image_a] - rank[pair.image_b])
             gap = _GAPS[max(least for least in _GAPS if least <= apart)]
-            distance = f"{gap} frames apart" if len(folders) == 1 else "in two sequences"
+            distance = f"{gap} images apart" if len(folders) == 1 else "in two sequences"
             how = f"SIFT matches to depth and poses, {distance}"
         if len(found):
             errors.setdefault(how, []).append(found)

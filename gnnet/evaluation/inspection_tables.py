@@ -83,8 +83,8 @@ def _plain(value):
 
 
 def _table(name: str, *columns: str, between: int = 2) -> Table:
-    """A first column of words, others of numbers, with so many spaces between."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, between, 0, 0), pad_edge=False, show_edge=False)
+    """A first column of words, others of numbers, with so many spaces between (the box has one)."""
+    table = Table(box=SIMPLE_HEAD, padding=(0, between - 1, 0, 0), pad_edge=False, show_edge=False)
     table.add_column(name, overflow="fold")
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)

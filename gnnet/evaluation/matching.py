@@ -16,27 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from gnnet.data.batches import MatchingPair
+from gnnet.data.sift import detect_sift, match_sift
 from gnnet.localization.matching import Matcher
-from gnnet.localization.sift import detect_sift, match_sift, strongest_spread
 from gnnet.models.grey import GreyValues
 from gnnet.models.pyramid import FeaturePyramid
 
 THRESHOLDS: tuple[float, ...] = (1.0, 3.0, 5.0, 10.0)  # pixels
-KEYPOINTS = 1000  # of a pair, at most
-
-
-class MatchingPair(NamedTuple):
-    """Two images (3, H, W) uint8 RGB and keypoints_a[i] ↔ keypoints_b[i], (N, 2) COLMAP pixels, which are true.
-
-    `condition` is the pair's (`day-night`), `name` for people.
-    """
-
-    image_a: Tensor
-    image_b: Tensor
-    keypoints_a: Tensor
-    keypoints_b: Tensor
-    condition: str
-    name: str
 
 
 class PairMatches(NamedTuple):
@@ -59,23 +45,6 @@ class MatchingSummary(NamedTuple):
     within: tuple[float, ...]
     kept: float
     kept_within: tuple[float, ...]
-
-
-def fixed_camera_pair(
-    image_a: Tensor, image_b: Tensor, *, condition: str, name: str, keypoints: int = KEYPOINTS
-) -> MatchingPair:
-    """Two images of a camera that stands still: SIFT keypoints of A, strong and spread, are where they are in B.
-
-    Raises:
-        ValueError: if the images differ in size.
-    """
-    if image_a.shape != image_b.shape:
-        raise ValueError(
-            f"{name}: images of shapes {tuple(image_a.shape)} and {tuple(image_b.shape)}; "
-            "those of one fixed camera have one size"
-        )
-    xy = strongest_spread(detect_sift(image_a, upright=True), keypoints)
-    return MatchingPair(image_a, image_b, xy, xy, condition, name)
 
 
 @torch.no_grad()

@@ -17,10 +17,10 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
+from gnnet.data.batches import MatchingPair
 from gnnet.evaluation.matching import (
     THRESHOLDS,
     MatchingMetrics,
-    MatchingPair,
     MatchingSummary,
     match_pair,
     match_pair_with_sift,
@@ -201,6 +201,34 @@ def read_matching(path: str | Path) -> MatchingReport:
         raise ValueError(f"{path} has no key {error}; {again}") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: {error}; {again}") from error
+
+
+def join_matching(reports: Mapping[str, MatchingReport]) -> MatchingReport | None:
+    """Reports of several data sets as one, whose conditions are `NAME/all` and `NAME/CONDITION`.
+
+    Args:
+        reports: by the data set's name, of the same methods and thresholds; a single one is returned as it is.
+
+    Returns:
+        None for no report.
+    """
+    if len(reports) < 2:
+        return next(iter(reports.values()), None)
+    first = next(iter(reports.values()))
+    lines = {
+        method: tuple(
+            summary._replace(condition=f"{name}/{summary.condition}")
+            for name, report in reports.items()
+            for summary in report.lines[method]
+        )
+        for method in first.lines
+    }
+    return MatchingReport(
+        title="; ".join(report.title for report in reports.values()),
+        thresholds=first.thresholds,
+        lines=lines,
+        settings=first.settings,
+    )
 
 
 def _percents(shares: list[float]) -> list[Text]:

@@ -10,11 +10,11 @@ from scipy.spatial import ConvexHull, QhullError
 
 from gnnet.data.agreement import match_agreement
 from gnnet.data.correspondences import load_correspondences
+from gnnet.data.sift import detect_sift, match_sift
 from gnnet.data.still_camera import PlaceStructure
 from gnnet.data.transforms import read_image
 from gnnet.evaluation.drawing import spread
 from gnnet.geometry.pose import skew
-from gnnet.localization.sift import detect_sift, match_sift
 from gnnet.scenes.correspondence_file import Correspondences
 from gnnet.scenes.scene import Pair, Scene, SceneImage
 
@@ -182,14 +182,14 @@ def image_errors(scene: Scene, pair: Pair) -> np.ndarray:
 
 
 def sample_evenly(count: int, limit: int | None) -> list[int]:
-    """At most `limit` indices (None: all) in order: one at random in each of as many equal stretches of `count`.
+    """At most `limit` indices (None: all) in rising order: one at random of each of as many stretches of `count`.
 
     Not every so many, as lists of pairs are periodic.
     """
     if limit is None or count <= limit:
         return list(range(count))
-    jitter = np.random.default_rng(0).random(limit)
-    return ((np.arange(limit) + jitter) * (count / limit)).astype(int).tolist()
+    edges = np.arange(limit + 1) * count // max(1, limit)
+    return np.random.default_rng(0).integers(edges[:-1], edges[1:]).tolist()
 
 
 def reprojection_errors(image: SceneImage, points: torch.Tensor, rows: np.ndarray) -> np.ndarray:

@@ -51,7 +51,7 @@ class Camera:
         if model not in _COLMAP_MODELS:
             raise ValueError(
                 f"camera model {model} is not supported; expected one of {', '.join(_COLMAP_MODELS)} "
-                "(undistort the images, or convert the cameras with COLMAP's model_converter)"
+                "(undistort the images: colmap image_undistorter)"
             )
         slots = _COLMAP_MODELS[model]
         if len(parameters) != len(slots):

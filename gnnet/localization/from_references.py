@@ -6,18 +6,19 @@ references, all in one world. So there is no start pose, other than what the mat
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from gnnet.data.batches import LocalizationBatch
+from gnnet.data.sift import SiftFeatures, detect_sift, match_sift
 from gnnet.geometry.pose import Pose
 from gnnet.localization.localizer import Localizer
 from gnnet.localization.matching import Matcher
 from gnnet.localization.pnp import PnPResult, PoseSolver
 from gnnet.localization.refinement import Refinement, refine_pose, sample_descriptors
-from gnnet.localization.sift import detect_sift, match_sift
 from gnnet.models.pyramid import FeaturePyramid
 
 NEAR_POINT = 3.0  # pixels within which a detection takes the depth of a known point
@@ -98,22 +99,28 @@ def localize_with_sift(
     *,
     solver: PoseSolver = PoseSolver(),  # noqa: B008, a frozen value
     ratio: float = 0.8,
-    upright: bool = False,
+    detect: Callable[[Tensor], SiftFeatures] = detect_sift,
 ) -> PnPResult:
     """The pose of a group's query by SIFT matches and PnP, as structure-based localization has it by default.
 
     A reference's detection lies on its own ray, at the depth of the nearest known point, if that is
     within `NEAR_POINT` pixels of it; other detections are not used.
 
+    Args:
+        group: K rows of one query.
+        solver: of the pose from matches.
+        ratio: of Lowe's test.
+        detect: features of an image (3, H, W) uint8 on the CPU.
+
     Raises:
         ValueError: if the rows are not of one query and one world.
     """
     check_group(group)
     group = group.to("cpu")
-    query = detect_sift(group.query.image[0], upright=upright)
+    query = detect(group.query.image[0])
     keypoints, points = [], []
     for row in range(len(group.points)):
-        detections = detect_sift(group.reference.image[row], upright=upright)
+        detections = detect(group.reference.image[row])
         found = match_sift(detections.descriptors, query.descriptors, ratio=ratio)
         at, known = _points_of_detections(detections.keypoints, group, row)
         used = found.kept & known

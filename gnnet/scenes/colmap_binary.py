@@ -125,8 +125,11 @@ def _read_points(path: Path) -> tuple[np.ndarray, np.ndarray]:
         start = file.skip(_POINT.itemsize)
         starts.append(start)
         file.skip(8 * struct.unpack_from("<Q", file.data, start + length_at)[0])
-    at = np.array(starts, np.int64)[:, None] + np.arange(_POINT.itemsize)
-    points = np.frombuffer(file.data, np.uint8)[at].reshape(-1).view(_POINT)
+    values = np.frombuffer(file.data, np.uint8)
+    points = np.empty(len(starts), _POINT)
+    for first in range(0, len(starts), 50_000):  # the indices of all would take ten times the file
+        at = np.array(starts[first : first + 50_000], np.int64)[:, None] + np.arange(_POINT.itemsize)
+        points[first : first + len(at)] = values[at].reshape(-1).view(_POINT)
     points = points[(np.abs(points["xyz"]) < FARTHEST).all(-1)]
     ids, first = np.unique(points["id"], return_index=True)
     return ids, points["xyz"][first].astype(np.float64)

@@ -46,6 +46,8 @@ def read_correspondence_header(path: Path) -> CorrespondenceHeader:
 def read_correspondence_file(path: Path) -> Correspondences:
     """The points of a file, with 0.5 added: it counts from the first pixel's centre, COLMAP from its corner.
 
+    The weight is exp(−`dist_from_center`), as the data set's authors weigh them.
+
     Raises:
         FileNotFoundError: no such file.
         ValueError: naming file, key, what was found and what is expected, if a key is missing, empty, of
@@ -53,11 +55,14 @@ def read_correspondence_file(path: Path) -> Correspondences:
     """
     with opened_matlab_file(path, _POINTS) as arrays:
         _count(path, arrays)
-        points_a, points_b, weight = (arrays[key].read() for key in _POINTS)
-    with np.errstate(over="ignore"):  # becomes infinite, which is told below
-        weight = weight.reshape(-1).astype(np.float32)
-    if not np.isfinite(weight).all():
-        raise ValueError(f"{path}: dist_from_center holds numbers that are not finite; expected weights in (0, 1]")
+        points_a, points_b, distance = (arrays[key].read() for key in _POINTS)
+    distance = distance.reshape(-1).astype(np.float64)
+    if not (np.isfinite(distance) & (distance >= 0)).all():
+        raise ValueError(
+            f"{path}: dist_from_center holds numbers that are not finite or below zero; expected distances, "
+            "of which exp(-d) is the weight"
+        )
+    weight = np.exp(-distance).astype(np.float32)
     return Correspondences(_pixels(path, "pt_i", points_a), _pixels(path, "pt_j", points_b), weight)
 
 

@@ -109,12 +109,14 @@ def read_colmap_models(
 
 
 def _read_model(folder: Path) -> pycolmap.Reconstruction:
+    """The text files that the data set has; of damaged binary ones pycolmap's reading may never end."""
+    model = pycolmap.Reconstruction()
     try:
-        model = pycolmap.Reconstruction(str(folder))
+        model.read_text(str(folder))
     except Exception as error:  # pycolmap raises several types
         raise ValueError(
-            f"{folder} cannot be read as a COLMAP model ({error}); expected cameras, images and points3D "
-            "as .txt or .bin (dataset.root)"
+            f"{folder} cannot be read as a COLMAP model ({error}); expected cameras.txt, images.txt and "
+            "points3D.txt (dataset.root)"
         ) from error
     if not len(model.images):
         raise ValueError(f"{folder} holds no image; expected a COLMAP model with poses in images.txt (dataset.root)")

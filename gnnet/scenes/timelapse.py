@@ -1,4 +1,4 @@
-"""Timelapse: a fixed camera over days and seasons. Cross-condition pairs for nothing, as pixels correspond to themselves."""
+"""Timelapse: a fixed camera over days and seasons, whose pixels correspond to themselves under any light."""
 
 from __future__ import annotations
 

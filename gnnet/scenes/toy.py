@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
@@ -20,6 +17,7 @@ from rich.progress import Progress
 
 from gnnet.geometry.pose import Pose
 from gnnet.scenes import toy_layout as layout
+from gnnet.scenes.files import locked
 from gnnet.scenes.robotcar import load_robotcar
 from gnnet.scenes.scene import Scene
 from gnnet.scenes.toy_light import WEATHERS, LitStreet, light_street, paint_street
@@ -27,7 +25,7 @@ from gnnet.scenes.toy_render import render_frame
 from gnnet.scenes.toy_town import Street, build_street, drive, toy_camera
 from gnnet.scenes.toy_truth import Spread, match_image, observe_points, render_depth, spread_points
 
-VERSION = 1  # of the rendering; raise it whenever the same settings give other files
+VERSION = 2  # of the rendering; raise it whenever the same settings give other files
 REFERENCE = "overcast-reference"
 CONDITIONS = tuple(WEATHERS)
 PAIR_RANKS = (0, 1, 3)  # each image is paired with its nearest, second and fourth nearest reference
@@ -77,7 +75,7 @@ def ensure_toy_town(
     if _found_settings(root) == settings:
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
-    with _lock(root.with_name(f".{root.name}.lock")):
+    with locked(root.with_name(f".{root.name}.lock")):
         if _found_settings(root) == settings:  # another process rendered it meanwhile
             return root
         if root.exists() and any(root.iterdir()) and not (root / "toy.json").is_file():
@@ -163,14 +161,6 @@ def _found_settings(root: Path) -> dict | None:
         return json.loads((root / "toy.json").read_text())
     except (OSError, ValueError):
         return None
-
-
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Held by one process at a time; the system frees it if the process dies."""
-    with open(path, "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _render_place(home: Path, place: int, settings: dict) -> layout.PlaceFiles:

@@ -71,14 +71,14 @@ def correspondence_path(home: Path, condition: str, number: int) -> Path:
 
 
 def write_correspondences(path: Path, name_a: str, name_b: str, xy_a, xy_b, weight) -> None:
-    """A MATLAB v7.3 file; points (N, 2) COLMAP pixels are written from the first pixel's centre."""
+    """A MATLAB v7.3 file; points (N, 2) COLMAP pixels are written from the first pixel's centre, weights as −log."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w", userblock_size=512) as file:
         for key, text in (("im_i_path", name_a), ("im_j_path", name_b)):
             dataset = file.create_dataset(key, data=np.frombuffer(text.encode("utf-16-le"), "<u2")[:, None])
             dataset.attrs["MATLAB_class"] = np.bytes_("char")
             dataset.attrs["MATLAB_int_decode"] = np.int32(2)
-        for key, values in (("pt_i", xy_a - 0.5), ("pt_j", xy_b - 0.5), ("dist_from_center", weight[:, None])):
+        for key, values in (("pt_i", xy_a - 0.5), ("pt_j", xy_b - 0.5), ("dist_from_center", -np.log(weight)[:, None])):
             dataset = file.create_dataset(key, data=values.astype(np.float64))
             dataset.attrs["MATLAB_class"] = np.bytes_("double")
     header = b"MATLAB 7.3 MAT-file, written by gnnet".ljust(124) + b"\x00\x02IM"

@@ -46,7 +46,7 @@ def test_v5_file(tmp_path: Path, points, matlab_order: bool):
     path = tmp_path / "pair.mat"
     xy_a, xy_b, weight = points
     turn = (lambda x: x.T) if matlab_order else (lambda x: x)  # MATLAB saves 2×N what h5py reads as N×2
-    content = {"pt_i": turn(xy_a - 0.5), "pt_j": turn(xy_b - 0.5), "dist_from_center": weight[None]}
+    content = {"pt_i": turn(xy_a - 0.5), "pt_j": turn(xy_b - 0.5), "dist_from_center": -np.log(weight)[None]}
     scipy.io.savemat(path, {"im_i_path": A, "im_j_path": B, **content})
     assert read_correspondence_header(path) == (A, B, 7)
     found = read_correspondence_file(path)

@@ -149,14 +149,14 @@ def test_a_camera_that_moved_is_seen_in_the_images(tmp_path):
     assert found.agreement[0].median_px == pytest.approx(5, abs=0.1) and found.agreement[0].within_3_px < 0.2
 
 
-def test_errors_of_a_sequence_are_told_by_the_distance_of_frames(tmp_path, monkeypatch):
+def test_errors_of_a_sequence_are_told_by_how_many_images_lie_between(tmp_path, monkeypatch):
     names = [f"seq-{s}/{i:03d}" for s in (1, 2) for i in range(9)]
     images = {n: SceneImage(n, Path(n), "day", "p", depth=Depth(Path(n))) for n in names}
     pairs = tuple(Pair(a, b, "p") for a, b in [(names[0], names[2]), (names[0], names[8]), (names[0], names[9])])
     monkeypatch.setattr(inspection, "image_errors", lambda _, pair: np.array([1.0, float(names.index(pair.image_b))]))
     found = inspection._errors_in_images(Scene("sequence", images, pairs), progress=False)
     kinds = {how.removeprefix("SIFT matches to depth and poses, "): e[0].tolist() for how, e in found.items()}
-    assert kinds == {"0–2 frames apart": [1, 2], "6–10 frames apart": [1, 8], "in two sequences": [1, 9]}
+    assert kinds == {"0–2 images apart": [1, 2], "6–10 images apart": [1, 8], "in two sequences": [1, 9]}
 
 
 def test_distributions_have_round_edges():
@@ -175,6 +175,8 @@ def test_samples_are_spread_over_lists_that_repeat_themselves():
     chosen = np.array(sample_evenly(300, 100))
     assert (chosen // 3 == np.arange(100)).all()
     assert (np.bincount(chosen % 3, minlength=3) > 20).all()
+    assert len(set(sample_evenly(574, 200))) == 200 and max(sample_evenly(574, 200)) < 574
+    assert sample_evenly(5, 0) == sample_evenly(0, 3) == []
 
 
 def test_inspection_of_a_scene_worked_out_by_hand(tmp_path):

@@ -11,6 +11,7 @@ from gnnet.evaluation.report import (
     Report,
     compare_runs,
     format_length,
+    join_reports,
     print_report,
     read_results,
     report_table,
@@ -166,3 +167,11 @@ def test_runs_that_cannot_be_compared_say_why(tmp_path):
     write_results(Report("indoor", ((0.05, 5.0),), (replace(START, recall=(1.0,)),), {"loss": "gn"}), second)
     with pytest.raises(ValueError, match=r"second\.json has the thresholds"):
         compare_runs([first, second])
+
+
+def test_reports_of_several_data_sets_are_joined():
+    report = make_report(TRAINED, replace(TRAINED, condition="night"))
+    joined = join_reports({"town": report, "room": report})
+    assert [line.condition for line in joined.lines] == ["town/all", "town/night", "room/all", "room/night"]
+    assert joined.notes == ("town: a note", "room: a note") and joined.settings == report.settings
+    assert join_reports({"town": report}) is report and join_reports({}) is None

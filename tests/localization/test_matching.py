@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from gnnet.data.sift import SiftFeatures, detect_sift, match_sift, strongest_spread
 from gnnet.localization.matching import Matcher, find_matches, match_coarse_to_fine
 from gnnet.localization.refinement import sample_descriptors
-from gnnet.localization.sift import SiftFeatures, detect_sift, match_sift, strongest_spread
 from gnnet.models.pyramid import FeaturePyramid
 
 

@@ -12,17 +12,17 @@ import torch.multiprocessing as mp
 from rich.console import Console
 from torch import nn
 
+from gnnet.data.batches import MatchingPair
+from gnnet.data.sift import detect_sift, strongest_spread
 from gnnet.data.transforms import read_image
 from gnnet.evaluation.matching import (
     GreyPatches,
     MatchingMetrics,
-    MatchingPair,
     PairMatches,
-    fixed_camera_pair,
     match_pair,
     match_pair_with_sift,
 )
-from gnnet.evaluation.matching_report import compare_matching, print_matching, read_matching, write_matching
+from gnnet.evaluation.matching_report import compare_matching, join_matching, print_matching, read_matching, write_matching
 from gnnet.localization.matching import Matcher
 from gnnet.models.grey import GreyValues
 from gnnet.scenes.robotcar import load_robotcar
@@ -39,11 +39,11 @@ def image(toy_root):
 @pytest.fixture(scope="module")
 def shifted(image):
     """The image against itself, moved by (8, -16) pixels; all keypoints' surroundings are in both."""
-    pair = fixed_camera_pair(image, image, condition="day-day", name="shifted")
-    moved = pair.keypoints_a + torch.tensor([8.0, -16.0])
-    inside = ((pair.keypoints_a > 24) & (pair.keypoints_a < 72) & (moved > 24) & (moved < 72)).all(1)
+    keypoints = strongest_spread(detect_sift(image, upright=True), 1000)
+    moved = keypoints + torch.tensor([8.0, -16.0])
+    inside = ((keypoints > 24) & (keypoints < 72) & (moved > 24) & (moved < 72)).all(1)
     b = torch.roll(image, (-16, 8), (1, 2))
-    return MatchingPair(image, b, pair.keypoints_a[inside], moved[inside], "day-day", "shifted")
+    return MatchingPair(image, b, keypoints[inside], moved[inside], "day-day", "shifted", 0)
 
 
 @pytest.mark.parametrize("subpixel", [False, True])
@@ -80,8 +80,6 @@ def test_images_of_two_sizes(shifted):
     smaller = shifted._replace(image_b=shifted.image_b[:, :, :90])
     matches = match_pair(GreyPatches(strides=(8, 2)), smaller)
     assert (matches.error < 0.1).float().mean() > 0.8
-    with pytest.raises(ValueError, match=r"a camera: images of shapes .*96.*90"):
-        fixed_camera_pair(shifted.image_a, smaller.image_b, condition="day-day", name="a camera")
 
 
 def matches_of(index, count=50):
@@ -171,6 +169,10 @@ def test_the_report_is_read_back_and_printed(shifted, tmp_path):
     text = console.export_text()
     assert "day-night" in text and "SIFT, upright" in text and "a note" in text and "%" in text
     assert max(map(len, text.splitlines())) <= 80
+    joined = join_matching({"harbour": report, "square": report})
+    conditions = [summary.condition for summary in joined.lines["SIFT"]]
+    assert conditions[:2] == ["harbour/all", "harbour/day-day"] and conditions[3] == "square/all"
+    assert join_matching({"": report}) is report and join_matching({}) is None
 
 
 def test_broken_reports_are_said(tmp_path):
