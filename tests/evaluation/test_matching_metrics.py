@@ -22,7 +22,13 @@ from gnnet.evaluation.matching import (
     match_pair,
     match_pair_with_sift,
 )
-from gnnet.evaluation.matching_report import compare_matching, join_matching, print_matching, read_matching, write_matching
+from gnnet.evaluation.matching_report import (
+    compare_matching,
+    join_matching,
+    print_matching,
+    read_matching,
+    write_matching,
+)
 from gnnet.localization.matching import Matcher
 from gnnet.models.grey import GreyValues
 from gnnet.scenes.robotcar import load_robotcar

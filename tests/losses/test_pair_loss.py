@@ -31,7 +31,7 @@ def make_inputs(seed=0, batch=2, points=12, dtype=torch.float64, requires_grad=F
     valid = torch.ones(batch, points, dtype=torch.bool)
     index = torch.arange(batch)
     keypoints_a, keypoints_b = (xy.to(dtype) for xy in keypoints)
-    pairs = PairBatch(image, image, keypoints_a, keypoints_b, weight.to(dtype), valid, index)
+    pairs = PairBatch(image, image, keypoints_a, keypoints_b, weight.to(dtype), valid, index, torch.zeros_like(index))
     return pyramid(), pyramid(), pairs
 
 

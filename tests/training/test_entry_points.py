@@ -87,7 +87,9 @@ def test_every_option_composes_and_instantiates(tmp_path, group, option):
 @pytest.mark.parametrize("option", options("dataset"))
 @pytest.mark.parametrize("name", ["train", "evaluate"])
 def test_every_dataset_composes(tmp_path, option, name):
-    required = ["dataset.root=x"] + (["checkpoint=x"] if name == "evaluate" else [])
+    sources = ["+source@dataset.sources.a=colmap", "dataset.sources.a.root=x"]
+    required = sources if option == "mixture" else ["dataset.root=x"]
+    required = required + (["checkpoint=x"] if name == "evaluate" else [])
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose(name, overrides=[f"dataset={option}", *required, f"paths.output_dir={tmp_path}"])
     assert instantiate(cfg.dataset, _convert_="all").batch_size >= 1
@@ -95,8 +97,9 @@ def test_every_dataset_composes(tmp_path, option, name):
 
 @pytest.mark.parametrize("option", options("experiment"))
 def test_every_experiment_composes(tmp_path, option):
-    cfg = configure(tmp_path, f"experiment={option}", "dataset.root=x")
-    assert cfg.steps > 0
+    roots = [] if option == "real_small" else ["dataset.root=x"]
+    cfg = configure(tmp_path, f"experiment={option}", *roots)
+    assert cfg.steps > 0 and instantiate(cfg.dataset, _convert_="all").batch_size > 0
 
 
 def last_validation(output: Path) -> dict[str, float]:
@@ -165,7 +168,7 @@ def test_resumed_equals_uninterrupted(finished_run, toy_root, tmp_path, capsys):
     rates = [c["optimizer_states"][0]["param_groups"][0]["lr"] for c in (resumed, whole)]
     assert rates[0] == rates[1]
     scores = [
-        next(state for name, state in c["callbacks"].items() if "val/converged" in name)["best_model_score"]
+        next(state for name, state in c["callbacks"].items() if "val/score" in name)["best_model_score"]
         for c in (resumed, whole)
     ]
     assert scores[0] == scores[1]
@@ -219,7 +222,8 @@ def test_sweep_of_two_process_jobs_leaves_one_folder_each(toy_root, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert sorted(path.name for path in (tmp_path / "sweep").iterdir()) == ["0", "1", "multirun.yaml"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["sweep"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs", "sweep"]
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["index"]  # of the dataset, beside the runs
     for job in ("0", "1"):
         folder = tmp_path / "sweep" / job
         assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
