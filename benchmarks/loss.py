@@ -58,7 +58,8 @@ def make_inputs(device: str) -> tuple[FeaturePyramid, FeaturePyramid, PairBatch]
     xy = 48 + torch.rand(1, POINTS, 2, generator=generator) * (IMAGE - 96)
     ones = torch.ones(1, POINTS, device=device)
     empty = torch.empty(1, 3, 0, 0, dtype=torch.uint8, device=device)
-    batch = PairBatch(empty, empty, xy.to(device), xy.to(device) + 3.3, ones, ones.bool(), ones[:, 0].long(), ones[:, 0].long())
+    index = ones[:, 0].long()
+    batch = PairBatch(empty, empty, xy.to(device), xy.to(device) + 3.3, ones, ones.bool(), index, 0 * index)
     return pyramid(), pyramid(), batch
 
 
