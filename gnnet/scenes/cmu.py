@@ -98,7 +98,7 @@ def load_cmu(
     bad = BadInput(on_bad)
     cameras = (cameras,) if isinstance(cameras, str) else tuple(cameras)
     if not cameras or not set(cameras) <= {"c0", "c1"}:
-        raise ValueError(f"dataset.scene.cameras is {list(cameras)}; expected c0, c1 or both")
+        raise ValueError(f"dataset.cameras is {list(cameras)}; expected c0, c1 or both")
     layout = _find_layout(Path(root), images, slices)
     intrinsics = read_intrinsics(layout.images, bad)
     read: list[Slice] = []
@@ -110,7 +110,7 @@ def load_cmu(
         first = f"; the first problem: {bad.problems[0]}" if bad.problems else ""
         raise ValueError(
             f"{layout.images.absolute()} holds no usable image of {', '.join(cameras)} in the slices "
-            f"{', '.join(map(str, layout.slices))} (dataset.scene.cameras, dataset.slices){first}"
+            f"{', '.join(map(str, layout.slices))} (dataset.cameras, dataset.slices){first}"
         )
     pairs = _listed_pairs(layout, named, cameras, bad, progress)
     named = _placed_by_partner(named, pairs)

@@ -123,7 +123,7 @@ def _check_cameras(cameras: Iterable[str]) -> tuple[str, ...]:
     cameras = tuple(dict.fromkeys([cameras] if isinstance(cameras, str) else cameras))
     if not cameras or set(cameras) - set(CAMERAS):
         raise ValueError(
-            f"dataset.scene.cameras is [{', '.join(map(str, cameras))}]; expected some of {', '.join(CAMERAS)}"
+            f"dataset.cameras is [{', '.join(map(str, cameras))}]; expected some of {', '.join(CAMERAS)}"
         )
     return cameras
 
@@ -189,7 +189,7 @@ def _read_intrinsics(home: Path, cameras: tuple[str, ...], on_disk: frozenset[st
             if not names:
                 raise FileNotFoundError(
                     f"no image of the camera {camera} in {home.absolute()}/images/<condition>/{camera}; "
-                    "unpack them, or leave the camera out (dataset.scene.cameras)"
+                    "unpack them, or leave the camera out (dataset.cameras)"
                 )
             for name in islice(names, 20):
                 with bad.skipping():
@@ -212,7 +212,7 @@ def _read_references(
         if not references:
             raise ValueError(
                 f"none of the {len(models)} models in {models[0].parent} holds an image of {', '.join(intrinsics)}; "
-                "choose other cameras (dataset.scene.cameras), or unpack the models again"
+                "choose other cameras (dataset.cameras), or unpack the models again"
             )
         lost = {folder.name.removesuffix("_aligned") for folder in models} - {r.place for r in references.values()}
         return references, points, lost
