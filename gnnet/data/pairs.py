@@ -120,7 +120,7 @@ class PairDataset(Dataset):
         if self.crop is not None:
             images = [cut_image(image, cut, self.crop) for image, cut in zip(images, cuts, strict=True)]
         extent = images[0].shape[-1], images[0].shape[-2]
-        even = even_subset(keypoints[0][inside], weight[inside], extent, self.correspondences, generator)
+        even = even_subset(keypoints[0][inside], extent, self.correspondences, generator)
         chosen = inside[even]
         return PairBatch(
             image_a=images[0],

@@ -126,21 +126,20 @@ def map_points(homography: np.ndarray, xy: np.ndarray) -> np.ndarray:
 
 
 def even_subset(
-    xy: np.ndarray, weight: np.ndarray, size: tuple[int, int], count: int, generator: np.random.Generator
+    xy: np.ndarray, size: tuple[int, int], count: int, generator: np.random.Generator
 ) -> np.ndarray:
     """Indices of at most `count` of the points (N, 2), spread evenly over an image of `size` (width, height).
 
-    The image is cut into about `count` / 2 cells; each gives its points in turn, a random one first,
-    likelier the larger its weight (N,).
+    The image is cut into about `count` / 2 cells; each gives its points in turn, in random order. Confidence
+    has no say: the loss weighs the points by it, and to choose by it as well counts it twice.
     """
     if len(xy) <= count:
         return np.arange(len(xy))
     cell = np.sqrt(2 * size[0] * size[1] / count)
     columns = int(size[0] // cell) + 1
     cells = (xy[:, 1] // cell).astype(np.int64) * columns + (xy[:, 0] // cell).astype(np.int64)
-    # Exponential clocks: the first to ring is one with probability proportional to its weight.
-    clock = generator.exponential(size=len(xy)) / np.maximum(weight, 1e-6)
-    order = np.lexsort((clock, cells))
+    turn = generator.random(len(xy))
+    order = np.lexsort((turn, cells))
     first = np.r_[True, np.diff(cells[order]) != 0]
     rank = np.arange(len(order)) - np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))
-    return order[np.lexsort((clock[order], rank))[:count]]
+    return order[np.lexsort((turn[order], rank))[:count]]

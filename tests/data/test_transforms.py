@@ -108,16 +108,12 @@ def test_black_lies_outside_the_image():
     assert not square[:, :28, :28].any() and (square[:, 33:, 33:] == 200).all()
 
 
-def test_even_subset_is_even_without_repeats_and_prefers_weight():
+def test_even_subset_is_even_without_repeats():
     generator = np.random.default_rng(0)
     dense = generator.uniform((0, 0), (20, 20), (5000, 2))
     sparse = generator.uniform((0, 0), (200, 200), (500, 2))
     xy = np.concatenate([dense, sparse])
-    weight = np.ones(len(xy))
-    weight[5000::2] = 0.01
-    chosen = even_subset(xy, weight, (200, 200), 200, generator)
+    chosen = even_subset(xy, (200, 200), 200, generator)
     assert len(set(chosen.tolist())) == 200
     assert (chosen < 5000).mean() < 0.1  # 1 % of the area, 91 % of the points
-    in_sparse = chosen[chosen >= 5000]
-    assert (weight[in_sparse] == 1).mean() > 0.6
-    assert even_subset(xy[:7], weight[:7], (200, 200), 10, generator).tolist() == list(range(7))
+    assert even_subset(xy[:7], (200, 200), 10, generator).tolist() == list(range(7))

@@ -200,7 +200,7 @@ def test_cameras_are_chosen(sample):
     scene = load_cmu(sample, cameras=["c1"], progress=False)
     assert len(scene.images) == 2 * 4 * FRAMES and all("_c1_" in name for name in scene.images)
     assert len(scene.pairs) == 2 * 3 * FRAMES
-    with pytest.raises(ValueError, match=r"dataset\.scene\.cameras is \['left'\]; expected c0, c1"):
+    with pytest.raises(ValueError, match=r"dataset\.cameras is \['left'\]; expected c0, c1"):
         load_cmu(sample, cameras=["left"], progress=False)
 
 
