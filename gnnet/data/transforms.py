@@ -126,19 +126,26 @@ def map_points(homography: np.ndarray, xy: np.ndarray) -> np.ndarray:
 
 
 def even_subset(
-    xy: np.ndarray, size: tuple[int, int], count: int, generator: np.random.Generator
+    xy: np.ndarray,
+    size: tuple[int, int],
+    count: int,
+    generator: np.random.Generator,
+    *,
+    preference: np.ndarray | None = None,
 ) -> np.ndarray:
     """Indices of at most `count` of the points (N, 2), spread evenly over an image of `size` (width, height).
 
-    The image is cut into about `count` / 2 cells; each gives its points in turn, in random order. Confidence
-    has no say: the loss weighs the points by it, and to choose by it as well counts it twice.
+    The image is cut into about `count` / 2 cells; each gives its points in turn, a random one first,
+    likelier the larger its preference (N,), where there is one. (A training pair's confidence is none: the
+    loss weighs points by it, and to choose by it as well counts it twice.)
     """
     if len(xy) <= count:
         return np.arange(len(xy))
     cell = np.sqrt(2 * size[0] * size[1] / count)
     columns = int(size[0] // cell) + 1
     cells = (xy[:, 1] // cell).astype(np.int64) * columns + (xy[:, 0] // cell).astype(np.int64)
-    turn = generator.random(len(xy))
+    # Exponential clocks: the first to ring is one with probability proportional to its preference.
+    turn = generator.exponential(size=len(xy)) / (1 if preference is None else np.maximum(preference, 1e-6))
     order = np.lexsort((turn, cells))
     first = np.r_[True, np.diff(cells[order]) != 0]
     rank = np.arange(len(order)) - np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))

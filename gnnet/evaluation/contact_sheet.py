@@ -108,9 +108,7 @@ def _read_row(scene: Scene, pair: Pair) -> Row:
         factors.append(factor)
     matches = PairReader(scene, sizes)(pair)
     # Unweighted: a light line is better than none.
-    drawn = even_subset(
-        matches.keypoints_a, np.ones(len(matches.weight)), sizes[pair.image_a], LINES, np.random.default_rng(0)
-    )
+    drawn = even_subset(matches.keypoints_a, sizes[pair.image_a], LINES, np.random.default_rng(0))
     conditions = " ↔ ".join(scene.images[name].condition for name in (pair.image_a, pair.image_b))
     count = max(pair.count, len(matches.weight))
     return Row(
@@ -174,8 +172,8 @@ def _draw_row(axes: Axes, row: Row, columns: list[int], top: int, height: int) -
         axes.scatter(points[:, 0], points[:, 1], s=18, c=colours, edgecolors="black", linewidths=0.6, zorder=5)
     patch_rows = max(1, (height + _GAP) // (_PATCH + _GAP))
     close_up = even_subset(
-        row.keypoints[0], _texture(row.images[0], row.keypoints[0]), row.images[0].shape[::-1],
-        _PATCH_COLUMNS * patch_rows, np.random.default_rng(1),
+        row.keypoints[0], row.images[0].shape[::-1], _PATCH_COLUMNS * patch_rows, np.random.default_rng(1),
+        preference=_texture(row.images[0], row.keypoints[0]),
     )  # fmt: skip
     for place, index in enumerate(close_up[row.keypoints[0][close_up, 1].argsort()]):
         left = columns[2] + _GAP + (place % _PATCH_COLUMNS) * (2 * _PATCH + 3 * _GAP)

@@ -116,4 +116,8 @@ def test_even_subset_is_even_without_repeats():
     chosen = even_subset(xy, (200, 200), 200, generator)
     assert len(set(chosen.tolist())) == 200
     assert (chosen < 5000).mean() < 0.1  # 1 % of the area, 91 % of the points
+    preference = np.ones(len(xy))
+    preference[5000::2] = 0.01
+    preferred = even_subset(xy, (200, 200), 200, generator, preference=preference)
+    assert (preference[preferred[preferred >= 5000]] == 1).mean() > 0.6
     assert even_subset(xy[:7], (200, 200), 10, generator).tolist() == list(range(7))
