@@ -197,8 +197,9 @@ def test_learning_improves_localization(toy_root, tmp_path):
     ]  # fmt: skip
     report = train.run(on_toy(toy_root, tmp_path, *settings)).localization
     of = {line.method: line for line in report.lines if line.condition == "all"}
-    assert of["trained"].median_position_m < 0.8 * of["untrained"].median_position_m
-    assert of["trained"].median_position_m < of["start"].median_position_m
+    # Not against the start's median: with two places to learn from, which side of it 16 starts end on is chance.
+    assert of["trained"].median_position_m < 0.6 * of["untrained"].median_position_m
+    assert of["trained"].converged > max(of["start"].converged, of["untrained"].converged)
     assert math.isfinite(of["trained"].median_rotation_deg)
 
 
