@@ -29,8 +29,8 @@ from gnnet.evaluation.matching_report import (
 )
 from gnnet.evaluation.report import Report, join_reports, print_report, write_results
 from gnnet.localization.localizer import Localizer, StartPoses
+from gnnet.models.checkpoint import read_checkpoint
 from gnnet.models.weights import load_weights
-from gnnet.training.checkpoints import read_checkpoint
 
 
 def run(cfg: DictConfig) -> Results:

@@ -93,7 +93,8 @@ class LocalizationDataset(Dataset):
         query, reference = self.scene.images[name], self.scene.images[references[rank]]
         try:
             origin = reference.cam_from_world.center() if origin is None else origin
-            points = self._points_of(reference, np.random.default_rng((self.seed, index, *([rank] if rank else []))))
+            generator = np.random.default_rng((self.seed, index, *([rank] if rank else [])))
+            points = observed_points(self.scene, reference, self.points, generator)[0]
             return LocalizationBatch(
                 query=self._view(query, origin),
                 reference=self._view(reference, origin),
@@ -109,25 +110,6 @@ class LocalizationDataset(Dataset):
                 f"query {name} with reference {references[rank]} of {self.scene.name} cannot be used: {error}"
             ) from error
 
-    def _points_of(self, reference: SceneImage, generator: np.random.Generator) -> Tensor:
-        """At most `points` 3D points (N, 3) that a reference observes, float64."""
-        ids = reference.point_ids
-        if ids is None:
-            return torch.from_numpy(self._from_depth(reference, generator))
-        if len(ids) > self.points:
-            ids = generator.choice(ids, self.points, replace=False)
-        return self.scene.points[torch.from_numpy(np.asarray(ids, np.int64))]
-
-    def _from_depth(self, reference: SceneImage, generator: np.random.Generator) -> np.ndarray:
-        """Points (N, 3) where SIFT finds something to see and depth is known; then anywhere, evenly spread."""
-        keypoints = strongest_spread(detect_sift(read_image(reference.path)), self.points)
-        points, valid = lift_keypoints(reference, keypoints.double().numpy())
-        found = points[valid]
-        if len(found) < self.points:
-            others = depth_points(reference, count=self.points - len(found), generator=generator)[0]
-            found = np.concatenate([found, others])
-        return found
-
     def _view(self, image: SceneImage, origin: Tensor) -> View:
         pixels, factors = limit_size(read_image(image.path), self.largest_side)
         camera = image.camera.scale(torch.from_numpy(factors))
@@ -140,6 +122,32 @@ class LocalizationDataset(Dataset):
         pose = image.cam_from_world
         moved = Pose(pose.rotation, pose.translation + pose.rotation @ origin)
         return View(image=pixels, camera=camera.to(torch.float32), cam_from_world=moved.to(torch.float32))
+
+
+def observed_points(
+    scene: Scene, reference: SceneImage, count: int, generator: np.random.Generator
+) -> tuple[Tensor, np.ndarray]:
+    """At most `count` 3D points (N, 3) that a reference observes, float64, and their rows in `scene.points` (N,).
+
+    Where the scene has none, they come from the reference's depth, and their rows are -1: where SIFT finds
+    something to see, then anywhere, evenly spread.
+
+    Raises:
+        FileNotFoundError, ValueError: if image or depth map are missing or broken.
+    """
+    ids = reference.point_ids
+    if ids is not None:
+        ids = np.asarray(ids, np.int64)
+        if len(ids) > count:
+            ids = generator.choice(ids, count, replace=False)
+        return scene.points[torch.from_numpy(ids)], ids
+    keypoints = strongest_spread(detect_sift(read_image(reference.path)), count)
+    points, valid = lift_keypoints(reference, keypoints.double().numpy())
+    found = points[valid]
+    if len(found) < count:
+        others = depth_points(reference, count=count - len(found), generator=generator)[0]
+        found = np.concatenate([found, others])
+    return torch.from_numpy(found), np.full(len(found), -1)
 
 
 def localization_samples(scene: Scene, references: int = 1) -> list[LocalizationSample]:
@@ -157,7 +165,7 @@ def localization_samples(scene: Scene, references: int = 1) -> list[Localization
         ValueError: if no query has both a pose and a reference.
     """
     posed = [i for i in scene.images.values() if i.cam_from_world is not None and i.camera is not None]
-    observing = [i for i in posed if i.is_reference and _observes(i)]
+    observing = [i for i in posed if i.is_reference and observes(i)]
     queries = [i for i in posed if not i.is_reference] or observing
     by_place: dict[str, list[SceneImage]] = {}
     for reference in observing:
@@ -186,7 +194,8 @@ def localization_samples(scene: Scene, references: int = 1) -> list[Localization
     return samples
 
 
-def _observes(image: SceneImage) -> bool:
+def observes(image: SceneImage) -> bool:
+    """Whether an image has depth, or observes 3D points."""
     return image.depth is not None or (image.point_ids is not None and len(image.point_ids) > 0)
 
 

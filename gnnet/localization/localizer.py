@@ -1,18 +1,34 @@
-"""Feature-metric localization of a query against a reference, as training, evaluation and notebooks call it."""
+"""Feature-metric localization, as training, evaluation, robots and notebooks call it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gnnet.data.batches import LocalizationBatch
+from gnnet.data.transforms import limit_size
+from gnnet.geometry.camera import Camera
 from gnnet.geometry.interpolation import Gradient
 from gnnet.geometry.pose import Pose, perturb
+from gnnet.localization.hypotheses import Hypothesis, choose_hypothesis, pose_hypotheses
+from gnnet.localization.local_features import LocalFeatures
+from gnnet.localization.localization import Localization, Status
+from gnnet.localization.map import Map, Observations, fingerprint
+from gnnet.localization.matching import Matcher
+from gnnet.localization.pnp import PoseSolver
 from gnnet.localization.refinement import Refinement, refine_pose, sample_descriptors
+from gnnet.localization.retrieval import gem, nearest_by_pose, nearest_references
 from gnnet.localization.robust import Robust
+from gnnet.localization.stopwatch import Stopwatch
+from gnnet.models.checkpoint import network_of_checkpoint
 from gnnet.models.pyramid import FeaturePyramid
+
+Mode = Literal["nearest", "sparse", "sparse_to_dense", "refine"]
 
 
 @dataclass(frozen=True)
@@ -55,19 +71,102 @@ class StartPoses:
 
 @dataclass(frozen=True)
 class Localizer:
-    """Settings of the feature-metric refinement, see `gnnet.localization.refinement.refine_pose`.
+    """Localizes queries: retrieval, matching, PnP in RANSAC, feature-metric refinement.
+
+    The settings alone are what training validates with (`refine`); with a network and a map it localizes
+    an image without knowing where it was taken (`localize`).
 
     Args:
         robust: cost of a residual.
         gradient: how gradients of the feature maps are taken.
         iterations: limit on each level.
         min_points: fewer valid points fail a query.
+        mode: `sparse_to_dense`, references' descriptors searched in the query's maps; `sparse`, local
+            features matched with the query's; `nearest`, the pose of the nearest reference; `refine`,
+            poses that the caller gives.
+        levels: of the pyramid that refinement uses, by position, 0 the coarsest; None uses all.
+        refine_poses: refine what matching gives. Needs descriptors of maps, so not with `sparse`.
+        references: so many are retrieved for a query.
+        same_camera: retrieve only references whose camera has the query's focal lengths and centre (to 1 %).
+        same_place: retrieve only references of the query's place, where that is known.
+        hypotheses: clusters of covisible references that are refined, at most; the best final cost wins.
+        points: observations that a refinement uses, at most.
+        reference_camera: project into the query with the nearest reference's camera (an ablation).
+        distortion: of the query's lens; False leaves it out (an ablation).
+        matcher, solver: settings of the matching, and of the pose from matches.
+        ratio: of Lowe's test, in mode `sparse`.
+        local_features: of mode `sparse`.
+        network: image to feature pyramid, in evaluation mode on its device.
+        map: compiled with the same network.
+        retrieval_network: image to global descriptor, if the map was compiled with one.
+
+    Raises:
+        ValueError: if settings contradict each other.
     """
 
     robust: Robust
     gradient: Gradient = "central"
     iterations: int = 20
     min_points: int = 12
+    mode: Mode = "sparse_to_dense"
+    levels: Sequence[int] | None = None
+    refine_poses: bool = True
+    references: int = 10
+    same_camera: bool = False
+    same_place: bool = False
+    hypotheses: int = 3
+    points: int = 2048
+    reference_camera: bool = False
+    distortion: bool = True
+    matcher: Matcher = field(default_factory=Matcher)
+    solver: PoseSolver = field(default_factory=PoseSolver)
+    ratio: float = 0.8
+    local_features: LocalFeatures | None = None
+    network: nn.Module | None = None
+    map: Map | None = None
+    retrieval_network: nn.Module | None = None
+
+    def __post_init__(self) -> None:
+        if self.mode == "sparse" and (self.refine_poses or self.local_features is None):
+            raise ValueError("localizer.mode=sparse needs local_features and refine_poses=false: see localizer=sparse")
+        if self.references < 1 or self.hypotheses < 1:
+            raise ValueError(f"{self.references} references and {self.hypotheses} hypotheses; expected 1 or more")
+
+    @classmethod
+    def from_checkpoint(
+        cls, path: str | Path, map: str | Path, *, device: torch.device | str = "cpu", **settings
+    ) -> Localizer:
+        """A localizer with the network of a checkpoint and a map that was compiled with it.
+
+        Args:
+            path: of a checkpoint that `train.py` wrote.
+            map: of the map's file.
+            device: where to run.
+            **settings: others than the defaults.
+
+        Raises:
+            FileNotFoundError, ValueError: if one is missing or broken, or the map is of another network.
+        """
+        network = network_of_checkpoint(path).eval().to(device)
+        settings = {"robust": Robust(kind="cauchy", scale=0.3), **settings}
+        return cls(**settings).on(network, Map.open(map))
+
+    def on(self, network: nn.Module, map: Map, retrieval_network: nn.Module | None = None) -> Localizer:
+        """The same settings with a network and a map.
+
+        Raises:
+            ValueError: if the map was compiled with another network, or for another mode.
+        """
+        wanted = None if self.local_features is None or self.mode != "sparse" else self.local_features.name
+        retrieval = "gem" if retrieval_network is None else fingerprint(retrieval_network)
+        for key, expected in (("network", fingerprint(network)), ("local features", wanted), ("retrieval", retrieval)):
+            found = map.about[key]
+            if found != expected:
+                raise ValueError(
+                    f"map {map.path} was compiled with the {key} {found}, not with {expected}; "
+                    "compile one with these (name another file)"
+                )
+        return replace(self, network=network, map=map, retrieval_network=retrieval_network)
 
     def features(self, network: nn.Module, batch: LocalizationBatch) -> tuple[FeaturePyramid, FeaturePyramid]:
         """Pyramids of the query and the reference images."""
@@ -80,16 +179,191 @@ class Localizer:
         in_reference = batch.reference.cam_from_world.transform(batch.points)
         keypoints, visible = batch.reference.camera.project(in_reference)
         descriptors, descriptor_valid = sample_descriptors(reference, keypoints)
+        return self._refine(
+            query, descriptors, descriptor_valid, batch.points, batch.valid & visible, batch.query.camera, initial
+        )
+
+    def _refine(
+        self,
+        pyramid: FeaturePyramid,
+        descriptors: tuple[Tensor, ...],
+        descriptor_valid: tuple[Tensor, ...],
+        points: Tensor,
+        valid: Tensor,
+        camera: Camera,
+        initial: Pose,
+    ) -> Refinement:
+        if self.levels is not None:
+            levels = list(self.levels)
+            pyramid = pyramid.select(levels)
+            descriptors, descriptor_valid = (tuple(x[i] for i in levels) for x in (descriptors, descriptor_valid))
         return refine_pose(
-            pyramid=query,
+            pyramid=pyramid,
             descriptors=descriptors,
             descriptor_valid=descriptor_valid,
-            points=batch.points,
-            valid=batch.valid & visible,
-            camera=batch.query.camera,
+            points=points,
+            valid=valid,
+            camera=camera,
             initial=initial,
             robust=self.robust,
             gradient=self.gradient,
             iterations=self.iterations,
             min_points=self.min_points,
         )
+
+    @torch.no_grad()
+    def localize(
+        self,
+        image: Tensor,
+        camera: Camera,
+        *,
+        name: str = "query",
+        condition: str = "",
+        place: str | None = None,
+        references: Sequence[str] | None = None,
+        start: Pose | None = None,
+    ) -> Localization:
+        """Find the pose of an image in the map's world.
+
+        Args:
+            image: (3, H, W) uint8 RGB.
+            camera: of it, unbatched; its distortion is used.
+            name: a reference of this name is never used: a map's own image is localized without its observations.
+            condition, place: of the query, if known.
+            references: names of the references to use, the nearest first (a pairs file's); None retrieves them.
+            start: pose to refine, instead of what matching finds; the references nearest to it are used.
+
+        Raises:
+            ValueError: if network or map are missing, or the image's size is not the camera's.
+        """
+        if self.network is None or self.map is None:
+            raise ValueError("this localizer has settings only: give it a network and a map by localizer.on(…)")
+        if tuple(camera.size.round().int().tolist()) != (image.shape[-1], image.shape[-2]):
+            width, height = camera.size.round().int().tolist()
+            raise ValueError(f"{name} is {image.shape[-1]}×{image.shape[-2]} pixels, its camera says {width}×{height}")
+        device = next(self.network.parameters(), torch.empty(0)).device
+        watch = Stopwatch(device)
+        image, factors = limit_size(image, self.map.largest_side)
+        asked = camera.to(torch.float64)
+        camera = asked.scale(torch.from_numpy(factors))
+        pyramid = self.network(image[None].to(device))
+        watch.lap("features")
+        rows = self._retrieve(image, pyramid, asked, name, place, references, start)
+        watch.lap("retrieval")
+        used = tuple(self.map.names[row] for row in rows.tolist())
+        result = Localization(name, Status.NO_REFERENCE, "no reference to match with", condition, references=used)
+        if not len(rows):
+            return replace(result, seconds=watch.seconds)
+        if self.reference_camera:
+            own = self.map.cameras[int(rows[0])]
+            camera = own.scale(camera.size / own.size)
+        if not self.distortion:
+            camera = Camera(camera.size, torch.cat([camera.parameters[:4], torch.zeros(4, dtype=torch.float64)]))
+        if self.mode == "nearest":
+            pose = self.map.poses[int(rows[0])]
+            nearest = Hypothesis(pose, rows, torch.zeros(0, dtype=torch.bool), 0, "the nearest reference's pose")
+            hypotheses, matches = [nearest], None
+        if self.mode != "nearest" or self.refine_poses:
+            observations = self.map.observations(rows)
+        if self.mode == "refine":
+            if start is None:
+                return replace(result, status=Status.NO_POSE, reason="no start pose", seconds=watch.seconds)
+            given = Hypothesis(start.to(torch.float64), rows, torch.zeros(0, dtype=torch.bool), 0, "the pose given")
+            hypotheses, matches = [given], None
+        elif self.mode != "nearest":
+            matches = self._match(observations, image, pyramid, camera)
+            watch.lap("matching")
+            kept = int(matches.kept.sum())
+            if kept == 0:
+                return replace(result, status=Status.NO_MATCHES, reason="nothing matches", seconds=watch.seconds)
+            hypotheses = pose_hypotheses(
+                matches.keypoints, matches.kept, observations, self.map.shared(rows), rows, camera, self.solver
+            )
+            watch.lap("pose")
+            result = replace(result, matches=kept)
+            if hypotheses[0].cam_from_world is None:
+                return replace(result, status=Status.NO_POSE, reason=hypotheses[0].reason, seconds=watch.seconds)
+        best = hypotheses[0]
+        result = replace(
+            result, status=Status.LOCALIZED, reason=best.reason, cam_from_world=best.cam_from_world,
+            start=best.cam_from_world, inliers=best.count,
+        )  # fmt: skip
+        if self.refine_poses:
+            tried = [h for h in hypotheses if h.cam_from_world is not None][: self.hypotheses]
+            refinement = self._refine_hypotheses(tried, observations, pyramid, camera)
+            watch.lap("refinement")
+            result = choose_hypothesis(result, tried, refinement, matches, observations, camera, self.solver)
+        return replace(result, seconds=watch.seconds)
+
+    def _retrieve(
+        self, image: Tensor, pyramid: FeaturePyramid, camera: Camera, name: str, place: str | None,
+        references: Sequence[str] | None, start: Pose | None,
+    ) -> Tensor:  # fmt: skip
+        """Rows (K,) of the map's references for a query, the nearest first."""
+        itself = self.map.rows.get(name, -1)
+        if references is not None:
+            rows = [self.map.rows[r] for r in references if r in self.map.rows and r != name]
+            return torch.tensor(rows[: self.references], dtype=torch.int64)
+        if start is not None:
+            rows = nearest_by_pose(start, self.map.poses, self.references + 1)
+            return rows[rows != itself][: self.references]
+        allowed = torch.ones(len(self.map.names), dtype=torch.bool)
+        if self.same_place and place in self.map.places:
+            allowed &= torch.tensor([other == place for other in self.map.places])
+        if self.same_camera:
+            own, others = camera.parameters[:4], self.map.cameras.parameters[:, :4]
+            allowed &= ((others - own).abs() <= 0.01 * own.abs()).all(-1)
+        if self.retrieval_network is None:
+            described = gem(pyramid)
+        else:
+            described = self.retrieval_network(image[None].to(pyramid.maps[0].device))
+        rows, _ = nearest_references(
+            self.map.whitening.apply(described.float().cpu()),
+            self.map.global_descriptors,
+            self.references,
+            query_group=torch.zeros(1, dtype=torch.int64),
+            reference_group=torch.where(allowed, 0, 1),
+            not_itself=torch.tensor([itself]),
+        )
+        return rows[0][rows[0] >= 0]
+
+    def _match(self, observations: Observations, image: Tensor, pyramid: FeaturePyramid, camera: Camera):
+        device = pyramid.maps[0].device
+        if self.mode == "sparse":
+            return self.local_features.match(observations, image, ratio=self.ratio)
+        found = self.matcher.match_observations(_descriptors_on(observations, device), pyramid)
+        keypoints = found.keypoints[0].cpu().double()
+        return found._replace(keypoints=keypoints, kept=found.kept[0].cpu() & camera.contains(keypoints))
+
+    def _refine_hypotheses(
+        self, hypotheses: list[Hypothesis], observations: Observations, pyramid: FeaturePyramid, camera: Camera
+    ) -> Refinement:
+        """All hypotheses in one batch, each on observations of its own references: inliers first, then others."""
+        device, count = pyramid.maps[0].device, self.points
+        index = torch.zeros(len(hypotheses), count, dtype=torch.int64)
+        valid = torch.zeros(len(hypotheses), count, dtype=torch.bool)
+        for i, hypothesis in enumerate(hypotheses):
+            chosen = hypothesis.observations(observations, count)
+            index[i, : len(chosen)], valid[i, : len(chosen)] = chosen, True
+        widest = max(1, int(valid.sum(1).max()))
+        index, valid = index[:, :widest], valid[:, :widest]
+        # A world with its origin near by, in which float32 is exact enough.
+        origin = hypotheses[0].cam_from_world.center()
+        poses = Pose.stack([h.cam_from_world for h in hypotheses])
+        moved = Pose(poses.rotation, poses.translation + poses.rotation @ origin)
+        points = (observations.points[index] - origin).float()
+        refined = self._refine(
+            pyramid,
+            tuple(d[index].to(device) for d in observations.descriptors),
+            tuple(observations.valid[:, level][index].to(device) for level in range(len(observations.descriptors))),
+            points.to(device),
+            valid.to(device),
+            Camera.stack([camera] * len(hypotheses)).to(device=device, dtype=torch.float32),
+            moved.to(device=device, dtype=torch.float32),
+        )
+        back = refined.cam_from_world.to(device="cpu", dtype=torch.float64)
+        return replace(refined, cam_from_world=Pose(back.rotation, back.translation - back.rotation @ origin))
+
+
+def _descriptors_on(observations: Observations, device: torch.device) -> Observations:
+    return observations._replace(descriptors=tuple(d.to(device) for d in observations.descriptors))

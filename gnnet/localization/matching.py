@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnnet.geometry.interpolation import sample_with_gradient
+from gnnet.geometry.interpolation import sample, sample_with_gradient
 from gnnet.localization.refinement import sample_descriptors
 from gnnet.models.pyramid import FeaturePyramid
+
+if TYPE_CHECKING:
+    from gnnet.localization.map import Observations
 
 VALUES_AT_ONCE = 1 << 26  # 256 MB in float32
 PEAK_STEPS = 3  # more change nothing
@@ -47,7 +50,11 @@ class Matcher:
         subpixel: place matches between the centres of the finest level's cells.
         mutual: pixels; a match is kept if matching it back ends within so many of where it began.
             None keeps all.
-        ratio: a match is kept if its feature distance is at most `ratio` times the runner-up's; 1 keeps all.
+        ratio: a match is kept if its feature distance is at most `ratio` times the runner-up's; with a dense
+            search, if the similarity at `rank` is at most `ratio` times the best (S2DHM's test). 1 keeps all.
+        dense: search every cell at stride 4 (or the finest, if that is coarser) with all levels at once, as
+            S2DHM does, instead of coarse to fine.
+        rank: of the similarity that the best is held against, as a share of the map's cells.
 
     Raises:
         ValueError: if `candidates` is less than one.
@@ -57,6 +64,8 @@ class Matcher:
     subpixel: bool = True
     mutual: float | None = 2.0
     ratio: float = 1.0
+    dense: bool = False
+    rank: float = 0.006
 
     def __post_init__(self) -> None:
         if self.candidates < 1:
@@ -65,6 +74,51 @@ class Matcher:
     def find(self, descriptors: tuple[Tensor, ...], pyramid: FeaturePyramid) -> Matches:
         """As `find_matches`."""
         return find_matches(descriptors, pyramid, candidates=self.candidates, subpixel=self.subpixel)
+
+    @torch.no_grad()
+    def match_observations(self, observations: Observations, pyramid: FeaturePyramid) -> KeypointMatches:
+        """Match what references observe in one query, (1, M); see `gnnet.localization.map.Observations`.
+
+        Mutual is a match from whose place in the query the nearest descriptor of the same reference lies
+        within `mutual` pixels of the observation.
+
+        Args:
+            observations: descriptors on the pyramid's device.
+            pyramid: of the query, batch of one.
+        """
+        descriptors = tuple(d[None] for d in observations.descriptors)
+        kept = observations.valid.all(-1)
+        if self.dense:
+            found = search_dense(
+                descriptors, pyramid, ratio=self.ratio, rank=self.rank, subpixel=self.subpixel
+            )
+            keypoints, kept = found.keypoints[0], kept & found.distinct[0].to(kept.device)
+        else:
+            found = self.find(descriptors, pyramid)
+            keypoints = found.keypoints[0]
+            if self.ratio < 1:
+                kept = kept & (found.distance <= self.ratio**2 * found.runner_up)[0].to(kept.device)
+        if self.mutual is not None:
+            kept = kept & self._agree(observations, keypoints, pyramid)
+        return KeypointMatches(keypoints[None], kept[None])
+
+    def _agree(self, observations: Observations, keypoints: Tensor, pyramid: FeaturePyramid) -> Tensor:
+        """Which of the matches at the query's keypoints (M, 2) are mutual, (M,)."""
+        back, valid = sample_descriptors(pyramid, keypoints[None])
+        columns = torch.cat([d[0] for d in back], -1)
+        references = torch.cat(observations.descriptors, -1)
+        usable = observations.valid.all(-1).to(columns.device)
+        agree = torch.stack([v[0] for v in valid]).all(0).to(observations.valid.device)
+        for row in observations.reference.unique().tolist():
+            mine = (observations.reference == row).nonzero().squeeze(1)
+            candidates = mine[usable[mine].to(mine.device)]
+            if not len(candidates):
+                continue
+            rows = references[candidates]
+            similarity = columns[mine] @ rows.T - rows.square().sum(-1) / 2
+            at = observations.keypoints[candidates[similarity.argmax(-1).to(candidates.device)]]
+            agree[mine] &= (at - observations.keypoints[mine]).norm(dim=-1) <= self.mutual
+        return agree
 
     @torch.no_grad()
     def match(self, a: FeaturePyramid, keypoints: Tensor, b: FeaturePyramid) -> KeypointMatches:
@@ -139,6 +193,105 @@ def find_matches(
         for part in zip(*(level.split(chunk, 1) for level in descriptors), strict=True)
     ]
     return Matches(*(torch.cat(column, 1) for column in zip(*parts, strict=True)))
+
+
+class DenseMatches(NamedTuple):
+    """Where N descriptors fit best in each of B images, searched in every cell.
+
+    `keypoints` (B, N, 2) image pixels; `similarity` (B, N) there, summed over levels; `distinct` (B, N)
+    whether the ratio test keeps them.
+    """
+
+    keypoints: Tensor
+    similarity: Tensor
+    distinct: Tensor
+
+
+DENSE_STRIDE = 4  # of the cells that a dense search goes through, S2DHM's
+DENSE_VALUES = 1 << 22  # similarities held together: 16 MB, which caches hold
+
+
+@torch.no_grad()
+def search_dense(
+    descriptors: tuple[Tensor, ...],
+    pyramid: FeaturePyramid,
+    *,
+    ratio: float = 1.0,
+    rank: float = 0.006,
+    subpixel: bool = False,
+    values_at_once: int = DENSE_VALUES,
+) -> DenseMatches:
+    """Search descriptors in every cell of the query, all levels together (Germain et al., "S2DHM", 3DV 2019).
+
+    The maps are brought to one stride, `DENSE_STRIDE` or the finest if that is coarser, where the inner
+    products of all levels are summed: the hypercolumn's. The best cell is then placed within finer levels.
+
+    Args:
+        descriptors: (B, N, C_l) of each level, coarse to fine.
+        pyramid: of the images to search, batch B.
+        ratio: a match is distinct if the similarity at `rank` is at most `ratio` times the best; 1 keeps all.
+        rank: as a share of the cells.
+        subpixel: as in `find_matches`.
+        values_at_once: similarities held in memory together.
+    """
+    stride = max(DENSE_STRIDE, pyramid.strides[-1])
+    features, width = _at_stride(pyramid, stride)
+    columns = torch.cat(descriptors, -1)
+    found = [
+        best_cells(rows, cells, ratio=ratio, rank=rank, values_at_once=values_at_once)
+        for rows, cells in zip(columns, features, strict=True)
+    ]
+    index, similarity, distinct = (torch.stack(column) for column in zip(*found, strict=True))
+    at, before = torch.stack([index % width, index // width], -1)[:, :, None] + 0.5, stride
+    for level, finer in enumerate(pyramid.strides):
+        if finer < stride:
+            at = at * (before / finer)
+            at, _ = _best_in_window(descriptors[level], pyramid.maps[level], at, max(1, round(before / finer)))
+            before = finer
+    at = at.squeeze(2)
+    if subpixel and before == pyramid.strides[-1]:
+        at = _align(descriptors[-1], pyramid.maps[-1], at)
+    return DenseMatches(at * before, similarity, distinct)
+
+
+def best_cells(
+    descriptors: Tensor, cells: Tensor, *, ratio: float = 1.0, rank: float = 0.006, values_at_once: int = DENSE_VALUES
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The most similar of P cells (C, P) for each descriptor (N, C): index, similarity, whether distinct, all (N,).
+
+    The ratio test needs no sorting: the value at a rank is at most `ratio` times the best if fewer cells
+    than that rank are above it.
+    """
+    limit = max(1, round(rank * cells.shape[1]))
+    parts = []
+    for rows in descriptors.split(max(1, values_at_once // cells.shape[1])):
+        similarity = rows @ cells
+        best, index = similarity.max(-1)
+        if ratio < 1:
+            above = (similarity > ratio * best[:, None]).sum(-1)
+            parts.append((index, best, (above < limit) & (best > 0)))
+        else:
+            parts.append((index, best, torch.ones_like(best, dtype=torch.bool)))
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+def _at_stride(pyramid: FeaturePyramid, stride: int) -> tuple[Tensor, int]:
+    """All levels at the centres of cells of one stride, as columns (B, ΣC, H·W), and W."""
+    finest, fine_stride = pyramid.maps[-1], pyramid.strides[-1]
+    height, width = (max(1, side * fine_stride // stride) for side in finest.shape[-2:])
+    x = torch.arange(width, device=finest.device) + 0.5
+    y = torch.arange(height, device=finest.device) + 0.5
+    centers = stride * torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
+    columns = []
+    for features, own in zip(*pyramid, strict=True):
+        if own == stride and features.shape[-2:] == (height, width):
+            columns.append(features.flatten(2))
+            continue
+        # Beyond the outer centres a coarse map goes on as it is there.
+        last = centers.new_tensor([features.shape[-1], features.shape[-2]]) - 0.5
+        xy = (centers / own).clamp(min=0.5).minimum(last).expand(len(features), -1, -1)
+        columns.append(sample(features, xy)[0].mT)
+    return torch.cat(columns, 1).contiguous(), width
 
 
 def _find_chunk(

@@ -1,12 +1,12 @@
-"""Checkpoints: kept while training, checked before resuming, read without executing code in them."""
+"""Checkpoints: kept while training, checked before resuming."""
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 
-import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+
+from gnnet.models.checkpoint import read_checkpoint
 
 
 class EpochCheckpoint(ModelCheckpoint):
@@ -30,35 +30,6 @@ class EpochCheckpoint(ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict) -> None:
         super().load_state_dict({**state_dict, "dirpath": self.dirpath})
-
-
-def read_checkpoint(path: str | Path) -> dict:
-    """A checkpoint's content, tensors and plain values only.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a checkpoint that `train.py` wrote, or one that would execute code.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"checkpoint {path.absolute()} does not exist (checkpoint=…); train.py writes "
-            "<run's folder>/checkpoints/last.ckpt and best.ckpt"
-        )
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise ValueError(
-            f"checkpoint {path} is damaged or holds more than tensors and plain values ({str(error).splitlines()[0]}); "
-            "take the other one of best.ckpt and last.ckpt"
-        ) from error
-    missing = [key for key in ("state_dict", "config", "global_step") if key not in checkpoint]
-    if missing:
-        raise ValueError(
-            f"checkpoint {path} has no {', '.join(missing)}: it was not written by train.py; "
-            "to start from the weights of another program use weights=PATH"
-        )
-    return checkpoint
 
 
 def check_resume(path: str | Path, config: dict) -> str:

@@ -1,0 +1,403 @@
+"""The reference map: what localization needs of every reference image, computed once and kept in one file.
+
+Of each reference it holds the 3D points that it observes with their descriptors at every level, a
+global descriptor, pose and camera, and which other references see the same points. So localizing a
+query runs the network on the query alone, and reads what it needs of the map from disk.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from rich.progress import track
+from scipy.sparse import csr_array
+from torch import Tensor, nn
+
+from gnnet.data.queries import observed_points, observes
+from gnnet.data.transforms import limit_size, read_image
+from gnnet.geometry.camera import Camera
+from gnnet.geometry.pose import Pose
+from gnnet.localization.array_file import ArrayFile
+from gnnet.localization.local_features import LocalFeatures, points_of_detections
+from gnnet.localization.refinement import sample_descriptors
+from gnnet.localization.retrieval import Whitening, fit_whitening, gem, nearest_by_pose
+from gnnet.scenes.scene import Scene, SceneImage
+
+NEIGHBOURS = 32  # covisible references that are kept of each
+WHITENING_SAMPLE = 1024  # references that the whitening of global descriptors is fitted on
+_SEEN_AGAIN = 128  # points of a reference that tell, where it has depth, which others see them too
+
+
+class Observations(NamedTuple):
+    """What some references observe, one observation a row.
+
+    `points` (M, 3) float64 metres in the world; `ids` (M,) rows of the scene's points, -1 where they come
+    from depth; `keypoints` (M, 2) pixels of the reference; `descriptors` of each level (M, C_l);
+    `valid` (M, levels) which of these are known; `reference` (M,) row of the map.
+    """
+
+    points: Tensor
+    ids: Tensor
+    keypoints: Tensor
+    descriptors: tuple[Tensor, ...]
+    valid: Tensor
+    reference: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Map:
+    """A compiled map, read from its file as it is needed, see `compile_map`.
+
+    Args:
+        file: the open file.
+    """
+
+    file: ArrayFile
+
+    @classmethod
+    def open(cls, path: str | Path) -> Map:
+        """A map that was compiled before.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is no map, is damaged, or was not compiled to its end.
+        """
+        file = ArrayFile(path)
+        if "done" not in file or not file["finished"][0]:
+            raise ValueError(f"map {path} was not compiled to its end; run the same command again, and it goes on")
+        return cls(file)
+
+    @property
+    def path(self) -> Path:
+        return self.file.path
+
+    @property
+    def about(self) -> dict:
+        """What it was made of: fingerprints of network and scene, and settings."""
+        return self.file.about["made of"]
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Of the references."""
+        return tuple(self.file.about["names"])
+
+    @cached_property
+    def places(self) -> tuple[str, ...]:
+        """Of the references."""
+        return tuple(self.file.about["places"])
+
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """Row of each name."""
+        return {name: row for row, name in enumerate(self.names)}
+
+    @property
+    def largest_side(self) -> int | None:
+        """Images are shrunk to it, queries too."""
+        return self.about["largest_side"]
+
+    @cached_property
+    def poses(self) -> Pose:
+        """`cam_from_world` (R,) of the references, float64."""
+        return Pose(*(torch.from_numpy(np.array(self.file[name])) for name in ("rotation", "translation")))
+
+    @cached_property
+    def cameras(self) -> Camera:
+        """Of the references (R,), of their images as they are on disk, float64."""
+        values = torch.from_numpy(np.array(self.file["camera"]))
+        return Camera(values[:, :2], values[:, 2:])
+
+    @property
+    def global_descriptors(self) -> np.ndarray:
+        """(R, d) float32 of length 1, mapped."""
+        return self.file["global"]
+
+    @cached_property
+    def whitening(self) -> Whitening:
+        """What makes a network's global descriptor one of the map's."""
+        parts = (self.file[f"whitening/{part}"] for part in ("mean", "projection"))
+        return Whitening(*(torch.from_numpy(np.array(part)) for part in parts))
+
+    @property
+    def levels(self) -> int:
+        """Of descriptors."""
+        return len(self.about["channels"])
+
+    def shared(self, rows: Tensor) -> Tensor:
+        """How many points references (K,) observe in common, (K, K); of each, the best `NEIGHBOURS` are known."""
+        neighbours, counts = (np.asarray(self.file[name][rows.numpy()]) for name in ("neighbours", "shared"))
+        same = torch.from_numpy(neighbours)[:, :, None] == rows[None, None]  # [K, N, K]
+        shared = (same * torch.from_numpy(counts)[:, :, None]).sum(1)
+        return torch.maximum(shared, shared.T)
+
+    def observations(self, rows: Tensor) -> Observations:
+        """All observations of some references, (K,) rows, one reference after another."""
+        offsets = self.file["offsets"]
+        index = [np.arange(offsets[row], offsets[row] + self.file["count"][row]) for row in rows.tolist()]
+        owner = torch.repeat_interleave(rows, torch.tensor([len(i) for i in index], dtype=torch.int64))
+        index = np.concatenate([*index, np.zeros(0, np.int64)])
+
+        def take(name: str) -> Tensor:
+            return torch.from_numpy(np.asarray(self.file[name][index]))
+
+        return Observations(
+            points=take("points"),
+            ids=take("ids"),
+            keypoints=take("keypoints"),
+            descriptors=tuple(take(f"descriptors/{level}").float() for level in range(self.levels)),
+            valid=take("valid").bool(),
+            reference=owner,
+        )
+
+
+def compile_map(
+    path: str | Path,
+    scene: Scene,
+    network: nn.Module,
+    *,
+    points: int = 1024,
+    largest_side: int | None = None,
+    local_features: LocalFeatures | None = None,
+    retrieval_network: nn.Module | None = None,
+    dimensions: int = 256,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+) -> Map:
+    """Compile the references of a scene into a map at `path`, or go on where that was interrupted.
+
+    Memory is bounded by one image's features and the sample that the whitening is fitted on, however
+    many references there are. A finished map of the same network, scene and settings is opened as it is.
+
+    Args:
+        path: of the map; folders are made.
+        scene: with posed references that observe 3D points or have depth.
+        network: in evaluation mode; its maps give the descriptors, and (by GeM) the global descriptor.
+        points: at most so many observations a reference.
+        largest_side: images are shrunk to it, in pixels; None keeps them.
+        local_features: instead of the network's maps, detections of these are described.
+        retrieval_network: images to global descriptors (B, D), instead of the network's own.
+        dimensions: of the global descriptor after whitening, at most.
+        seed: of the points chosen.
+        device: where the networks run.
+        progress: show a bar.
+
+    Raises:
+        ValueError: if the scene has no usable reference, or the file at `path` is a map made of something
+            else (it says what).
+    """
+    references = [i for i in scene.images.values() if i.is_reference and i.cam_from_world is not None]
+    references = sorted((i for i in references if i.camera is not None and observes(i)), key=lambda i: i.name)
+    if not references:
+        raise ValueError(
+            f"{scene.name} has no reference with pose, camera, and 3D points or depth; a map needs a reconstruction"
+        )
+    channels, global_dimensions = _sizes(network, local_features, retrieval_network, device)
+    made_of = {
+        "network": fingerprint(network),
+        "local features": None if local_features is None else local_features.name,
+        "retrieval": "gem" if retrieval_network is None else fingerprint(retrieval_network),
+        "scene": _scene_fingerprint(references),
+        "points": points, "largest_side": largest_side, "dimensions": dimensions, "seed": seed,
+        "channels": list(channels),
+    }  # fmt: skip
+    file = _open_or_create(Path(path), made_of, references, global_dimensions)
+    if file["finished"][0]:
+        file.close()
+        return Map.open(path)
+    waiting = np.flatnonzero(file["done"] == 0)
+    bar = track(waiting, description=f"Compiling {len(waiting)} references", disable=not progress, transient=True)
+    for row in bar:
+        reference = references[row]
+        described = _describe(
+            scene, reference, network, points, largest_side, local_features, retrieval_network,
+            np.random.default_rng((seed, int(row))), device,
+        )  # fmt: skip
+        _write(file, int(row), described)
+    _finish(file, scene, references)
+    file.close()
+    return Map.open(path)
+
+
+def fingerprint(network: nn.Module) -> str:
+    """Of a network's class, weights and strides: the same for the same network, on every machine."""
+    digest = hashlib.sha256(f"{type(network).__name__} {getattr(network, 'strides', '')}".encode())
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().float().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+class _Described(NamedTuple):
+    points: Tensor
+    ids: np.ndarray
+    keypoints: Tensor
+    descriptors: tuple[Tensor, ...]
+    valid: Tensor
+    global_descriptor: Tensor
+
+
+@torch.no_grad()
+def _sizes(network, local_features, retrieval_network, device) -> tuple[tuple[int, ...], int]:
+    """Channels of each level, and dimensions of a raw global descriptor, as an image shows them."""
+    network.to(device)
+    image = torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=device)
+    pyramid = network(image)
+    channels = tuple(m.shape[1] for m in pyramid.maps) if local_features is None else (local_features.channels,)
+    if retrieval_network is None:
+        return channels, gem(pyramid).shape[1]
+    return channels, retrieval_network.to(device)(image).shape[1]
+
+
+def _open_or_create(path: Path, made_of: dict, references: list[SceneImage], global_dimensions: int) -> ArrayFile:
+    if path.exists():
+        file = ArrayFile(path, writable=True)
+        found = file.about.get("made of", {})
+        other = [f"{k} {found.get(k)} instead of {v}" for k, v in made_of.items() if found.get(k) != v]
+        if other:
+            file.close()
+            raise ValueError(
+                f"map {path} was made of something else: {'; '.join(other)}. "
+                "Take the network and the settings that it was made with, name another file, or delete it"
+            )
+        return file
+    capacity = [
+        made_of["points"] if i.point_ids is None else min(len(i.point_ids), made_of["points"]) for i in references
+    ]
+    count, total, levels = len(references), int(sum(capacity)), len(made_of["channels"])
+    small = max(1, min(made_of["dimensions"], count - 1, global_dimensions) if count > 2 else global_dimensions)
+    arrays = {
+        "finished": ("u1", (1,)), "done": ("u1", (count,)), "count": ("i8", (count,)), "offsets": ("i8", (count,)),
+        "rotation": ("f8", (count, 3, 3)), "translation": ("f8", (count, 3)), "camera": ("f8", (count, 10)),
+        "neighbours": ("i4", (count, NEIGHBOURS)), "shared": ("i4", (count, NEIGHBOURS)),
+        "global": ("f4", (count, small)), "global/raw": ("f2", (count, global_dimensions)),
+        "whitening/mean": ("f4", (global_dimensions,)), "whitening/projection": ("f4", (global_dimensions, small)),
+        "points": ("f8", (total, 3)), "ids": ("i8", (total,)), "keypoints": ("f4", (total, 2)),
+        "valid": ("u1", (total, levels)),
+        **{f"descriptors/{level}": ("f2", (total, c)) for level, c in enumerate(made_of["channels"])},
+    }  # fmt: skip
+    names, places = [i.name for i in references], [i.place for i in references]
+    file = ArrayFile.create(path, arrays, {"made of": made_of, "names": names, "places": places})
+    file.write("offsets", 0, np.cumsum([0, *capacity[:-1]]))
+    poses = Pose.stack([i.cam_from_world for i in references])
+    file.write("rotation", 0, poses.rotation.numpy())
+    file.write("translation", 0, poses.translation.numpy())
+    cameras = Camera.stack([i.camera for i in references])
+    file.write("camera", 0, torch.cat([cameras.size, cameras.parameters], -1).numpy())
+    file.flush()
+    return file
+
+
+@torch.no_grad()
+def _describe(
+    scene: Scene, reference: SceneImage, network: nn.Module, count: int, largest_side: int | None,
+    local_features: LocalFeatures | None, retrieval_network: nn.Module | None, generator: np.random.Generator,
+    device: torch.device | str,
+) -> _Described:  # fmt: skip
+    image, factors = limit_size(read_image(reference.path), largest_side)
+    camera = reference.camera.scale(torch.from_numpy(factors))
+    on_device = image[None].to(device)
+    pyramid = network(on_device) if local_features is None or retrieval_network is None else None
+    if local_features is None:
+        points, ids = observed_points(scene, reference, count, generator)
+        keypoints, visible = camera.project(reference.cam_from_world.transform(points))
+        at = keypoints.float()
+        descriptors, valid = sample_descriptors(pyramid, at[None].to(device))
+        descriptors, valid = tuple(d[0].cpu() for d in descriptors), torch.stack([v[0].cpu() for v in valid], -1)
+        valid &= visible[:, None]
+    else:
+        detected = local_features.detect(image)
+        points, ids, known = points_of_detections(scene, reference, detected.keypoints / torch.from_numpy(factors))
+        kept = known.nonzero().squeeze(1)[:count]  # the strongest come first
+        points, ids, at = points[kept], ids[kept.numpy()], detected.keypoints[kept]
+        descriptors, valid = (detected.descriptors[kept],), torch.ones(len(kept), 1, dtype=torch.bool)
+    described = gem(pyramid) if retrieval_network is None else retrieval_network(on_device)
+    return _Described(points, ids, at, descriptors, valid, described[0].cpu())
+
+
+def _write(file: ArrayFile, row: int, described: _Described) -> None:
+    """What was found of a reference, and only then that it is done."""
+    start, capacity = int(file["offsets"][row]), file.shape("points")[0]
+    count = min(len(described.points), capacity - start)
+    file.write("points", start, described.points[:count].numpy())
+    file.write("ids", start, described.ids[:count])
+    file.write("keypoints", start, described.keypoints[:count].numpy())
+    file.write("valid", start, described.valid[:count].numpy())
+    for level, values in enumerate(described.descriptors):
+        file.write(f"descriptors/{level}", start, values[:count].numpy())
+    file.write("global/raw", row, described.global_descriptor[None].numpy())
+    file.write("count", row, np.array([count]))
+    file.flush()
+    file.write("done", row, np.ones(1))
+    file.flush()
+
+
+def _finish(file: ArrayFile, scene: Scene, references: list[SceneImage]) -> None:
+    """What follows from all references together: whitening, global descriptors, covisibility."""
+    count, small = file.shape("global")
+    raw = file["global/raw"]
+    sample = np.unique(np.linspace(0, count - 1, min(count, WHITENING_SAMPLE)).round().astype(int))
+    whitening = fit_whitening(torch.from_numpy(raw[sample].astype(np.float32)), small)
+    file.write("whitening/mean", 0, whitening.mean.numpy())
+    file.write("whitening/projection", 0, whitening.projection.numpy())
+    for start in range(0, count, 256):
+        rows = torch.from_numpy(raw[start : start + 256].astype(np.float32))
+        file.write("global", start, whitening.apply(rows).numpy())
+    if all(i.point_ids is not None for i in references):
+        parts = _covisible_by_points(references, len(scene.points))
+    else:
+        parts = _covisible_by_depth(file, references)
+    for row, (neighbours, shared) in enumerate(parts):
+        order = np.argsort(-shared, kind="stable")[:NEIGHBOURS]
+        kept = order[shared[order] > 0]
+        line = np.full((2, 1, NEIGHBOURS), -1, np.int32)
+        line[:, 0, : len(kept)] = neighbours[kept], shared[kept]
+        file.write("neighbours", row, line[0])
+        file.write("shared", row, np.maximum(line[1], 0))
+    file.flush()
+    file.write("finished", 0, np.ones(1))
+    file.flush()
+
+
+def _covisible_by_points(references: list[SceneImage], count: int):
+    """Of each reference: rows of the others that observe points of its, and how many."""
+    ids = [np.unique(i.point_ids) for i in references]
+    starts = np.cumsum([0, *map(len, ids)])
+    columns = np.concatenate(ids)
+    seen = csr_array((np.ones(len(columns), np.int32), columns, starts), shape=(len(references), count))
+    transposed = seen.T.tocsr()
+    for row in range(len(references)):
+        common = (seen[[row]] @ transposed).tocoo()
+        others = common.coords[1] != row
+        yield common.coords[1][others], common.data[others]
+
+
+def _covisible_by_depth(file: ArrayFile, references: list[SceneImage]):
+    """The same by projecting some points of each reference into those taken from nearby."""
+    poses = Pose.stack([i.cam_from_world for i in references])
+    cameras = Camera.stack([i.camera for i in references])
+    places = np.unique([i.place for i in references], return_inverse=True)[1]
+    for row, pose in enumerate(references):
+        candidates = nearest_by_pose(pose.cam_from_world, poses, 4 * NEIGHBOURS)
+        candidates = candidates[(candidates != row) & torch.from_numpy(places[candidates.numpy()] == places[row])]
+        start, count = int(file["offsets"][row]), int(file["count"][row])
+        some = torch.from_numpy(np.asarray(file["points"][start : start + count][:: max(1, count // _SEEN_AGAIN)]))
+        _, visible = cameras[candidates].project(poses[candidates].transform(some.expand(len(candidates), -1, -1)))
+        yield candidates.numpy(), visible.sum(-1).numpy()
+
+
+def _scene_fingerprint(references: list[SceneImage]) -> str:
+    digest = hashlib.sha256()
+    for i in references:
+        digest.update(i.name.encode(errors="surrogateescape"))
+        for value in (i.camera.size, i.camera.parameters, i.cam_from_world.rotation, i.cam_from_world.translation):
+            digest.update(value.double().numpy().tobytes())
+        if i.point_ids is not None:
+            digest.update(np.asarray(i.point_ids, np.int64).tobytes())
+    return digest.hexdigest()[:16]
