@@ -17,9 +17,17 @@ from torch import nn
 
 from gnnet.data.loaders import Data, all_of
 from gnnet.data.matching_pairs import MatchingDataset
-from gnnet.evaluation.by_matching import compare_by_matching
+from gnnet.data.queries import LocalizationDataset
 from gnnet.evaluation.comparison import compare_networks, draw_basin, grey_values_like, make_report
 from gnnet.evaluation.examples import draw_examples, draw_matches
+from gnnet.evaluation.localize import (
+    LocalizedQueries,
+    MapSettings,
+    localize_dataset,
+    prepare_localizer,
+    queries_of_list,
+    queries_of_scene,
+)
 from gnnet.evaluation.matching_report import (
     MatchingReport,
     compare_matching,
@@ -27,19 +35,22 @@ from gnnet.evaluation.matching_report import (
     print_matching,
     write_matching,
 )
+from gnnet.evaluation.metrics import INDOOR, OUTDOOR
 from gnnet.evaluation.report import Report, join_reports, print_report, write_results
 from gnnet.localization.localizer import Localizer, StartPoses
 from gnnet.models.checkpoint import read_checkpoint
 from gnnet.models.weights import load_weights
+from gnnet.scenes.pose_files import read_pose_file, read_query_list
 
 
-def run(cfg: DictConfig) -> Results:
+def run(cfg: DictConfig) -> Results | list[LocalizedQueries]:
     """Evaluate a checkpoint on the validation sets of a dataset, the one that it was trained on by default.
 
     Raises:
         FileNotFoundError, ValueError: where checkpoint or data are missing or do not fit, see `prepare`.
     """
-    return evaluate(cfg, *prepare(cfg))
+    networks, data, steps = prepare(cfg)
+    return localize(cfg, networks["trained"], data) if on_map(cfg) else evaluate(cfg, networks, data, steps)
 
 
 def prepare(cfg: DictConfig) -> tuple[dict[str, nn.Module], Data, int]:
@@ -79,20 +90,83 @@ def evaluate(cfg: DictConfig, networks: Mapping[str, nn.Module], data: Data, ste
         output=Path(cfg.paths.output_dir),
         settings={"checkpoint": str(cfg.checkpoint), "steps": steps},
         baselines=cfg.baselines,
-        by_matching=cfg.by_matching,
     )
+
+
+def on_map(cfg: DictConfig) -> bool:
+    """Whether queries are to be localized on a compiled map, or refined from start poses around the truth."""
+    return cfg.localizer.mode != "refine" or cfg.poses is not None
+
+
+def localize(cfg: DictConfig, network: nn.Module, data: Data) -> list[LocalizedQueries]:
+    """Localize the queries of each validation set, or of a list, on its map: tables, result files, reports.
+
+    Raises:
+        FileNotFoundError, ValueError: where map, poses, pairs or query list are missing or do not fit.
+    """
+    device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device)
+    settings = instantiate(cfg.localizer, _convert_="all")
+    starts = None if cfg.poses is None else read_pose_file(cfg.poses)
+    cameras = None if cfg.queries is None else read_query_list(cfg.queries)
+    localizable = [v for v in data.validations if isinstance(v, LocalizationDataset)]
+    if not localizable:
+        raise ValueError("the dataset has no references to make a map of; matching sets have no poses")
+    done = []
+    for validation in localizable:
+        scene, output = validation.scene, Path(cfg.paths.output_dir) / validation.name
+        localizer = prepare_localizer(
+            settings,
+            network.to(device),
+            scene,
+            MapSettings(
+                folder=Path(cfg.paths.map_dir),
+                file=None if cfg.map is None else Path(cfg.map),
+                points=cfg.map_points,
+                largest_side=validation.largest_side,
+            ),
+            device=device,
+        )
+        queries = queries_of_scene(scene)
+        if cameras is not None:
+            images = data.root or data.validation_root
+            queries = queries_of_list(cameras, Path(cfg.images) if cfg.images else Path(images) / "images", scene)
+        if cfg.max_queries is not None:
+            step = max(1, len(queries) // cfg.max_queries)
+            queries = queries[::step][: cfg.max_queries]
+        result = localize_dataset(
+            localizer,
+            queries,
+            output,
+            scene=scene,
+            dataset=cfg.submit_as or reader_name(cfg, validation),
+            title=f"{cfg.localizer.mode} on {validation.name or scene.name}: {len(queries)} queries, "
+            f"{len(localizer.map.names)} references, retrieval={settings.retrieval}",
+            thresholds={"indoor": INDOOR, "outdoor": OUTDOOR}[cfg.thresholds],
+            starts=starts,
+            settings={"checkpoint": str(cfg.checkpoint), "map": str(localizer.map.path)},
+            colmap_model=cfg.colmap_model,
+        )
+        print_report(result.report)
+        print(f"Poses, records, submission.txt, report.html and figures are in {output}", flush=True)
+        done.append(result)
+    return done
+
+
+def reader_name(cfg: DictConfig, validation: LocalizationDataset) -> str:
+    """Name of the dataset whose reader made a validation set: `toy`, `robotcar`, …"""
+    dataset = cfg.get("dataset") or OmegaConf.create(read_checkpoint(cfg.checkpoint)["config"]).dataset
+    source = dataset.sources[validation.name] if "sources" in dataset else dataset
+    return source.scene._target_.rpartition("load_")[2]
 
 
 class Results(NamedTuple):
     """Tables of what was measured; None where the data has nothing of the kind.
 
-    `localization` is of poses refined from start poses, `matching` of pairs by still cameras,
-    `by_matching` of queries localized by matching with several references, PnP and refinement.
+    `localization` is of poses refined from start poses, `matching` of pairs by still cameras.
     """
 
     localization: Report | None
     matching: MatchingReport | None
-    by_matching: Report | None
 
     def score(self) -> float:
         """Mean of the trained network's shares of converged starts and of keypoints matched within 3 pixels."""
@@ -119,7 +193,6 @@ def evaluate_networks(
     output: Path,
     settings: dict,
     baselines: bool = True,
-    by_matching: bool = False,
 ) -> Results:
     """Try every network on each validation set: print the tables, write them as JSON, and draw figures.
 
@@ -131,12 +204,11 @@ def evaluate_networks(
         output: folder to write into.
         settings: to stand in the reports.
         baselines: also evaluate raw grey values, and SIFT where keypoints are matched.
-        by_matching: also localize queries without a start pose, from several references.
     """
     if baselines:
         networks = {**networks, "grey values": grey_values_like(networks["trained"])}
     common = {"device": device, "settings": settings}
-    localized, matched, found = {}, {}, {}
+    localized, matched = {}, {}
     for validation in data.validations:
         name, loader = validation.name, all_of(data, validation)
         figures = output / "figures" / name
@@ -158,22 +230,13 @@ def evaluate_networks(
         draw_examples(
             networks["trained"], samples, figures, localizer=localizer, starts=replace(starts, exact=True)
         )
-        if by_matching:
-            title = f"Localization by matching on {name or validation.scene.name}: {len(validation)} queries"
-            groups = (validation.query_group(index) for index in range(len(validation)))
-            found[name] = compare_by_matching(
-                networks, groups, localizer=localizer, title=title, sift=baselines, **common
-            )
-    results = Results(join_reports(localized), join_matching(matched), join_reports(found))
+    results = Results(join_reports(localized), join_matching(matched))
     if results.localization is not None:
         write_results(results.localization, output / "results.json")
         print_report(results.localization)
     if results.matching is not None:
         write_matching(results.matching, output / "matching.json")
         print_matching(results.matching)
-    if results.by_matching is not None:
-        write_results(results.by_matching, output / "localization_by_matching.json")
-        print_report(results.by_matching)
     print(f"Tables as .json, figures and logs are in {output}", flush=True)
     return results
 
@@ -188,10 +251,14 @@ def describe(starts: StartPoses) -> str:
 @hydra.main(config_path="conf", config_name="evaluate", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     try:
-        prepared = prepare(cfg)
+        networks, data, steps = prepare(cfg)
+        done = localize(cfg, networks["trained"], data) if on_map(cfg) else None
     except (FileNotFoundError, ConnectionError, ValueError) as error:  # what the user can mend; the message says how
         raise SystemExit(f"\n{error}") from error
-    evaluate(cfg, *prepared)
+    if done is None:
+        evaluate(cfg, networks, data, steps)
+    elif not any(result.any_localized for result in done):
+        raise SystemExit("\nno query was localized; localizations.jsonl has the reasons")
 
 
 if __name__ == "__main__":

@@ -88,7 +88,7 @@ def train(cfg: DictConfig, prepared: Run) -> Results | None:
     draw_loss_curves(trainer, output / "figures" / "losses.png")
     if not data.validations:
         print(f"Nothing to validate on; checkpoints and logs are in {output}", flush=True)
-        return Results(None, None, None)
+        return Results(None, None)
     return evaluate_networks(
         {"trained": module.network, "untrained": build_network(cfg)},
         data,
@@ -96,7 +96,6 @@ def train(cfg: DictConfig, prepared: Run) -> Results | None:
         starts=instantiate(cfg.starts, _convert_="all"),
         device=trainer.strategy.root_device,
         output=output,
-        by_matching=cfg.by_matching,
         settings={
             **choices(),
             "seed": cfg.seed,

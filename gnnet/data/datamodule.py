@@ -52,7 +52,6 @@ class CorrespondenceData(pl.LightningDataModule):
         validation_batch_size: queries a validation step.
         validation_points: 3D points of each validation query, at most.
         validation_queries: so many queries, or pairs to match, at most; None takes all.
-        references: of each query, for localization by matching.
         num_workers: processes that load data.
         on_bad: broken input ends the program (`raise`), or is left out and counted (`skip`).
         index_dir: where the index of the dataset is kept, so that the next start is quick; None keeps none.
@@ -82,7 +81,6 @@ class CorrespondenceData(pl.LightningDataModule):
         validation_batch_size: int = 8,
         validation_points: int = 512,
         validation_queries: int | None = None,
-        references: int = 3,
         num_workers: int = 2,
         on_bad: OnBad = "raise",
         index_dir: str | Path | None = None,
@@ -106,7 +104,6 @@ class CorrespondenceData(pl.LightningDataModule):
         self.validation_batch_size = validation_batch_size
         self.validation_points = validation_points
         self.validation_queries = validation_queries
-        self.references = references
         self.num_workers = num_workers
         self.on_bad = on_bad
         self.index_dir = None if index_dir is None else Path(index_dir)
@@ -181,9 +178,8 @@ class CorrespondenceData(pl.LightningDataModule):
         if any(pair.static for pair in scene.pairs[:1]):
             return MatchingDataset(scene, max_pairs=self.validation_queries, **settings)
         return LocalizationDataset(
-            scene, points=self.validation_points, max_queries=self.validation_queries, references=self.references,
-            **settings,
-        )  # fmt: skip
+            scene, points=self.validation_points, max_queries=self.validation_queries, **settings
+        )
 
     def train_dataloader(self) -> DataLoader:
         """Batches of training pairs.

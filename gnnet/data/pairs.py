@@ -114,7 +114,9 @@ class PairDataset(Dataset):
         in_images = [np.float64(xy) * f for xy, f in zip(matches[:2], factors, strict=True)]
         cuts, keypoints, inside = self._best_cut(images, in_images, weight, generator)
         if cuts is None:
-            raise ValueError("no correspondence lies inside both images; are its pixels those of these images?")
+            raise ValueError(
+                "no correspondence with a weight lies inside both images; are its pixels those of these images?"
+            )
         if not len(inside):
             raise NothingInCommon("its images, cut at random, see nothing in common")
         if self.crop is not None:
@@ -139,16 +141,17 @@ class PairDataset(Dataset):
         """How each side is cut, the keypoints there, and the indices of those inside both; a few cuts are tried.
 
         Each side is cut on its own, so that position in the image tells nothing. No cut is returned where
-        no keypoint lies inside both images.
+        no keypoint of a weight above 0 lies inside both images.
         """
         extents = [(image.shape[-1], image.shape[-2]) for image in images]
         seen = np.logical_and(*(_within(xy, extent) for xy, extent in zip(in_images, extents, strict=True)))
+        seen &= weight > 0  # exp(−d) of a large d is 0
         if not seen.any():
             return None, in_images, np.flatnonzero(seen)
         if self.crop is None:
             return [np.eye(3)] * 2, in_images, np.flatnonzero(seen)
         wanted = min(self.correspondences, np.count_nonzero(seen)) // 4
-        likely = np.where(seen, weight, 0).cumsum()
+        likely = np.where(seen, weight, 0).cumsum(dtype=np.float64)  # float32 rounds a draw up to the end, and beyond
         best: tuple = ([], [], np.zeros(0, np.int64))
         for _ in range(_TRIES):
             anchor = int(np.searchsorted(likely, generator.random() * likely[-1], side="right"))

@@ -20,10 +20,10 @@ from gnnet.scenes.scene import Scene, SceneImage
 
 
 class LocalizationSample(NamedTuple):
-    """Names of a query and of the reference images that it is localized against, the nearest first."""
+    """Names of a query and of the reference image that it is localized against."""
 
     query: str
-    references: tuple[str, ...]
+    reference: str
 
 
 class LocalizationDataset(Dataset):
@@ -38,7 +38,6 @@ class LocalizationDataset(Dataset):
         largest_side: images (and cameras) are shrunk to it, in pixels; None keeps them.
         max_queries: at most so many queries, spread evenly over conditions and places; None takes all.
         seed: of the points drawn.
-        references: so many of each query are at hand in `query_group`.
         name: of the source, where there are several.
     """
 
@@ -50,7 +49,6 @@ class LocalizationDataset(Dataset):
         largest_side: int | None,
         max_queries: int | None,
         seed: int,
-        references: int = 3,
         name: str = "",
     ) -> None:
         self.scene = scene
@@ -58,7 +56,7 @@ class LocalizationDataset(Dataset):
         self.largest_side = largest_side
         self.seed = seed
         self.name = name
-        self.samples = _evenly(localization_samples(scene, references), scene, max_queries)
+        self.samples = _evenly(localization_samples(scene), scene, max_queries)
 
     def one_of_each_condition(self) -> list[LocalizationBatch]:
         """Batches of one query, the first of each condition."""
@@ -77,24 +75,11 @@ class LocalizationDataset(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> LocalizationBatch:
         """A sample: the query against its nearest reference, without batch axis."""
-        return self._sample(key[1], 0, None)
-
-    def query_group(self, index: int) -> LocalizationBatch:
-        """A query against each of its references: rows of one batch, in one common world."""
-        origin = self._nearest(index).cam_from_world.center()
-        count = len(self.samples[index].references)
-        return collate_localization([self._sample(index, rank, origin) for rank in range(count)])
-
-    def _nearest(self, index: int) -> SceneImage:
-        return self.scene.images[self.samples[index].references[0]]
-
-    def _sample(self, index: int, rank: int, origin: Tensor | None) -> LocalizationBatch:
-        name, references = self.samples[index]
-        query, reference = self.scene.images[name], self.scene.images[references[rank]]
+        index = key[1]
+        query, reference = (self.scene.images[name] for name in self.samples[index])
         try:
-            origin = reference.cam_from_world.center() if origin is None else origin
-            generator = np.random.default_rng((self.seed, index, *([rank] if rank else [])))
-            points = observed_points(self.scene, reference, self.points, generator)[0]
+            origin = reference.cam_from_world.center()
+            points, _ = observed_points(self.scene, reference, self.points, np.random.default_rng((self.seed, index)))
             return LocalizationBatch(
                 query=self._view(query, origin),
                 reference=self._view(reference, origin),
@@ -107,7 +92,7 @@ class LocalizationDataset(Dataset):
             )
         except Exception as error:
             raise RuntimeError(
-                f"query {name} with reference {references[rank]} of {self.scene.name} cannot be used: {error}"
+                f"query {query.name} with reference {reference.name} of {self.scene.name} cannot be used: {error}"
             ) from error
 
     def _view(self, image: SceneImage, origin: Tensor) -> View:
@@ -150,16 +135,15 @@ def observed_points(
     return torch.from_numpy(found), np.full(len(found), -1)
 
 
-def localization_samples(scene: Scene, references: int = 1) -> list[LocalizationSample]:
-    """Each query of known pose with its nearest references of the same place.
+def localization_samples(scene: Scene) -> list[LocalizationSample]:
+    """Each query of known pose with the nearest reference of the same place.
 
     Queries are the images that are no references; where all are references (a COLMAP model), each
-    is localized against others. The nearest see most of the query's points, or, where the query
-    has none, have the smallest camera distance (m) + angle (rad) · 10 m.
+    is localized against another. The nearest sees most of the query's points, or, where the query
+    has none, has the smallest camera distance (m) + angle (rad) · 10 m.
 
     Args:
         scene: with posed images; references observe 3D points or have depth.
-        references: so many a query, at most.
 
     Raises:
         ValueError: if no query has both a pose and a reference.
@@ -181,9 +165,9 @@ def localization_samples(scene: Scene, references: int = 1) -> list[Localization
             relative = pose.rotation @ query.cam_from_world.rotation.T
             distance = (pose.center() - query.cam_from_world.center()).norm(dim=-1)
             score = (distance + 10 * rotation_angle(relative)).numpy()
-        ranked = [candidates[n].name for n in (np.argsort(score, kind="stable") if candidates else [])]
-        nearest = tuple(name for name in ranked[: references + 1] if name != query.name)[:references]
-        if nearest:
+        ranked = [candidates[n].name for n in (np.argsort(score, kind="stable")[:2] if candidates else [])]
+        nearest = next((name for name in ranked if name != query.name), None)
+        if nearest is not None:
             samples.append(LocalizationSample(query.name, nearest))
     if not samples:
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,15 +39,12 @@ class ArrayFile:
                 raise ValueError(f"{self.path} is no map of gnnet's, or is damaged; delete it, and it is compiled anew")
             try:
                 content = json.loads(file.read(length))
-                self.about: dict = content["about"]
-                self._places = {
-                    name: (np.dtype(kind), tuple(shape), offset)
-                    for name, (kind, shape, offset) in content["arrays"].items()
-                    if kind in _KINDS
-                }
-                end = max(offset + np.dtype(k).itemsize * int(np.prod(s)) for k, s, offset in self._places.values())
-            except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+                self.about: dict = dict(content["about"])
+                self._places = {name: _place(*place) for name, place in content["arrays"].items()}
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise ValueError(f"the header of {self.path} is damaged ({error}); delete the file") from error
+        ends = (offset + kind.itemsize * math.prod(shape) for kind, shape, offset in self._places.values())
+        end = max(ends, default=0)
         if end > size:
             raise ValueError(f"{self.path} has {size} bytes, its header says {end}: it was cut off; delete it")
         self._file = self.path.open("r+b") if writable else None
@@ -70,6 +68,11 @@ class ArrayFile:
             file.truncate(first + max(offset, _PAGE))
         partial.replace(path)
         return cls(path, writable=True)
+
+    @property
+    def arrays(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Type and shape of each, as `create` takes them."""
+        return {name: (kind.str[1:], shape) for name, (kind, shape, _) in self._places.items()}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of an array."""
@@ -103,3 +106,15 @@ class ArrayFile:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _place(kind: str, shape: list[int], offset: int) -> tuple[np.dtype, tuple[int, ...], int]:
+    """An array's type, shape and offset as a header has them.
+
+    Raises:
+        ValueError: if they are none; Python's own numbers, as numpy's products overflow in silence.
+    """
+    counts = [*shape, offset]
+    if kind not in _KINDS or not all(type(count) is int and count >= 0 for count in counts):
+        raise ValueError(f"array {kind!r}, {shape!r}, {offset!r}"[:200])
+    return np.dtype(kind), tuple(shape), offset

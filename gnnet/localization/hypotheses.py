@@ -74,13 +74,18 @@ def pose_hypotheses(
         solver: of the poses.
     """
     found = []
+    # PnP solves for a translation, which far from the world's origin even a tiny rotation changes much: around its own.
+    origin = observations.points.mean(0) if len(observations.points) else torch.zeros(3, dtype=torch.float64)
     for cluster in covisibility_clusters(shared):
         members = rows[cluster]
         used = (kept & torch.isin(observations.reference, members)).nonzero().squeeze(1)
-        result = solver.solve(keypoints[used], observations.points[used], camera)
+        result = solver.solve(keypoints[used], observations.points[used] - origin, camera)
+        pose = result.cam_from_world
+        if pose is not None:
+            pose = Pose(pose.rotation, pose.translation - pose.rotation @ origin)
         inliers = torch.zeros_like(kept)
         inliers[used[result.inliers]] = True
-        found.append(Hypothesis(result.cam_from_world, members, inliers, int(result.inliers.sum()), result.reason))
+        found.append(Hypothesis(pose, members, inliers, int(result.inliers.sum()), result.reason))
     return sorted(found, key=lambda h: (h.cam_from_world is None, -h.count))
 
 
@@ -122,7 +127,9 @@ def choose_hypothesis(
             continue
         count = _inliers(pose, matches, observations, hypothesis, camera, solver)
         if not final[i] <= initial[i] or count < KEPT_INLIERS * hypothesis.count:
-            why = f"refinement lost (cost {initial[i]:.4g} to {final[i]:.4g}, inliers {hypothesis.count} to {count})"
+            if i == 0:
+                costs = f"cost {initial[i]:.4g} to {final[i]:.4g}"
+                why = f"refinement lost ({costs}, inliers {hypothesis.count} to {count})"
             continue
         if 2 * count >= most and (best is None or final[i] < final[best[0]]):
             best = i, count

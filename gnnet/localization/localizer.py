@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from gnnet.models.checkpoint import network_of_checkpoint
 from gnnet.models.pyramid import FeaturePyramid
 
 Mode = Literal["nearest", "sparse", "sparse_to_dense", "refine"]
+RetrievalKind = Literal["network", "netvlad", "pairs", "oracle"]
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,11 @@ class Localizer:
             poses that the caller gives.
         levels: of the pyramid that refinement uses, by position, 0 the coarsest; None uses all.
         refine_poses: refine what matching gives. Needs descriptors of maps, so not with `sparse`.
-        references: so many are retrieved for a query.
+        references: so many are used for a query.
+        retrieval: how they are found: by the `network`'s own global descriptor, by `netvlad`, as a `pairs`
+            file lists them, or by the `oracle` of the true pose.
+        netvlad: checkpoint, for retrieval `netvlad`.
+        pairs: hloc's pairs file, for retrieval `pairs`.
         same_camera: retrieve only references whose camera has the query's focal lengths and centre (to 1 %).
         same_place: retrieve only references of the query's place, where that is known.
         hypotheses: clusters of covisible references that are refined, at most; the best final cost wins.
@@ -112,6 +117,9 @@ class Localizer:
     levels: Sequence[int] | None = None
     refine_poses: bool = True
     references: int = 10
+    retrieval: RetrievalKind = "network"
+    netvlad: str | Path | None = None
+    pairs: str | Path | None = None
     same_camera: bool = False
     same_place: bool = False
     hypotheses: int = 3
@@ -129,6 +137,13 @@ class Localizer:
     def __post_init__(self) -> None:
         if self.mode == "sparse" and (self.refine_poses or self.local_features is None):
             raise ValueError("localizer.mode=sparse needs local_features and refine_poses=false: see localizer=sparse")
+        if self.mode not in get_args(Mode) or self.retrieval not in get_args(RetrievalKind):
+            raise ValueError(
+                f"localizer.mode={self.mode}, localizer.retrieval={self.retrieval}; expected one of "
+                f"{', '.join(get_args(Mode))}, and of {', '.join(get_args(RetrievalKind))}"
+            )
+        if self.retrieval in ("netvlad", "pairs") and getattr(self, self.retrieval) is None:
+            raise ValueError(f"localizer.retrieval={self.retrieval} needs a file: localizer.{self.retrieval}=FILE")
         if self.references < 1 or self.hypotheses < 1:
             raise ValueError(f"{self.references} references and {self.hypotheses} hypotheses; expected 1 or more")
 
@@ -302,7 +317,7 @@ class Localizer:
         """Rows (K,) of the map's references for a query, the nearest first."""
         itself = self.map.rows.get(name, -1)
         if references is not None:
-            rows = [self.map.rows[r] for r in references if r in self.map.rows and r != name]
+            rows = [self.map.rows[r] for r in dict.fromkeys(references) if r in self.map.rows and r != name]
             return torch.tensor(rows[: self.references], dtype=torch.int64)
         if start is not None:
             rows = nearest_by_pose(start, self.map.poses, self.references + 1)
@@ -362,6 +377,8 @@ class Localizer:
             moved.to(device=device, dtype=torch.float32),
         )
         back = refined.cam_from_world.to(device="cpu", dtype=torch.float64)
+        # float32's rotation is none to the digits of float64, which far from the origin are metres.
+        back = Pose.from_quaternion(back.quaternion(), back.translation)
         return replace(refined, cam_from_world=Pose(back.rotation, back.translation - back.rotation @ origin))
 
 

@@ -8,6 +8,7 @@ query runs the network on the query alone, and reads what it needs of the map fr
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from rich.progress import track
-from scipy.sparse import csr_array
 from torch import Tensor, nn
 
 from gnnet.data.queries import observed_points, observes
@@ -24,14 +24,15 @@ from gnnet.data.transforms import limit_size, read_image
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.localization.array_file import ArrayFile
+from gnnet.localization.covisibility import covisible_by_depth, covisible_by_points
 from gnnet.localization.local_features import LocalFeatures, points_of_detections
 from gnnet.localization.refinement import sample_descriptors
-from gnnet.localization.retrieval import Whitening, fit_whitening, gem, nearest_by_pose
+from gnnet.localization.retrieval import Whitening, fit_whitening, gem
+from gnnet.models.fingerprint import fingerprint
 from gnnet.scenes.scene import Scene, SceneImage
 
 NEIGHBOURS = 32  # covisible references that are kept of each
 WHITENING_SAMPLE = 1024  # references that the whitening of global descriptors is fitted on
-_SEEN_AGAIN = 128  # points of a reference that tell, where it has depth, which others see them too
 
 
 class Observations(NamedTuple):
@@ -69,7 +70,8 @@ class Map:
             ValueError: if it is no map, is damaged, or was not compiled to its end.
         """
         file = ArrayFile(path)
-        if "done" not in file or not file["finished"][0]:
+        _check_layout(file)
+        if not file["finished"][0]:
             raise ValueError(f"map {path} was not compiled to its end; run the same command again, and it goes on")
         return cls(file)
 
@@ -173,7 +175,8 @@ def compile_map(
     """Compile the references of a scene into a map at `path`, or go on where that was interrupted.
 
     Memory is bounded by one image's features and the sample that the whitening is fitted on, however
-    many references there are. A finished map of the same network, scene and settings is opened as it is.
+    many references there are; but for some 20 bytes an observation of a 3D point, for covisibility. A
+    finished map of the same network, scene and settings is opened as it is.
 
     Args:
         path: of the map; folders are made.
@@ -203,7 +206,7 @@ def compile_map(
         "network": fingerprint(network),
         "local features": None if local_features is None else local_features.name,
         "retrieval": "gem" if retrieval_network is None else fingerprint(retrieval_network),
-        "scene": _scene_fingerprint(references),
+        "scene": _scene_fingerprint(references, scene.points),
         "points": points, "largest_side": largest_side, "dimensions": dimensions, "seed": seed,
         "channels": list(channels),
     }  # fmt: skip
@@ -223,15 +226,6 @@ def compile_map(
     _finish(file, scene, references)
     file.close()
     return Map.open(path)
-
-
-def fingerprint(network: nn.Module) -> str:
-    """Of a network's class, weights and strides: the same for the same network, on every machine."""
-    digest = hashlib.sha256(f"{type(network).__name__} {getattr(network, 'strides', '')}".encode())
-    for name, value in network.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().float().numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 class _Described(NamedTuple):
@@ -258,7 +252,8 @@ def _sizes(network, local_features, retrieval_network, device) -> tuple[tuple[in
 def _open_or_create(path: Path, made_of: dict, references: list[SceneImage], global_dimensions: int) -> ArrayFile:
     if path.exists():
         file = ArrayFile(path, writable=True)
-        found = file.about.get("made of", {})
+        _check_layout(file)
+        found = file.about["made of"]
         other = [f"{k} {found.get(k)} instead of {v}" for k, v in made_of.items() if found.get(k) != v]
         if other:
             file.close()
@@ -267,21 +262,15 @@ def _open_or_create(path: Path, made_of: dict, references: list[SceneImage], glo
                 "Take the network and the settings that it was made with, name another file, or delete it"
             )
         return file
-    capacity = [
-        made_of["points"] if i.point_ids is None else min(len(i.point_ids), made_of["points"]) for i in references
-    ]
-    count, total, levels = len(references), int(sum(capacity)), len(made_of["channels"])
-    small = max(1, min(made_of["dimensions"], count - 1, global_dimensions) if count > 2 else global_dimensions)
-    arrays = {
-        "finished": ("u1", (1,)), "done": ("u1", (count,)), "count": ("i8", (count,)), "offsets": ("i8", (count,)),
-        "rotation": ("f8", (count, 3, 3)), "translation": ("f8", (count, 3)), "camera": ("f8", (count, 10)),
-        "neighbours": ("i4", (count, NEIGHBOURS)), "shared": ("i4", (count, NEIGHBOURS)),
-        "global": ("f4", (count, small)), "global/raw": ("f2", (count, global_dimensions)),
-        "whitening/mean": ("f4", (global_dimensions,)), "whitening/projection": ("f4", (global_dimensions, small)),
-        "points": ("f8", (total, 3)), "ids": ("i8", (total,)), "keypoints": ("f4", (total, 2)),
-        "valid": ("u1", (total, levels)),
-        **{f"descriptors/{level}": ("f2", (total, c)) for level, c in enumerate(made_of["channels"])},
-    }  # fmt: skip
+    # Several detections may lie near one point; of depth there is no end.
+    most = made_of["points"]
+    unbounded = [made_of["local features"] is not None or i.point_ids is None for i in references]
+    capacity = [most if u else min(len(i.point_ids), most) for u, i in zip(unbounded, references, strict=True)]
+    count, total = len(references), sum(capacity)
+    small = min(made_of["dimensions"], global_dimensions)
+    if count > 2:  # else there is no whitening, see `fit_whitening`
+        small = min(small, count - 1, WHITENING_SAMPLE - 1)
+    arrays = _arrays(count, total, made_of["channels"], global_dimensions, small)
     names, places = [i.name for i in references], [i.place for i in references]
     file = ArrayFile.create(path, arrays, {"made of": made_of, "names": names, "places": places})
     file.write("offsets", 0, np.cumsum([0, *capacity[:-1]]))
@@ -292,6 +281,33 @@ def _open_or_create(path: Path, made_of: dict, references: list[SceneImage], glo
     file.write("camera", 0, torch.cat([cameras.size, cameras.parameters], -1).numpy())
     file.flush()
     return file
+
+
+def _arrays(
+    count: int, total: int, channels: Sequence[int], global_dimensions: int, small: int
+) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Types and shapes of a map's arrays: `count` references with `total` observations."""
+    return {
+        "finished": ("u1", (1,)), "done": ("u1", (count,)), "count": ("i8", (count,)), "offsets": ("i8", (count,)),
+        "rotation": ("f8", (count, 3, 3)), "translation": ("f8", (count, 3)), "camera": ("f8", (count, 10)),
+        "neighbours": ("i4", (count, NEIGHBOURS)), "shared": ("i4", (count, NEIGHBOURS)),
+        "global": ("f4", (count, small)), "global/raw": ("f2", (count, global_dimensions)),
+        "whitening/mean": ("f4", (global_dimensions,)), "whitening/projection": ("f4", (global_dimensions, small)),
+        "points": ("f8", (total, 3)), "ids": ("i8", (total,)), "keypoints": ("f4", (total, 2)),
+        "valid": ("u1", (total, len(channels))),
+        **{f"descriptors/{level}": ("f2", (total, c)) for level, c in enumerate(channels)},
+    }  # fmt: skip
+
+
+def _check_layout(file: ArrayFile) -> None:
+    try:
+        count, channels = len(file.about["names"]), file.about["made of"]["channels"]
+        expected = _arrays(count, file.shape("points")[0], channels, *file.shape("whitening/projection"))
+        fits = file.arrays == expected and len(file.about["places"]) == count
+    except (KeyError, TypeError, IndexError, AttributeError):
+        fits = False
+    if not fits:
+        raise ValueError(f"{file.path} holds other arrays than a map; delete it, or name another file")
 
 
 @torch.no_grad()
@@ -323,8 +339,9 @@ def _describe(
 
 def _write(file: ArrayFile, row: int, described: _Described) -> None:
     """What was found of a reference, and only then that it is done."""
-    start, capacity = int(file["offsets"][row]), file.shape("points")[0]
-    count = min(len(described.points), capacity - start)
+    offsets = file["offsets"]
+    start, end = int(offsets[row]), int(offsets[row + 1]) if row + 1 < len(offsets) else file.shape("points")[0]
+    count = min(len(described.points), end - start)  # the next reference's rows begin there
     file.write("points", start, described.points[:count].numpy())
     file.write("ids", start, described.ids[:count])
     file.write("keypoints", start, described.keypoints[:count].numpy())
@@ -350,9 +367,9 @@ def _finish(file: ArrayFile, scene: Scene, references: list[SceneImage]) -> None
         rows = torch.from_numpy(raw[start : start + 256].astype(np.float32))
         file.write("global", start, whitening.apply(rows).numpy())
     if all(i.point_ids is not None for i in references):
-        parts = _covisible_by_points(references, len(scene.points))
+        parts = covisible_by_points(references, len(scene.points))
     else:
-        parts = _covisible_by_depth(file, references)
+        parts = covisible_by_depth(references, lambda row: _points_of(file, row), candidates=4 * NEIGHBOURS)
     for row, (neighbours, shared) in enumerate(parts):
         order = np.argsort(-shared, kind="stable")[:NEIGHBOURS]
         kept = order[shared[order] > 0]
@@ -365,35 +382,13 @@ def _finish(file: ArrayFile, scene: Scene, references: list[SceneImage]) -> None
     file.flush()
 
 
-def _covisible_by_points(references: list[SceneImage], count: int):
-    """Of each reference: rows of the others that observe points of its, and how many."""
-    ids = [np.unique(i.point_ids) for i in references]
-    starts = np.cumsum([0, *map(len, ids)])
-    columns = np.concatenate(ids)
-    seen = csr_array((np.ones(len(columns), np.int32), columns, starts), shape=(len(references), count))
-    transposed = seen.T.tocsr()
-    for row in range(len(references)):
-        common = (seen[[row]] @ transposed).tocoo()
-        others = common.coords[1] != row
-        yield common.coords[1][others], common.data[others]
+def _points_of(file: ArrayFile, row: int) -> Tensor:
+    start, count = int(file["offsets"][row]), int(file["count"][row])
+    return torch.from_numpy(np.array(file["points"][start : start + count]))
 
 
-def _covisible_by_depth(file: ArrayFile, references: list[SceneImage]):
-    """The same by projecting some points of each reference into those taken from nearby."""
-    poses = Pose.stack([i.cam_from_world for i in references])
-    cameras = Camera.stack([i.camera for i in references])
-    places = np.unique([i.place for i in references], return_inverse=True)[1]
-    for row, pose in enumerate(references):
-        candidates = nearest_by_pose(pose.cam_from_world, poses, 4 * NEIGHBOURS)
-        candidates = candidates[(candidates != row) & torch.from_numpy(places[candidates.numpy()] == places[row])]
-        start, count = int(file["offsets"][row]), int(file["count"][row])
-        some = torch.from_numpy(np.asarray(file["points"][start : start + count][:: max(1, count // _SEEN_AGAIN)]))
-        _, visible = cameras[candidates].project(poses[candidates].transform(some.expand(len(candidates), -1, -1)))
-        yield candidates.numpy(), visible.sum(-1).numpy()
-
-
-def _scene_fingerprint(references: list[SceneImage]) -> str:
-    digest = hashlib.sha256()
+def _scene_fingerprint(references: list[SceneImage], points: Tensor) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(points.numpy()))
     for i in references:
         digest.update(i.name.encode(errors="surrogateescape"))
         for value in (i.camera.size, i.camera.parameters, i.cam_from_world.rotation, i.cam_from_world.translation):

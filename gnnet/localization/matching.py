@@ -208,7 +208,7 @@ class DenseMatches(NamedTuple):
 
 
 DENSE_STRIDE = 4  # of the cells that a dense search goes through, S2DHM's
-DENSE_VALUES = 1 << 22  # similarities held together: 16 MB, which caches hold
+DENSE_VALUES = 1 << 21  # similarities held together: 8 MB, which caches hold
 
 
 @torch.no_grad()
@@ -262,17 +262,48 @@ def best_cells(
     The ratio test needs no sorting: the value at a rank is at most `ratio` times the best if fewer cells
     than that rank are above it.
     """
-    limit = max(1, round(rank * cells.shape[1]))
+    limit = max(2, round(rank * cells.shape[1]))  # the best itself is at rank one
     parts = []
     for rows in descriptors.split(max(1, values_at_once // cells.shape[1])):
         similarity = rows @ cells
-        best, index = similarity.max(-1)
+        best, index = _row_max(similarity)
         if ratio < 1:
-            above = (similarity > ratio * best[:, None]).sum(-1)
+            above = _count_above(similarity, ratio * best[:, None])
             parts.append((index, best, (above < limit) & (best > 0)))
         else:
             parts.append((index, best, torch.ones_like(best, dtype=torch.bool)))
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+_BLOCK = 256  # cells
+
+
+def _row_max(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest of each row (N, P), and where it stands first; P's maxima by blocks, as only these are vectorised."""
+    whole = values.shape[1] // _BLOCK * _BLOCK
+    if whole == 0 or values.is_cuda:
+        return values.max(-1)
+    blocks = values[:, :whole].unflatten(1, (-1, _BLOCK))
+    best, block = blocks.amax(-1).max(-1)
+    within = blocks.gather(1, block[:, None, None].expand(-1, 1, _BLOCK)).squeeze(1).argmax(-1)
+    index = block * _BLOCK + within
+    if whole < values.shape[1]:
+        rest, at = values[:, whole:].max(-1)
+        index = torch.where(rest > best, whole + at, index)
+        best = torch.maximum(rest, best)
+    return best, index
+
+
+def _count_above(values: Tensor, thresholds: Tensor) -> Tensor:
+    """How many of each row (N, P) are above its threshold (N, 1)."""
+    if values.is_cuda:
+        return (values > thresholds).sum(-1)
+    # Sums of booleans are slow: eight of them are added as the bytes of one integer, 128 times at most.
+    rows, count = values.shape
+    flags = torch.zeros(rows, -(-count // 1024) * 1024, dtype=torch.bool)
+    torch.gt(values, thresholds, out=flags[:, :count])
+    sums = flags.view(torch.int64).unflatten(1, (-1, 128)).sum(-1)
+    return sums.view(torch.uint8).sum(-1, dtype=torch.int64)
 
 
 def _at_stride(pyramid: FeaturePyramid, stride: int) -> tuple[Tensor, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,16 +42,34 @@ def load_weights(model: nn.Module, source: str | Path | None) -> str:
             )
         state = _imagenet_state_dict()
     else:
-        state = _read_state_dict(Path(source).expanduser())
+        state = read_state_dict(Path(source).expanduser())
     state, kind = _for_network(state, vgg=isinstance(model, VGG16))
     if isinstance(model, VGG16):
         state = _without_unused_vgg_layers(model, state)
-    _load_strictly(model, state, source=str(source), kind=kind)
+    load_strictly(model, state, source=str(source), kind=kind)
     return f"{len(state)} tensors of {type(model).__name__} from {source} ({kind})"
 
 
-def _read_state_dict(path: Path) -> StateDict:
-    """The tensors by name in a file written by `torch.save`."""
+def read_state_dict(path: Path) -> StateDict:
+    """The tensors by name in a file written by `torch.save`, bare or under `state_dict`.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_weights`.
+    """
+    checkpoint = read_plain(path)
+    state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
+    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        found = f"the keys {_some(map(str, checkpoint))}" if isinstance(checkpoint, Mapping) else type(checkpoint)
+        raise ValueError(f"{path} holds {found}; expected tensors by name, or such a mapping under 'state_dict'")
+    return {".".join(p for p in str(k).split(".") if p not in ("module", "_orig_mod")): v for k, v in state.items()}
+
+
+def read_plain(path: Path) -> object:
+    """What `torch.save` wrote into a file, if that is tensors and plain values only.
+
+    Raises:
+        FileNotFoundError, ValueError: as `load_weights`.
+    """
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} is not a file (weights); expected a checkpoint (.ckpt, .pth), weights=imagenet, "
@@ -58,10 +77,10 @@ def _read_state_dict(path: Path) -> StateDict:
         )
     try:
         with torch.serialization.safe_globals(_numpy_scalars()):
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what a damaged file raises is anybody's guess
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that is of a file cut off, too
+            raise
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused:  # torch's own message advises to switch the protection off, so it is not passed on
             raise ValueError(
@@ -72,11 +91,6 @@ def _read_state_dict(path: Path) -> StateDict:
             f"{path} is not a checkpoint that torch.load can read, or is damaged ({type(error).__name__}); "
             "expected a file that torch.save wrote"
         ) from None
-    state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
-    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        found = f"the keys {_some(map(str, checkpoint))}" if isinstance(checkpoint, Mapping) else type(checkpoint)
-        raise ValueError(f"{path} holds {found}; expected tensors by name, or such a mapping under 'state_dict'")
-    return dict(state)
 
 
 def _numpy_scalars() -> list:
@@ -88,8 +102,6 @@ def _numpy_scalars() -> list:
 
 def _for_network(state: StateDict, *, vgg: bool) -> tuple[StateDict, str]:
     """The network's part of a checkpoint under the network's own names, and what kind of checkpoint it is."""
-    # Wrappers (DataParallel, torch.compile) leave a part of their own in each name.
-    state = {".".join(p for p in k.split(".") if p not in ("module", "_orig_mod")): v for k, v in state.items()}
     network = {k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")}
     if network:
         return network, "gnnet training checkpoint"
@@ -107,7 +119,12 @@ def _without_unused_vgg_layers(model: VGG16, state: StateDict) -> StateDict:
     return {k: v for k, v in state.items() if not any(k.startswith(u) for u in unused)}
 
 
-def _load_strictly(model: nn.Module, state: StateDict, *, source: str, kind: str) -> None:
+def load_strictly(model: nn.Module, state: StateDict, *, source: str, kind: str) -> None:
+    """Load a state dict that has all of the model's tensors and no other.
+
+    Raises:
+        ValueError: if it has not; names and shapes are listed.
+    """
     own = model.state_dict()
     problems = [
         ("missing", [k for k in own if k not in state]),

@@ -18,7 +18,7 @@ def test_localization_samples_project_where_the_reference_sees_them(scene):
     dataset = LocalizationDataset(scene, points=100, largest_side=64, max_queries=None, seed=0)
     assert len(dataset) == sum(not image.is_reference for image in scene.images.values())
     batch = collate_localization([dataset[0, index] for index in range(3)])
-    reference = scene.images[dataset.samples[0].references[0]]
+    reference = scene.images[dataset.samples[0].reference]
     xy, visible = batch.reference.camera.project(batch.reference.cam_from_world.transform(batch.points))
     assert visible[batch.valid].all()
     seen = torch.from_numpy(reference.keypoints) * 64 / 96

@@ -1,19 +1,30 @@
-"""Start poses, the localizer on the toy town, and coarse-to-fine matching."""
+"""Start poses, the localizer on the toy town and on its compiled map, and coarse-to-fine matching."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import nn
 
 from gnnet.data.queries import LocalizationDataset, collate_localization
+from gnnet.data.transforms import read_image
 from gnnet.evaluation.protocol import localize_batch
-from gnnet.geometry.pose import pose_errors
+from gnnet.geometry.camera import Camera
+from gnnet.geometry.pose import Pose, perturb, pose_errors
+from gnnet.localization.local_features import LocalFeatures
+from gnnet.localization.localization import Status
 from gnnet.localization.localizer import Localizer, StartPoses
-from gnnet.localization.matching import match_coarse_to_fine
+from gnnet.localization.map import compile_map
+from gnnet.localization.matching import Matcher, match_coarse_to_fine
+from gnnet.localization.pnp import PoseSolver
 from gnnet.localization.refinement import sample_descriptors
+from gnnet.localization.retrieval import nearest_by_pose
 from gnnet.localization.robust import Robust
 from gnnet.models.grey import GreyValues
 from gnnet.models.pyramid import FeaturePyramid
+from gnnet.models.unet import UNet
 from gnnet.scenes.robotcar import load_robotcar
 
 
@@ -80,3 +91,270 @@ def test_matching_finds_the_cells_that_descriptors_came_from(values_at_once):
     coarse_descriptors = rows[batch_index, cells[..., 1] // 4, cells[..., 0] // 4]
     found = match_coarse_to_fine((coarse_descriptors, fine_descriptors), pyramid, values_at_once=values_at_once)
     torch.testing.assert_close(found, xy)
+
+
+# --- on a compiled map; the features are those of a random network, so only views from nearby match
+
+SETTINGS = {"widths": [16, 32, 32], "channels": 16, "strides": [4, 2]}
+
+
+def untrained() -> UNet:
+    torch.manual_seed(0)
+    return UNet(**SETTINGS).eval()
+
+
+@pytest.fixture(scope="module")
+def scene(toy_root):
+    return load_robotcar(toy_root, progress=False)
+
+
+@pytest.fixture(scope="module")
+def town(scene, tmp_path_factory):
+    path = tmp_path_factory.mktemp("maps") / "town.gnmap"
+    return compile_map(path, scene, untrained(), points=500, progress=False)
+
+
+@pytest.fixture(scope="module")
+def middle(scene):
+    """The middle reference of each place, which has another 1 m before it and 1 m behind it."""
+    return [i for i in scene.images.values() if i.is_reference and i.name.endswith("250000.jpg")]
+
+
+def localizer(**settings) -> Localizer:
+    return Localizer(**{"robust": Robust("cauchy", 0.3), "references": 4, **settings})
+
+
+def localize(localizer: Localizer, image, **settings):
+    given = {"name": image.name, "condition": image.condition, "place": image.place, **settings}
+    pixels, camera = given.pop("pixels", None), given.pop("camera", image.camera)
+    return localizer.localize(read_image(image.path) if pixels is None else pixels, camera, **given)
+
+
+def errors(result, image) -> tuple[float, float]:
+    position, rotation = pose_errors(result.cam_from_world, image.cam_from_world)
+    return position.item(), rotation.item()
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("refine", [False, True])
+def test_sparse_to_dense_finds_a_reference_by_the_others(town, middle, dense, refine):
+    found = localizer(matcher=Matcher(dense=dense), refine_poses=refine).on(untrained(), town)
+    for image in middle:
+        result = localize(found, image)
+        assert result.status == Status.LOCALIZED and result.name == image.name and result.condition == image.condition
+        assert image.name not in result.references and len(result.references) == 4
+        position, rotation = errors(result, image)
+        assert 1e-4 < position < 0.4 and rotation < 1  # not by its own observations, and not that of a neighbour
+        assert 12 <= result.inliers <= result.matches and result.cam_from_world.dtype == torch.float64
+        assert (result.final_cost is None) == (not refine) and (refine or not result.refined)
+        stages = ["features", "retrieval", "matching", "pose", *(["refinement"] if refine else [])]
+        assert list(result.seconds) == stages and all(s >= 0 for s in result.seconds.values())
+        if result.refined:
+            assert result.final_cost <= result.initial_cost and result.covariance.shape == (6, 6)
+
+
+def test_under_another_name_its_own_observations_give_the_pose_itself(town, middle):
+    found = localizer(references=1).on(untrained(), town)
+    for image in middle:
+        result = localize(found, image, name="unknown")
+        assert result.references == (image.name,)
+        assert errors(result, image)[0] < 0.01 and errors(result, image)[1] < 0.05
+
+
+def test_the_same_query_is_localized_the_same_again_and_leaves_no_gradient(town, middle):
+    found = localizer().on(untrained(), town)
+    first, again = localize(found, middle[0]), localize(found, middle[0])
+    assert torch.equal(first.cam_from_world.matrix(), again.cam_from_world.matrix())
+    assert not first.cam_from_world.translation.requires_grad and not first.covariance.requires_grad
+    assert replace(first, seconds={}, cam_from_world=None, start=None, covariance=None) == replace(
+        again, seconds={}, cam_from_world=None, start=None, covariance=None
+    )
+
+
+def test_nearest_takes_the_pose_of_the_first_reference(town, middle):
+    for refine in (False, True):
+        found = localizer(mode="nearest", refine_poses=refine, references=1).on(untrained(), town)
+        result = localize(found, middle[0])
+        assert result.status == Status.LOCALIZED and len(result.references) == 1
+        row = town.rows[result.references[0]]
+        assert torch.equal(result.start.matrix(), town.poses[row].matrix())
+        assert refine or torch.equal(result.cam_from_world.matrix(), result.start.matrix())
+        assert (result.initial_cost is not None) == refine and result.matches == 0
+
+
+def test_sift_localizes_queries_of_another_day(scene, tmp_path):
+    features, network = LocalFeatures("sift", count=1000), untrained()
+    town = compile_map(tmp_path / "sift", scene, network, points=1000, local_features=features, progress=False)
+    settings = localizer(mode="sparse", refine_poses=False, local_features=features)
+    found = settings.on(network, town)
+    sunny = [i for i in scene.images.values() if i.condition == "sun"]
+    results = [(localize(found, image), image) for image in sunny]
+    localized = [(result, image) for result, image in results if result.status == Status.LOCALIZED]
+    assert len(localized) >= 4  # of six, 96 pixels wide
+    for result, image in localized:
+        assert not result.refined and 12 <= result.inliers <= result.matches
+        assert errors(result, image)[0] < 0.3 and errors(result, image)[1] < 1
+    blank = localize(found, sunny[0], pixels=torch.full((3, 96, 96), 90, dtype=torch.uint8))
+    assert blank.status == Status.NO_MATCHES and blank.cam_from_world is None and len(blank.references) == 4
+    with pytest.raises(ValueError, match=r"compiled with the local features sift, not with None"):
+        localizer().on(network, town)
+
+
+def test_refine_starts_from_the_pose_given_at_the_references_near_it(town, middle, scene):
+    found = localizer(mode="refine", references=2).on(untrained(), town)
+    image = middle[1]
+    start = perturb(image.cam_from_world, 0.05, 0.2, torch.Generator().manual_seed(0))
+    result = localize(found, image, name="unknown", start=start)
+    nearest = nearest_by_pose(start, town.poses, 2)
+    assert result.references == tuple(town.names[row] for row in nearest.tolist())
+    assert result.references[0] == image.name
+    assert result.refined and errors(result, image)[0] < 0.01 and torch.equal(result.start.matrix(), start.matrix())
+    own = localize(found, image, start=start.to(torch.float32))
+    assert image.name not in own.references and own.start.dtype == torch.float64
+    missing = localize(found, image)
+    assert missing.status == Status.NO_POSE and missing.reason == "no start pose" and missing.cam_from_world is None
+
+
+def test_references_given_are_used_in_their_order_and_not_twice(town, middle):
+    found = localizer(references=3).on(untrained(), town)
+    image, other = middle[:2]
+    names = [other.name, "no such image", image.name, town.names[2], other.name, town.names[0], town.names[8]]
+    result = localize(found, image, references=names)
+    assert result.references == (other.name, town.names[2], town.names[0])
+
+
+def test_failures_are_records(town, middle):
+    network, image = untrained(), middle[0]
+    for references in ([], ["no such image"], [image.name]):
+        result = localize(localizer().on(network, town), image, references=references)
+        assert result.status == Status.NO_REFERENCE and result.references == () and result.cam_from_world is None
+        assert result.start is None and not result.refined and result.reason and "features" in result.seconds
+    strict = localizer(solver=PoseSolver(min_inliers=100000)).on(network, town)
+    result = localize(strict, image)
+    assert result.status == Status.NO_POSE and "100000 needed" in result.reason and result.matches > 0
+    nothing = localizer(matcher=Matcher(dense=True, ratio=0.01)).on(network, town)
+    assert localize(nothing, image).status == Status.NO_MATCHES
+
+
+def test_only_references_of_the_place_or_the_camera(scene, town, middle, tmp_path):
+    network = untrained()
+    for image in middle:
+        result = localize(localizer(same_place=True, references=9).on(network, town), image)
+        names = {i.name for i in scene.images.values() if i.place == image.place and i.is_reference}
+        assert set(result.references) == names - {image.name}
+    unknown = localize(localizer(same_place=True, references=9).on(network, town), middle[0], place=None)
+    assert len(unknown.references) == 8
+    wide = Camera.from_colmap("PINHOLE", 96, 96, (66.0, 66.0, 48.0, 48.0), dtype=torch.float64)
+    images = {
+        name: replace(i, camera=wide) if i.is_reference and i.place == middle[1].place else i
+        for name, i in scene.images.items()
+    }
+    two = compile_map(tmp_path / "two", replace(scene, images=images, pairs=()), network, points=50, progress=False)
+    found = localizer(same_camera=True, references=9).on(network, two)
+    of_place = {name for name, i in images.items() if i.is_reference and i.place == middle[1].place}
+    nearly = Camera(wide.size, wide.parameters * 1.005)
+    assert set(localize(found, middle[0], camera=nearly, name="q").references) == of_place
+    assert set(localize(found, middle[0], name="q").references) == set(two.names) - of_place
+    other = Camera(wide.size, wide.parameters * 1.3)
+    assert localize(found, middle[0], camera=other).status == Status.NO_REFERENCE
+
+
+def test_ablations_of_the_camera(town, middle):
+    network, image = untrained(), middle[0]
+    plain = localize(localizer().on(network, town), image, name="q")
+    distorted = Camera(image.camera.size, image.camera.parameters + torch.tensor([0, 0, 0, 0, 0.1, 0.02, 0, 0]))
+    without = localize(localizer(distortion=False).on(network, town), image, name="q", camera=distorted)
+    assert torch.equal(without.cam_from_world.matrix(), plain.cam_from_world.matrix())
+    longer = Camera(image.camera.size, image.camera.parameters * torch.tensor([1.2, 1.2, 1, 1, 1, 1, 1, 1]))
+    wrong = localize(localizer(refine_poses=False).on(network, town), image, name="q", camera=longer)
+    assert errors(wrong, image)[0] > 0.05
+    corrected = localize(localizer(reference_camera=True).on(network, town), image, name="q", camera=longer)
+    assert torch.equal(corrected.cam_from_world.matrix(), plain.cam_from_world.matrix())
+
+
+def test_what_does_not_fit_is_said(town, middle, scene, tmp_path):
+    network, image = untrained(), middle[0]
+    with pytest.raises(ValueError, match="settings only"):
+        localize(localizer(), image)
+    for pixels in (torch.zeros(3, 96, 95, dtype=torch.uint8), torch.zeros(3, 48, 48, dtype=torch.uint8)):
+        with pytest.raises(ValueError, match=rf"q is {pixels.shape[-1]}×{pixels.shape[-2]} pixels, .* 96×96"):
+            localize(localizer().on(network, town), image, name="q", pixels=pixels)
+    other = UNet(**{**SETTINGS, "normalize": False}).eval()
+    other.load_state_dict(network.state_dict())
+    with pytest.raises(ValueError, match=r"town\.gnmap was compiled with the network"):
+        localizer().on(other, town)
+    with pytest.raises(ValueError, match="compiled with the local features None, not with sift"):
+        localizer(mode="sparse", refine_poses=False, local_features=LocalFeatures()).on(network, town)
+    with pytest.raises(ValueError, match="compiled with the retrieval gem"):
+        localizer().on(network, town, nn.Flatten())
+    for settings in ({"mode": "sparse"}, {"references": 0}, {"hypotheses": 0}, {"mode": "guess"}):
+        with pytest.raises(ValueError, match=r"localizer\.mode|0 "):
+            localizer(**settings)
+
+
+class Pooled(nn.Module):
+    def forward(self, images):
+        return nn.functional.adaptive_avg_pool2d(images.float(), 3).flatten(1)
+
+
+def test_another_network_may_retrieve(scene, middle, tmp_path):
+    network = untrained()
+    town = compile_map(tmp_path / "map", scene, network, points=300, retrieval_network=Pooled(), progress=False)
+    found = localizer().on(network, town, Pooled())
+    result = localize(found, middle[0], name="unknown")
+    assert result.references[0] == middle[0].name and errors(result, middle[0])[0] < 0.01
+    with pytest.raises(ValueError, match="retrieval"):
+        localizer().on(network, town)
+
+
+def test_a_map_of_smaller_images_shrinks_the_query(scene, middle, tmp_path):
+    network = untrained()
+    town = compile_map(tmp_path / "small", scene, network, points=300, largest_side=72, progress=False)
+    result = localize(localizer(references=2).on(network, town), middle[0], name="unknown")
+    assert errors(result, middle[0])[0] < 0.02 and errors(result, middle[0])[1] < 0.1
+
+
+def test_far_from_the_origin_poses_are_as_good(scene, town, middle, tmp_path):
+    shift = torch.tensor([1e6, -7e5, 2e5], dtype=torch.float64)
+    images = {
+        name: replace(i, cam_from_world=Pose(p.rotation, p.translation - p.rotation @ shift))
+        for name, i in scene.images.items()
+        for p in [i.cam_from_world]
+        if p is not None
+    }
+    network = untrained()
+    far = replace(scene, images=images, points=scene.points + shift, pairs=())
+    town_far = compile_map(tmp_path / "far", far, network, points=500, progress=False)
+    for settings in ({}, {"refine_poses": False}):
+        near, away = (localizer(**settings).on(network, m) for m in (town, town_far))
+        for image in middle[:2]:
+            one, other = localize(near, image), localize(away, images[image.name])
+            back = Pose(other.cam_from_world.rotation, other.cam_from_world.transform(shift[None])[0])
+            position, rotation = pose_errors(back, one.cam_from_world)
+            assert position < 1e-3 and rotation < 1e-2 and other.inliers == one.inliers
+
+
+def write_checkpoint(path, network, **changes):
+    content = {
+        "state_dict": {f"network.{name}": value for name, value in network.state_dict().items()},
+        "config": {"model": {"_target_": "gnnet.models.unet.UNet", **SETTINGS}},
+        "global_step": 3,
+        **changes,
+    }
+    torch.save(content, path)
+    return path
+
+
+def test_a_localizer_of_a_checkpoint(town, middle, tmp_path):
+    path = write_checkpoint(tmp_path / "best.ckpt", untrained())
+    found = Localizer.from_checkpoint(str(path), str(town.path), references=4)
+    assert not found.network.training and found.references == 4
+    expected = localize(localizer().on(untrained(), town), middle[0])
+    assert torch.equal(localize(found, middle[0]).cam_from_world.matrix(), expected.cam_from_world.matrix())
+    with pytest.raises(ValueError, match="compiled with the network"):
+        torch.manual_seed(1)
+        Localizer.from_checkpoint(write_checkpoint(path, UNet(**SETTINGS)), town.path)
+    with pytest.raises(FileNotFoundError, match="map"):
+        Localizer.from_checkpoint(path, tmp_path / "none.gnmap")
+    with pytest.raises(FileNotFoundError, match="checkpoint"):
+        Localizer.from_checkpoint(tmp_path / "none.ckpt", town.path)

@@ -1,0 +1,301 @@
+"""Localizes the queries of a dataset or a list on a compiled map: records, table, result files, report."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from rich.progress import track
+from torch import nn
+
+from gnnet.data.queries import observes
+from gnnet.data.transforms import read_image
+from gnnet.evaluation.colmap_export import write_colmap_model
+from gnnet.evaluation.localization_html import write_html_report
+from gnnet.evaluation.metrics import Thresholds, summarize_errors
+from gnnet.evaluation.queries import Query
+from gnnet.evaluation.report import Line, Report, write_results
+from gnnet.evaluation.submission import write_submission
+from gnnet.geometry.camera import Camera
+from gnnet.geometry.pose import Pose, pose_errors
+from gnnet.localization.localization import Localization, Status
+from gnnet.localization.localizer import Localizer
+from gnnet.localization.map import compile_map, fingerprint
+from gnnet.localization.retrieval import nearest_by_pose
+from gnnet.scenes.pose_files import read_pairs_file, write_pose_file
+from gnnet.scenes.scene import Scene
+
+
+@dataclass(frozen=True)
+class MapSettings:
+    """Of the map's compilation, see `compile_map`.
+
+    Args:
+        folder: of maps that are named by what they are made of.
+        file: a map's file instead; made of something else, it is refused.
+        points: observations of each reference, at most.
+        largest_side: images are shrunk to it, in pixels.
+    """
+
+    folder: Path
+    file: Path | None = None
+    points: int = 1024
+    largest_side: int | None = None
+
+
+def prepare_localizer(
+    settings: Localizer, network: nn.Module, scene: Scene, map: MapSettings, *, device: torch.device | str
+) -> Localizer:
+    """The localizer with its network and the scene's map, which is compiled first or, if it is there, opened.
+
+    Raises:
+        FileNotFoundError, ValueError: from weights, scene or map, see `compile_map`.
+    """
+    retrieval_network = None
+    if settings.retrieval == "netvlad":
+        from gnnet.models.netvlad import load_netvlad
+
+        retrieval_network = load_netvlad(settings.netvlad).eval().to(device)
+    local = settings.local_features if settings.mode == "sparse" else None
+    file = map.file
+    if file is None:
+        kind = "maps" if local is None else local.name
+        retrieval = "gem" if retrieval_network is None else "netvlad"
+        settled = f"{kind}-{retrieval}-{map.points}-{map.largest_side or 'full'}"
+        made_of = f"{scene.name}-{fingerprint(network)[:8]}-{settled}"
+        file = map.folder / f"{made_of}.gnmap"
+    compiled = compile_map(
+        file, scene, network.eval(), points=map.points if local is None else local.count,
+        largest_side=map.largest_side, local_features=local, retrieval_network=retrieval_network, device=device,
+    )  # fmt: skip
+    return settings.on(network, compiled, retrieval_network)
+
+
+def queries_of_scene(scene: Scene) -> list[Query]:
+    """The images that are no references; where all are, each of them, to be localized without its own observations."""
+    images = list(scene.images.values())
+    chosen = [i for i in images if not i.is_reference]
+    if not chosen:
+        chosen = [i for i in images if i.cam_from_world is not None and observes(i)]
+    return [
+        Query(i.name, i.path, i.camera, i.condition, i.place, i.cam_from_world)
+        for i in sorted(chosen, key=lambda i: i.name)
+    ]
+
+
+def queries_of_list(cameras: Mapping[str, Camera], images: Path, scene: Scene | None = None) -> list[Query]:
+    """Queries of a list with intrinsics; pose and condition are known where the scene has an image of the name."""
+    queries = []
+    for name, camera in sorted(cameras.items()):
+        known = scene.images.get(name) if scene is not None else None
+        condition, truth = ("", None) if known is None else (known.condition, known.cam_from_world)
+        queries.append(Query(name, images / name, camera, condition, None, truth))
+    return queries
+
+
+def localize_queries(
+    localizer: Localizer, queries: Iterable[Query], *, starts: Mapping[str, Pose] | None = None
+) -> Iterator[Localization]:
+    """Localize queries one by one; one that cannot be localized is a record that says why, and the rest goes on.
+
+    Args:
+        localizer: with network and map.
+        queries: any number.
+        starts: poses by query name, in mode `refine`.
+    """
+    pairs = read_pairs_file(localizer.pairs) if localizer.retrieval == "pairs" else {}
+    for query in queries:
+        result = Localization(query.name, Status.UNREADABLE, "", query.condition)
+        if query.camera is None:
+            yield replace(result, status=Status.NO_CAMERA, reason="the dataset knows no camera of this image")
+            continue
+        references = None
+        if localizer.retrieval == "pairs":
+            references = pairs.get(query.name, ())
+        elif localizer.retrieval == "oracle":
+            if query.truth is None:
+                yield replace(result, status=Status.NO_REFERENCE, reason="retrieval=oracle, and its pose is not known")
+                continue
+            rows = nearest_by_pose(query.truth, localizer.map.poses, localizer.references + 1)
+            references = [localizer.map.names[row] for row in rows.tolist()]
+        start = None if starts is None else starts.get(query.name)
+        if starts is not None and start is None:
+            yield replace(result, status=Status.NO_POSE, reason="the file of poses has none of this name")
+            continue
+        try:
+            image = read_image(query.path)
+            yield localizer.localize(
+                image, query.camera, name=query.name, condition=query.condition, place=query.place,
+                references=references, start=start,
+            )  # fmt: skip
+        except (OSError, ValueError) as error:
+            yield replace(result, reason=str(error))
+
+
+class LocalizedQueries(NamedTuple):
+    """Records of all queries, the table of those whose pose is known, and whether any was localized."""
+
+    localizations: list[Localization]
+    report: Report
+    any_localized: bool
+
+
+def localize_dataset(
+    localizer: Localizer,
+    queries: Sequence[Query],
+    output: Path,
+    *,
+    scene: Scene,
+    dataset: str,
+    title: str,
+    thresholds: Thresholds,
+    starts: Mapping[str, Pose] | None = None,
+    settings: Mapping | None = None,
+    colmap_model: bool = False,
+) -> LocalizedQueries:
+    """Localize queries and write into `output` what became of them.
+
+    `poses.txt` (hloc's format, the scene's names), `submission.txt` (as the dataset's benchmark wants it),
+    `localizations.jsonl` (a record a query, written as it is made), `localization.json` (the table),
+    `report.html` with pictures, and, if asked for, `colmap/`.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    found: list[Localization] = []
+    with (output / "localizations.jsonl").open("w") as file:
+        results = localize_queries(localizer, queries, starts=starts)
+        for result, query in zip(
+            track(results, description="Localizing", total=len(queries), transient=True), queries, strict=True
+        ):
+            found.append(result)
+            file.write(json.dumps(to_record(result, query.truth)) + "\n")
+            file.flush()
+    report = make_localization_report(
+        localizer, found, queries, title=title, thresholds=thresholds, settings=dict(settings or {})
+    )
+    localized = {r.name: r.cam_from_world for r in found if r.cam_from_world is not None}
+    write_pose_file(output / "poses.txt", localized)
+    write_submission(output / "submission.txt", found, dataset=dataset)
+    write_results(report, output / "localization.json")
+    if colmap_model:
+        cameras = {q.name: q.camera for q in queries if q.camera is not None}
+        write_colmap_model(output / "colmap", scene, found, cameras=cameras)
+    write_html_report(
+        output, report=report, localizations=found, queries={q.name: q for q in queries}, map=localizer.map,
+        scene=scene, settings=report.settings,
+    )  # fmt: skip
+    return LocalizedQueries(found, report, bool(localized))
+
+
+def to_record(result: Localization, truth: Pose | None = None) -> dict:
+    """A localization as plain values for JSON: poses as quaternion (w, x, y, z) and translation; errors if known."""
+
+    def pose(value: Pose | None) -> dict | None:
+        if value is None:
+            return None
+        return {"quaternion": value.quaternion().tolist(), "translation": value.translation.tolist()}
+
+    def number(value: float | None) -> float | None:
+        return value if value is not None and math.isfinite(value) else None
+
+    record = {
+        "name": result.name,
+        "condition": result.condition,
+        "status": str(result.status),
+        "reason": result.reason,
+        "cam_from_world": pose(result.cam_from_world),
+        "start": pose(result.start),
+        "refined": result.refined,
+        "references": list(result.references),
+        "matches": result.matches,
+        "inliers": result.inliers,
+        "initial_cost": number(result.initial_cost),
+        "final_cost": number(result.final_cost),
+        "covariance": None,
+        "seconds": {stage: round(seconds, 6) for stage, seconds in result.seconds.items()},
+    }
+    if result.covariance is not None and result.covariance.isfinite().all():
+        record["covariance"] = result.covariance.tolist()
+    if truth is not None:
+        for key, value in (("error", result.cam_from_world), ("start_error", result.start)):
+            position, rotation = _errors(value, truth)
+            record[key] = {"position_m": number(position), "rotation_deg": number(rotation)}
+    return record
+
+
+def _errors(pose: Pose | None, truth: Pose) -> tuple[float, float]:
+    if pose is None:
+        return math.inf, math.inf
+    position, rotation = pose_errors(pose, truth)
+    return position.item(), rotation.item()
+
+
+def make_localization_report(
+    localizer: Localizer,
+    localizations: Sequence[Localization],
+    queries: Sequence[Query],
+    *,
+    title: str,
+    thresholds: Thresholds,
+    settings: Mapping,
+) -> Report:
+    """The table: of each condition the nearest reference, the pose before refinement, and after it.
+
+    Queries without a known pose are left out of it; those that failed count with infinite errors.
+    """
+    known = [(r, q) for r, q in zip(localizations, queries, strict=True) if q.truth is not None]
+    methods = {"nearest": [_errors(_nearest(localizer, r), q.truth) for r, q in known]}
+    if localizer.mode != "nearest":
+        before = "given" if localizer.mode == "refine" else "PnP"
+        methods[before] = [_errors(r.start, q.truth) for r, q in known]
+    if localizer.refine_poses:
+        methods["refined"] = [_errors(r.cam_from_world, q.truth) for r, q in known]
+    present = sorted({q.condition for _, q in known})
+    lines = []
+    for condition in ("all", *(present if len(present) > 1 else ())) if known else ():
+        chosen = [i for i, (_, q) in enumerate(known) if condition in ("all", q.condition)]
+        lines += [_line(method, condition, [of[i] for i in chosen], thresholds) for method, of in methods.items()]
+    return Report(
+        title=title, thresholds=thresholds, lines=tuple(lines), settings=dict(settings),
+        notes=tuple(_notes(localizer, localizations)),
+    )  # fmt: skip
+
+
+def _nearest(localizer: Localizer, result: Localization) -> Pose | None:
+    if not result.references:
+        return None
+    return localizer.map.poses[localizer.map.rows[result.references[0]]]
+
+
+def _notes(localizer: Localizer, localizations: Sequence[Localization]) -> Iterator[str]:
+    localized = [r for r in localizations if r.status == Status.LOCALIZED]
+    yield f"{len(localized)} of {len(localizations)} queries localized"
+    failed = Counter(str(r.status) for r in localizations if r.status != Status.LOCALIZED)
+    if failed:
+        yield "not localized: " + ", ".join(f"{count} {status}" for status, count in failed.most_common())
+    if localizer.refine_poses and localized:
+        kept = sum(r.refined for r in localized)
+        yield f"refinement kept for {kept} of {len(localized)}; for the others the pose before it stands"
+    stages = {stage for r in localized for stage in r.seconds}
+    if stages:
+        means = {s: sum(r.seconds.get(s, 0) for r in localized) / len(localized) for s in sorted(stages)}
+        yield "seconds a query: " + ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in means.items())
+
+
+def _line(method: str, condition: str, errors: Sequence[tuple[float, float]], thresholds: Thresholds) -> Line:
+    position, rotation = torch.tensor(errors, dtype=torch.float64).unbind(-1)
+    summary = summarize_errors(position, rotation, thresholds=thresholds)
+    return Line(
+        method=method,
+        condition=condition,
+        count=len(errors),
+        median_position_m=summary.median_position,
+        median_rotation_deg=summary.median_rotation,
+        recall=summary.recall,
+        converged=summary.converged,
+    )

@@ -1,0 +1,242 @@
+"""Clusters of covisible references, the observations that a hypothesis uses, and which refined pose is taken."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from gnnet.geometry.camera import Camera
+from gnnet.geometry.pose import Pose, perturb, pose_errors
+from gnnet.localization.hypotheses import (
+    KEPT_INLIERS,
+    Hypothesis,
+    choose_hypothesis,
+    covisibility_clusters,
+    pose_hypotheses,
+)
+from gnnet.localization.localization import Localization, Status
+from gnnet.localization.map import Observations
+from gnnet.localization.matching import KeypointMatches
+from gnnet.localization.pnp import PoseSolver
+from gnnet.localization.refinement import Refinement, RefinementStatus
+
+CAMERA = Camera.from_colmap("PINHOLE", 640, 480, (500.0, 500.0, 320.0, 240.0), dtype=torch.float64)
+TRUTH = Pose(torch.eye(3, dtype=torch.float64), torch.tensor([0.1, -0.2, 0.3], dtype=torch.float64))
+
+
+def observe(reference: list[int], seed: int = 0) -> tuple[Observations, torch.Tensor]:
+    """Observations of references (M,), and where the camera at TRUTH sees their points (M, 2)."""
+    generator = torch.Generator().manual_seed(seed)
+    xy = torch.rand(len(reference), 2, generator=generator, dtype=torch.float64) * CAMERA.size
+    depth = 3 + 5 * torch.rand(len(reference), 1, generator=generator, dtype=torch.float64)
+    points = TRUTH.inverse().transform(CAMERA.unproject(xy) * depth)
+    nothing = torch.zeros(len(reference))
+    return Observations(points, nothing, nothing, (), nothing, torch.tensor(reference)), xy
+
+
+def components(shared: np.ndarray, minimum: int) -> set[frozenset[int]]:
+    """By joining sets until nothing changes."""
+    sets = [{i} for i in range(len(shared))]
+    for a, b in itertools.combinations(range(len(shared)), 2):
+        if max(shared[a, b], shared[b, a]) >= minimum:
+            first, second = (next(s for s in sets if x in s) for x in (a, b))
+            if first is not second:
+                sets.remove(second)
+                first |= second
+    return {frozenset(s) for s in sets}
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_clusters_are_the_connected_components(seed):
+    generator = np.random.default_rng(seed)
+    count = int(generator.integers(1, 12))
+    shared = generator.integers(0, 30, (count, count)) * (generator.random((count, count)) < 0.15)
+    shared = np.maximum(shared, shared.T)
+    np.fill_diagonal(shared, 0)
+    for minimum in (1, 10):
+        found = covisibility_clusters(torch.from_numpy(shared), minimum)
+        assert {frozenset(c.tolist()) for c in found} == components(shared, minimum)
+        assert sum(map(len, found)) == count
+
+
+@pytest.mark.parametrize("limit", [0, 1, 5, 9, 10, 11, 17, 100])
+def test_inliers_come_first_and_others_fill_up_evenly(limit):
+    reference = [7] * 12 + [3] * 12 + [5] * 6
+    observations, _ = observe(reference)
+    inliers = torch.zeros(30, dtype=torch.bool)
+    inliers[[0, 2, 4, 6, 8, 12, 14, 16, 18, 20, 25, 26]] = True  # ten of the cluster's, two of reference 5
+    hypothesis = Hypothesis(TRUTH, torch.tensor([3, 7]), inliers, 10, "")
+    chosen = hypothesis.observations(observations, limit).tolist()
+    mine = [i for i in range(24) if inliers[i]]
+    assert len(chosen) == len(set(chosen)) == min(limit, 24) and max(chosen, default=0) < 24
+    assert set(chosen[:10]) <= set(mine) and set(chosen[10:]).isdisjoint(mine)
+    if 1 < limit < 10:  # from the first to the last of them
+        assert {0, 20} <= set(chosen)
+    if limit == 17:
+        assert {1, 23} <= set(chosen[10:])
+
+
+def test_without_matches_all_observations_of_the_cluster_are_used():
+    observations, _ = observe([1, 2, 1, 2])
+    hypothesis = Hypothesis(TRUTH, torch.tensor([2]), torch.zeros(0, dtype=torch.bool), 0, "")
+    assert hypothesis.observations(observations, 10).tolist() == [1, 3]
+    assert Hypothesis(TRUTH, torch.tensor([9]), torch.zeros(0, dtype=torch.bool), 0, "").observations(
+        observations, 10
+    ).shape == (0,)
+
+
+def test_one_pose_a_cluster_those_with_most_inliers_first():
+    """References 4 and 9 see what the query sees; 2 and 6 another place, where 30 chance matches agree on nothing."""
+    reference = [4] * 20 + [9] * 25 + [2] * 30 + [6] * 60
+    observations, xy = observe(reference)
+    rows = torch.tensor([2, 4, 6, 9])
+    shared = torch.zeros(4, 4, dtype=torch.int64)
+    shared[1, 3] = shared[3, 1] = 5
+    wrong = torch.isin(observations.reference, torch.tensor([2]))
+    generator = torch.Generator().manual_seed(1)
+    xy[wrong] = torch.rand(30, 2, generator=generator, dtype=torch.float64) * CAMERA.size
+    other = observations.reference == 6  # as a second camera 3 m aside sees it
+    moved = Pose(TRUTH.rotation, TRUTH.translation + torch.tensor([3.0, 0, 0]))
+    xy[other] = CAMERA.project(moved.transform(observations.points[other]))[0]
+    kept = torch.ones(len(reference), dtype=torch.bool)
+    kept[:5] = False
+    found = pose_hypotheses(xy, kept, observations, shared, rows, CAMERA, PoseSolver())
+    assert [h.rows.tolist() for h in found] == [[6], [4, 9], [2]]
+    assert [h.count for h in found] == [60, 40, 0]
+    assert found[2].cam_from_world is None and not found[2].inliers.any() and found[2].reason
+    for hypothesis, truth in zip(found, (moved, TRUTH), strict=False):
+        position, rotation = pose_errors(hypothesis.cam_from_world, truth)
+        assert position < 1e-6 and rotation < 1e-6
+    assert torch.equal(found[1].inliers, kept & torch.isin(observations.reference, torch.tensor([4, 9])))
+
+
+@pytest.mark.parametrize("offset", [1e4, 1e6])
+def test_poses_far_from_the_origin_are_as_good(offset):
+    observations, xy = observe([0] * 60)
+    xy += 0.5 * torch.randn(60, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    shift = offset * torch.tensor([1.0, -0.7, 0.2], dtype=torch.float64)
+    far = observations._replace(points=observations.points + shift)
+    everything, one = torch.ones(60, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.int64)
+    near, found = (
+        pose_hypotheses(xy, everything, o, one, torch.tensor([0]), CAMERA, PoseSolver())[0] for o in (observations, far)
+    )
+    back = Pose(found.cam_from_world.rotation, found.cam_from_world.transform(shift[None])[0])
+    position, rotation = pose_errors(back, near.cam_from_world)
+    assert found.count == near.count == 60 and position < 1e-4 and rotation < 1e-3
+
+
+# --- the choice among refined poses
+
+
+def refinement(poses, initial, final, status=RefinementStatus.CONVERGED_STEP) -> Refinement:
+    count = len(poses)
+    status = [status] * count if isinstance(status, RefinementStatus) else status
+    whole = torch.ones(count, dtype=torch.int64)
+    return Refinement(
+        Pose.stack(poses), torch.tensor([int(s) for s in status]), torch.tensor(initial), torch.tensor(final), whole,
+        whole, torch.arange(count)[:, None, None] * torch.ones(6, 6), 12,
+    )  # fmt: skip
+
+
+class Case:
+    """Two clusters of 40 and 30 matches; each start has its own pose."""
+
+    def __init__(self) -> None:
+        self.observations, xy = observe([1] * 40 + [2] * 30)
+        self.matches = KeypointMatches(xy, torch.ones(70, dtype=torch.bool))
+        generator = torch.Generator().manual_seed(0)
+        self.starts = [perturb(TRUTH, 0.01, 0.1, generator) for _ in range(2)]
+        self.hypotheses = []
+        for row, count, start in zip((1, 2), (40, 30), self.starts, strict=True):
+            mine = self.observations.reference == row
+            self.hypotheses.append(Hypothesis(start, torch.tensor([row]), mine, count, f"start {row}"))
+        self.good = [perturb(TRUTH, 0.001, 0.01, generator) for _ in range(2)]
+        self.bad = perturb(TRUTH, 3.0, 30, generator)
+        self.result = Localization(
+            "q", Status.LOCALIZED, "start 1", cam_from_world=self.starts[0], start=self.starts[0], inliers=40
+        )
+
+    def choose(self, refined: Refinement, matches="own", hypotheses=None) -> Localization:
+        matches = self.matches if matches == "own" else matches
+        hypotheses = hypotheses or self.hypotheses[: len(refined.status)]
+        return choose_hypothesis(
+            self.result, hypotheses, refined, matches, self.observations, CAMERA, PoseSolver(max_error=4.0)
+        )
+
+    def stays(self, result: Localization) -> bool:
+        assert result.start is self.starts[0] and result.covariance is None and result.inliers == 40
+        return not result.refined and result.cam_from_world is self.starts[0]
+
+
+def test_the_least_cost_wins_whichever_came_first():
+    case = Case()
+    for final, winner in (([0.2, 0.1], 1), ([0.1, 0.2], 0), ([0.1, 0.1], 0)):
+        found = case.choose(refinement(case.good, [0.5, 0.6], final))
+        assert found.refined and torch.equal(found.cam_from_world.matrix(), case.good[winner].matrix())
+        assert found.start is case.starts[winner] and found.inliers == (40, 30)[winner]
+        assert found.initial_cost == pytest.approx((0.5, 0.6)[winner])
+        assert found.final_cost == pytest.approx(final[winner])
+        assert found.covariance.dtype == torch.float64 and found.covariance[0, 0] == winner
+        assert f"start {winner + 1}" in found.reason and "converged" in found.reason
+
+
+def test_the_start_stays_where_the_cost_rose_or_is_no_number():
+    case = Case()
+    for final in (0.51, float("nan"), float("inf")):
+        found = case.choose(refinement(case.good[:1], [0.5], [final]))
+        assert case.stays(found) and "refinement lost" in found.reason and found.initial_cost == 0.5
+    assert case.choose(refinement(case.good[:1], [0.5], [0.5])).refined
+
+
+def test_the_start_stays_where_inliers_are_lost():
+    case = Case()
+    assert case.stays(case.choose(refinement([case.bad], [0.5], [0.1])))
+    # The share of inliers that must be kept, to one match.
+    may_be_lost = int((1 - KEPT_INLIERS) * 40 + 1e-9)
+    for lost, refined in ((may_be_lost, True), (may_be_lost + 1, False)):
+        keypoints = case.matches.keypoints.clone()
+        keypoints[:lost] += 50
+        found = case.choose(refinement(case.good[:1], [0.5], [0.1]), case.matches._replace(keypoints=keypoints))
+        assert found.refined == refined
+        if refined:
+            assert found.inliers == 40 - lost
+
+
+def test_a_lost_first_hypothesis_leaves_the_second_and_unmatched_observations_do_not_count():
+    case = Case()
+    found = case.choose(refinement([case.bad, case.good[1]], [0.5, 0.5], [0.01, 0.3]))
+    assert found.refined and found.start is case.starts[1] and found.inliers == 30
+    kept = case.matches.kept.clone()
+    kept[60:] = False  # then only 20 of 30 are matches that may agree
+    assert case.stays(case.choose(refinement([case.bad, case.good[1]], [0.5] * 2, [0.01, 0.3]),
+                                  case.matches._replace(kept=kept)))  # fmt: skip
+
+
+def test_a_hypothesis_with_few_inliers_does_not_win_by_cost():
+    case = Case()
+    few = Hypothesis(case.starts[1], torch.tensor([2]), case.hypotheses[1].inliers, 15, "few")
+    kept = case.matches.kept.clone()
+    kept[55:] = False
+    found = case.choose(
+        refinement(case.good, [0.5, 0.5], [0.3, 0.1]), case.matches._replace(kept=kept), [case.hypotheses[0], few]
+    )
+    assert found.start is case.starts[0] and found.refined and found.final_cost == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("status", [RefinementStatus.TOO_FEW_POINTS, RefinementStatus.SINGULAR])
+def test_a_refinement_that_failed_is_none(status):
+    case = Case()
+    found = case.choose(refinement(case.good[:1], [0.5], [0.1], status))
+    assert case.stays(found) and "refinement failed" in found.reason
+    found = case.choose(refinement(case.good, [0.5] * 2, [0.1, 0.4], [status, RefinementStatus.ITERATION_LIMIT]))
+    assert found.refined and found.start is case.starts[1]
+
+
+def test_without_matches_cost_alone_decides():
+    case = Case()
+    start = Hypothesis(case.starts[0], torch.tensor([1, 2]), torch.zeros(0, dtype=torch.bool), 0, "the pose given")
+    assert case.choose(refinement([case.bad], [0.5], [0.4]), None, [start]).refined
+    assert not case.choose(refinement([case.bad], [0.5], [0.6]), None, [start]).refined

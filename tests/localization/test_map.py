@@ -1,0 +1,394 @@
+"""Compiling a map: what it holds, going on after a kill, what it refuses, covisibility, memory."""
+
+from __future__ import annotations
+
+import gc
+import signal
+import subprocess
+import sys
+import tracemalloc
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.spatial.transform import Rotation
+from torch import nn
+
+from gnnet.data.transforms import limit_size, read_image
+from gnnet.geometry.camera import Camera
+from gnnet.geometry.pose import Pose
+from gnnet.localization.array_file import ArrayFile
+from gnnet.localization.covisibility import covisible_by_depth, covisible_by_points
+from gnnet.localization.local_features import LocalFeatures
+from gnnet.localization.map import Map, compile_map
+from gnnet.localization.refinement import sample_descriptors
+from gnnet.localization.retrieval import gem
+from gnnet.models.pyramid import FeaturePyramid
+from gnnet.models.unet import UNet
+from gnnet.scenes.rgbd import load_rgbd
+from gnnet.scenes.robotcar import load_robotcar
+from gnnet.scenes.scene import Scene, SceneImage
+
+
+def small_unet(seed: int = 0, **settings) -> UNet:
+    torch.manual_seed(seed)
+    return UNet(**{"widths": (8, 16, 16), "channels": (6, 4), "strides": (4, 2), "stem_stride": 2, **settings}).eval()
+
+
+class Counting(nn.Module):
+    """Passes images on, counts them, and fails from some image on."""
+
+    def __init__(self, network: nn.Module, *, fails_at: int | None = None) -> None:
+        super().__init__()
+        self.network, self.strides, self._calls, self._fails_at = network, network.strides, [], fails_at
+
+    def forward(self, images):
+        self._calls.append(tuple(images.shape))
+        if len(self._calls) - 1 == self._fails_at:
+            raise KeyboardInterrupt
+        return self.network(images)
+
+
+def compiled(path: Path, scene: Scene, network: nn.Module, **settings) -> Map:
+    return compile_map(path, scene, network, progress=False, **settings)
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    file = ArrayFile(path)
+    return {name: file[name].tobytes() for name in file.arrays}
+
+
+@pytest.fixture(scope="module")
+def scene(toy_root) -> Scene:
+    return load_robotcar(toy_root, progress=False)
+
+
+@pytest.fixture(scope="module")
+def town(scene, tmp_path_factory) -> Map:
+    return compiled(tmp_path_factory.mktemp("map") / "town.gnmap", scene, small_unet(), points=500)
+
+
+def test_it_holds_the_references_and_their_observations(scene, town):
+    references = {i.name: i for i in scene.images.values() if i.is_reference}
+    assert town.names == tuple(sorted(references)) and town.levels == 2 and town.largest_side is None
+    assert town.places == tuple(references[name].place for name in town.names)
+    network = small_unet()
+    for row, name in enumerate(town.names):
+        reference = references[name]
+        assert torch.equal(town.poses[row].matrix(), reference.cam_from_world.matrix())
+        assert torch.equal(town.cameras[row].parameters, reference.camera.parameters)
+        found = town.observations(torch.tensor([row]))
+        assert len(found.points) == min(500, len(reference.point_ids)) and (found.reference == row).all()
+        assert len(found.ids.unique()) == len(found.ids) and set(found.ids.tolist()) <= set(reference.point_ids)
+        assert torch.equal(found.points, scene.points[found.ids])
+        keypoints, visible = reference.camera.project(reference.cam_from_world.transform(found.points))
+        torch.testing.assert_close(found.keypoints, keypoints.float())
+        with torch.no_grad():
+            pyramid = network(read_image(reference.path)[None])
+        descriptors, valid = sample_descriptors(pyramid, keypoints[None].float())
+        for level in range(2):
+            torch.testing.assert_close(found.descriptors[level], descriptors[level][0], atol=1e-3, rtol=1e-3)
+            assert torch.equal(found.valid[:, level], valid[level][0] & visible)
+        assert found.valid.any()
+        described = town.whitening.apply(gem(pyramid))[0]
+        np.testing.assert_allclose(town.global_descriptors[row], described, atol=0.02)
+    np.testing.assert_allclose(np.linalg.norm(town.global_descriptors, axis=1), 1, atol=1e-5)
+
+
+def test_observations_come_in_the_order_of_the_rows_asked_for(town):
+    both = town.observations(torch.tensor([4, 1]))
+    parts = [town.observations(torch.tensor([row])) for row in (4, 1)]
+    for value, first, second in zip(both, *parts, strict=True):
+        if isinstance(value, tuple):
+            for level, a, b in zip(value, first, second, strict=True):
+                assert torch.equal(level, torch.cat([a, b]))
+        else:
+            assert torch.equal(value, torch.cat([first, second]))
+    nothing = town.observations(torch.zeros(0, dtype=torch.int64))
+    assert nothing.points.shape == (0, 3) and nothing.descriptors[0].shape == (0, 6)
+
+
+def test_largest_side_is_that_of_keypoints_and_descriptors(scene, tmp_path):
+    network = Counting(small_unet())
+    found = compiled(tmp_path / "small", scene, network, points=50, largest_side=60)
+    assert set(network._calls[1:]) == {(1, 3, 60, 60)} and found.largest_side == 60
+    observations = found.observations(torch.tensor([0]))
+    reference = scene.images[found.names[0]]
+    image, factors = limit_size(read_image(reference.path), 60)
+    keypoints, _ = reference.camera.project(reference.cam_from_world.transform(observations.points))
+    torch.testing.assert_close(observations.keypoints, (keypoints * torch.from_numpy(factors)).float())
+    with torch.no_grad():
+        descriptors, _ = sample_descriptors(network(image[None]), observations.keypoints[None])
+    torch.testing.assert_close(observations.descriptors[1], descriptors[1][0], atol=1e-3, rtol=1e-3)
+    assert torch.equal(found.cameras[0].size, reference.camera.size)  # as the image is on disk
+
+
+def test_it_goes_on_where_it_was_interrupted_and_ends_the_same(scene, town, tmp_path):
+    whole = Counting(small_unet())
+    compiled(tmp_path / "whole", scene, whole, points=500)
+    assert len(whole._calls) == 1 + 9  # one to learn the channels
+    path = tmp_path / "in parts"
+    for fails_at, done in ((4, 3), (1, 3), (3, 5)):
+        with pytest.raises(KeyboardInterrupt):
+            compiled(path, scene, Counting(small_unet(), fails_at=fails_at), points=500)
+        assert ArrayFile(path)["done"].sum() == done
+        with pytest.raises(ValueError, match=r"in parts was not compiled to its end"):
+            Map.open(path)
+    rest = Counting(small_unet())
+    compiled(path, scene, rest, points=500)
+    assert len(rest._calls) == 1 + 9 - 5
+    assert contents(path) == contents(tmp_path / "whole")
+    assert path.read_bytes() == (tmp_path / "whole").read_bytes()
+    again = Counting(small_unet())
+    compiled(path, scene, again, points=500)
+    assert len(again._calls) == 1
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+sys.path.insert(0, sys.argv[3])
+from test_map import Counting, compiled, small_unet
+from gnnet.scenes.robotcar import load_robotcar
+torch.set_num_threads(int(sys.argv[4]))
+network = Counting(small_unet())
+images = network.forward
+def forward(x):
+    if len(network._calls) == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return images(x)
+network.forward = forward
+compiled(Path(sys.argv[1]), load_robotcar(sys.argv[2], progress=False), network, points=500)
+"""
+
+
+def test_a_killed_process_leaves_what_can_be_gone_on_with(scene, toy_root, tmp_path):
+    path = tmp_path / "killed"
+    command = [sys.executable, "-c", KILLED, str(path), str(toy_root), str(Path(__file__).parent)]
+    command.append(str(torch.get_num_threads()))
+    assert subprocess.run(command, capture_output=True, timeout=120).returncode == -signal.SIGKILL
+    assert ArrayFile(path)["done"].sum() == 5
+    rest = Counting(small_unet())
+    compiled(path, scene, rest, points=500)
+    assert len(rest._calls) == 1 + 4
+    compiled(tmp_path / "whole", scene, Counting(small_unet()), points=500)
+    found, whole = ArrayFile(path), ArrayFile(tmp_path / "whole")
+    for name in found.arrays:  # another process may round another way
+        loose = 2e-3 if name.startswith(("descriptors", "global/raw")) else 0.1 if "whi" in name or "glo" in name else 0
+        np.testing.assert_allclose(found[name], whole[name], atol=loose, rtol=loose)
+
+
+def moved(scene: Scene, **changes) -> Scene:
+    images = {name: replace(i, **{k: change(i) for k, change in changes.items()}) for name, i in scene.images.items()}
+    return replace(scene, images=images, pairs=())
+
+
+def test_what_was_made_of_something_else_is_refused(scene, town):
+    before = town.path.read_bytes()
+
+    def refused(what: str, scene=scene, network=None, **settings):
+        with pytest.raises(ValueError, match=rf"town\.gnmap was made of something else: {what} .* instead of"):
+            compiled(town.path, scene, network or small_unet(), **{"points": 500, **settings})
+
+    refused("network", network=small_unet(seed=1))
+    refused("network", network=small_unet(normalize=False))  # of the same weights
+    refused("points", points=400)
+    refused("largest_side", largest_side=64)
+    refused("seed", seed=1)
+    refused("dimensions", dimensions=3)
+    refused("retrieval", retrieval_network=nn.Sequential(Resized(), nn.Flatten()))
+    refused("scene", scene=replace(scene, points=scene.points * 1.01, pairs=()))
+    refused("scene", scene=moved(scene, cam_from_world=lambda i: Pose(i.cam_from_world.rotation,
+                                                                      i.cam_from_world.translation + 1)))
+    refused("scene", scene=scene.with_places(scene.places[:2]))
+    refused("local features", local_features=LocalFeatures("sift"), network=small_unet())
+    assert town.path.read_bytes() == before
+    empty = moved(scene, is_reference=lambda i: False)
+    with pytest.raises(ValueError, match="no reference with pose"):
+        compiled(town.path.with_name("other"), empty, small_unet())
+    assert not town.path.with_name("other").exists()
+
+
+def test_other_files_are_no_maps(tmp_path, scene):
+    path = tmp_path / "other"
+    with pytest.raises(FileNotFoundError):
+        Map.open(path)
+    ArrayFile.create(path, {"finished": ("u1", (1,)), "done": ("u1", (3,))}, {"names": ["a"]}).close()
+    for act in (Map.open, lambda path: compiled(path, scene, small_unet())):
+        with pytest.raises(ValueError, match="other holds other arrays than a map"):
+            act(path)
+        path.write_bytes(b"pictures" * 1000)
+        with pytest.raises(ValueError, match="other is no map"):
+            act(path)
+        ArrayFile.create(path, {"done": ("u1", (3,))}, {}).close()
+
+
+def test_covisible_counts_are_those_of_sets(scene, town):
+    references = [scene.images[name] for name in town.names]
+    sets = [set(i.point_ids.tolist()) for i in references]
+    common = np.array([[len(a & b) for b in sets] for a in sets])
+    np.fill_diagonal(common, 0)
+    assert common.any()
+    rows = torch.tensor([5, 0, 3, 4, 8])
+    np.testing.assert_array_equal(town.shared(rows).numpy(), common[rows][:, rows])
+    counts = np.zeros_like(common)
+    for row, (others, shared) in enumerate(covisible_by_points(references, len(scene.points))):
+        counts[row, others] = shared
+    np.testing.assert_array_equal(counts, common)
+
+
+def test_points_that_are_observed_twice_count_once_and_few_neighbours_are_kept(tmp_path):
+    generator = np.random.default_rng(0)
+    scene = synthetic_scene(tmp_path, 50, observe=lambda row: generator.integers(0, 60, 80))
+    found = compiled(tmp_path / "map", scene, Flat(), points=100)
+    sets = [set(i.point_ids.tolist()) for i in scene.images.values()]
+    common = torch.tensor([[0 if a is b else len(a & b) for b in sets] for a in sets])
+    shared = found.shared(torch.arange(50))
+    least = torch.minimum(*(common.sort(dim, descending=True).values.select(dim, 31).unsqueeze(dim) for dim in (0, 1)))
+    known = shared > 0
+    assert torch.equal(shared[known], common[known]) and torch.equal(shared, shared.T)
+    assert (known | (common <= least)).all() and not known.all()  # what is left out is no more than what is kept
+
+
+def test_cameras_that_look_at_one_wall_are_covisible_by_its_depth(tmp_path):
+    folder = tmp_path / "walk"
+    for name in ("images", "depth"):
+        (folder / name).mkdir(parents=True)
+    poses = []
+    for number, (x, turned) in enumerate([(0, 0), (0.2, 0), (0.4, 0), (0.2, np.pi), (30, 0)]):
+        Image.fromarray(np.full((48, 64, 3), 90, np.uint8)).save(folder / f"images/{number:05d}.jpg")
+        Image.fromarray(np.full((48, 64), 2000, np.uint16)).save(folder / f"depth/{number:05d}.png")
+        matrix = np.eye(4)
+        matrix[:3, :3], matrix[0, 3] = Rotation.from_rotvec([0, turned, 0]).as_matrix(), x
+        poses.append(matrix.ravel())
+    np.savetxt(folder / "K.txt", [[50.0, 0, 31.5], [0, 50, 23.5], [0, 0, 1]])
+    np.savetxt(folder / "poses.txt", poses)
+    scene = load_rgbd(folder, gaps=(1,), places=1, progress=False)
+    found = compiled(tmp_path / "map", scene, Flat(), points=300)
+    observations = found.observations(torch.arange(5))
+    assert (observations.ids == -1).all()
+    assert (observations.points[observations.reference == 0][:, 2] - 2).abs().max() < 1e-3
+    shared = found.shared(torch.arange(5))
+    assert (shared[:3, :3].fill_diagonal_(1) > 0).all() and (shared[3:] == 0).all()
+    assert shared[0, 1] > shared[0, 2]
+    # Of a wall 2 m off a camera 0.4 m aside sees the share that 10 of 64 pixels leave.
+    references = [scene.images[name] for name in found.names]
+    points = [observations.points[observations.reference == row] for row in range(5)]
+    counts = {row: dict(zip(near.tolist(), seen.tolist(), strict=True)) for row, (near, seen) in enumerate(
+        covisible_by_depth(references, points.__getitem__, candidates=8))}
+    assert counts[0][2] / -(-300 // (300 // 128)) == pytest.approx(54 / 64, abs=0.08)
+    others = [replace(i, place="elsewhere") if row == 1 else i for row, i in enumerate(references)]
+    assert 1 not in next(covisible_by_depth(others, points.__getitem__, candidates=8))[0]
+
+
+def test_detections_may_outnumber_the_points_of_a_reference(scene, tmp_path):
+    """Several lie near one point; each reference's rows stay its own."""
+    features = LocalFeatures("sift", count=300)
+
+    def most_detected(i: SceneImage) -> np.ndarray:
+        projected, _ = i.camera.project(i.cam_from_world.transform(scene.points[i.point_ids]))
+        near = torch.cdist(projected, features.detect(read_image(i.path)).keypoints.double()) < 2.5
+        return i.point_ids[near.sum(1).argsort(descending=True)[:4]]
+
+    few = {
+        name: replace(i, point_ids=most_detected(i), keypoints=None) if i.is_reference else i
+        for name, i in scene.images.items()
+    }
+    scene = replace(scene, images=few, pairs=())
+    found = compiled(tmp_path / "map", scene, small_unet(), points=300, local_features=features)
+    outnumbered = 0
+    for row, name in enumerate(found.names):
+        reference = scene.images[name]
+        observations = found.observations(torch.tensor([row]))
+        outnumbered += len(observations.points) > len(reference.point_ids)
+        assert set(observations.ids.tolist()) <= set(reference.point_ids.tolist())
+        keypoints, _ = reference.camera.project(reference.cam_from_world.transform(observations.points))
+        torch.testing.assert_close(keypoints.float(), observations.keypoints, atol=1e-3, rtol=0)
+        detected = features.detect(read_image(reference.path))
+        described = (observations.keypoints, observations.descriptors[0]), (detected.keypoints, detected.descriptors)
+        both = [torch.cat(parts, 1) for parts in described]
+        assert torch.cdist(*both, compute_mode="donot_use_mm_for_euclid_dist").min(1).values.max() < 0.01
+        depth = reference.cam_from_world.transform(observations.points)[:, 2]
+        own = reference.cam_from_world.transform(scene.points[observations.ids])
+        torch.testing.assert_close(depth, own[:, 2])
+        assert (reference.camera.project(own)[0] - keypoints).norm(dim=-1).max() <= 3
+    assert outnumbered > 0
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_references_are_a_map_too(scene, tmp_path, count):
+    names = sorted(name for name, i in scene.images.items() if i.is_reference)[:count]
+    few = replace(scene, images={name: scene.images[name] for name in names}, pairs=())
+    network = nn.Sequential(Resized(), nn.Flatten(), nn.Linear(192, 5000))
+    found = compiled(tmp_path / "map", few, small_unet(), points=20, retrieval_network=network)
+    assert found.global_descriptors.shape == (count, 256 if count < 3 else 2)
+    assert found.path.stat().st_size < 10e6
+
+
+class Resized(nn.Module):
+    def forward(self, images):
+        return nn.functional.interpolate(images.float() / 255, size=(8, 8))
+
+
+class Flat(nn.Module):
+    """Maps of 32 channels without any work."""
+
+    strides = (8,)
+
+    def __init__(self, watch=lambda: None) -> None:
+        super().__init__()
+        self._watch = watch
+
+    def forward(self, images):
+        self._watch()
+        pooled = nn.functional.avg_pool2d(images.float() / 255, 8, ceil_mode=True)
+        return FeaturePyramid((pooled.repeat(1, 11, 1, 1)[:, :32],), self.strides)
+
+
+def synthetic_scene(folder: Path, count: int, *, observe) -> Scene:
+    """References in a row that share one image file; points on a wall before them."""
+    path = folder / "all.png"
+    if not path.exists():
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+    camera = Camera.from_colmap("PINHOLE", 64, 64, (60.0, 60.0, 32.0, 32.0), dtype=torch.float64)
+    images = {}
+    for row in range(count):
+        pose = Pose(torch.eye(3, dtype=torch.float64), torch.tensor([-0.01 * row, 0, 0], dtype=torch.float64))
+        name = f"{row:04d}.png"
+        images[name] = SceneImage(
+            name, path, "reference", "wall", camera, pose, is_reference=True, point_ids=observe(row)
+        )
+    points = np.random.default_rng(1).uniform((-1, -1, 3), (1, 1, 5), (4000, 3))
+    return Scene("wall", images, [], points=torch.from_numpy(points))
+
+
+def anonymous_bytes() -> int:
+    """Memory of this process that no file backs."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is read from /proc")
+def test_memory_does_not_grow_with_the_references(tmp_path):
+    """150 references hold 47 MB of descriptors and points; 20 references need about the same memory.
+
+    But for 20 bytes an observation, of which covisibility is reckoned at the end.
+    """
+    ids = np.arange(3000)
+    peaks, resident = {}, []
+    for count in (20, 150):
+        scene = synthetic_scene(tmp_path, count, observe=lambda row: ids)
+        resident.clear()
+        network = Flat(watch=lambda: resident.append(anonymous_bytes()))
+        gc.collect()
+        tracemalloc.start()
+        found = compiled(tmp_path / str(count), scene, network, points=3000)
+        peaks[count] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert found.path.stat().st_size > 45e6
+    assert resident[-1] - resident[20] < 15e6  # torch's too
+    assert peaks[150] - peaks[20] < 24 * 130 * 3000

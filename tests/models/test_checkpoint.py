@@ -1,0 +1,81 @@
+"""Checkpoints of our own training: the network that they hold, and files that are damaged or made to harm."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from gnnet.models.checkpoint import network_of_checkpoint
+from gnnet.models.unet import UNet
+
+SETTINGS = {"widths": [8, 16], "channels": 4, "strides": [2, 1]}
+
+
+def write_checkpoint(path: Path, network: UNet | None = None, **changes) -> Path:
+    network = network or UNet(**SETTINGS)
+    content = {
+        "state_dict": {f"network.{name}": value for name, value in network.state_dict().items()},
+        "config": {"model": {"_target_": "gnnet.models.unet.UNet", **SETTINGS}},
+        "global_step": 3,
+        **changes,
+    }
+    torch.save(content, path)
+    return path
+
+
+def test_the_network_is_built_with_its_settings_and_weights(tmp_path):
+    torch.manual_seed(5)
+    network = UNet(**SETTINGS)
+    found = network_of_checkpoint(str(write_checkpoint(tmp_path / "best.ckpt", network)))
+    assert isinstance(found, UNet) and found.strides == (2, 1) and found.channels == (4, 4)
+    for name, value in network.state_dict().items():
+        assert torch.equal(found.state_dict()[name], value)
+    with pytest.raises(FileNotFoundError, match=r"none\.ckpt does not exist"):
+        network_of_checkpoint(tmp_path / "none.ckpt")
+
+
+class RunsWhenRead:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"_target_": "os.system", "command": "true"}, {"_target_": "torch.nn.Linear", "in_features": 1},
+        {"_target_": "gnnet.models.unet.nn"}, {"_target_": "gnnet.models.vgg.load_weights"}, {"_target_": "UNet"},
+        {"_target_": "gnnet.models..UNet"}, {"_target_": "gnnet.models.missing.UNet"}, {"_target_": ""}, {}, None, [],
+        {"_target_": "gnnet.models.unet.Tensor"}, {"_target_": "gnnet.localization.localizer.Localizer"},
+        {"_target_": "gnnet.models.unet.UNet", "depth": 3}, {"_target_": "gnnet.models.unet.UNet", "strides": [3]},
+        {"_target_": "gnnet.models.unet.UNet", "widths": [8, 8, 8], "strides": [4, 2]}, {"_target_": 3},
+    ],
+)  # fmt: skip
+def test_checkpoints_that_name_other_things_are_refused(tmp_path, model):
+    path = write_checkpoint(tmp_path / "last.ckpt", config={"model": model})
+    with pytest.raises(ValueError, match=r"last\.ckpt|strides"):
+        network_of_checkpoint(path)
+
+
+def test_damaged_checkpoints_and_such_with_code_are_refused(tmp_path):
+    path = write_checkpoint(tmp_path / "last.ckpt")
+    whole = path.read_bytes()
+    for content in (b"", whole[: len(whole) // 2], b"text", bytes(100), whole[:200] + bytes(300) + whole[500:]):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"last\.ckpt"):
+            network_of_checkpoint(path)
+    for content in (torch.zeros(3), [1], {"state_dict": {}}, None):
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=r"last\.ckpt has no .*config"):
+            network_of_checkpoint(path)
+    write_checkpoint(path, hyper=RunsWhenRead(tmp_path / "ran"))
+    with pytest.raises(ValueError, match=r"last\.ckpt .*holds more than plain tensors"):
+        network_of_checkpoint(path)
+    assert not (tmp_path / "ran").exists()
+    with pytest.raises(ValueError, match="has no settings of a network"):
+        network_of_checkpoint(write_checkpoint(path, config=None))

@@ -1,0 +1,35 @@
+"""Fingerprints of networks: what they tell apart."""
+
+import torch
+
+from gnnet.models.fingerprint import fingerprint
+from gnnet.models.grey import GreyValues
+from gnnet.models.unet import UNet
+from gnnet.models.vgg import VGG16
+
+
+def small_unet(seed=0, **settings):
+    torch.manual_seed(seed)
+    return UNet(**{"widths": (8, 16, 16), "channels": (6, 4), "strides": (4, 2), "stem_stride": 2, **settings})
+
+
+def test_fingerprints_tell_weights_and_settings_but_not_the_mode():
+    network = small_unet()
+    assert fingerprint(network) == fingerprint(small_unet()) == fingerprint(network.train()) == fingerprint(network)
+    others = [
+        small_unet(seed=1), small_unet(normalize=False), small_unet(upsampling="bilinear"),
+        small_unet(channels=(4, 6)), small_unet(strides=(8, 2)),
+    ]  # fmt: skip
+    network.heads[0].bias.data[0] += 1e-3
+    assert len({fingerprint(n) for n in (small_unet(), network, *others)}) == 7
+
+
+def test_networks_of_the_same_weights_differ_by_what_they_do_with_them():
+    vgg = VGG16(taps=(10, 5))
+    raw = VGG16(taps=(10, 5), normalize=False)
+    raw.load_state_dict(vgg.state_dict())
+    other = VGG16(taps=(10, 7))
+    other.load_state_dict(vgg.state_dict())
+    assert len({fingerprint(n) for n in (vgg, raw, other)}) == 3
+    assert fingerprint(GreyValues(strides=(4, 2))) != fingerprint(GreyValues(strides=(8, 4)))
+    assert fingerprint(vgg.double()) == fingerprint(vgg.float())
