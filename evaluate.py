@@ -11,6 +11,7 @@ from typing import NamedTuple
 import hydra
 import pytorch_lightning as pl
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
@@ -143,13 +144,21 @@ def localize(cfg: DictConfig, network: nn.Module, data: Data) -> list[LocalizedQ
             f"{len(localizer.map.names)} references, retrieval={settings.retrieval}",
             thresholds={"indoor": INDOOR, "outdoor": OUTDOOR}[cfg.thresholds],
             starts=starts,
-            settings={"checkpoint": str(cfg.checkpoint), "map": str(localizer.map.path)},
+            settings={"run": overrides(), "checkpoint": str(cfg.checkpoint), "map": str(localizer.map.path)},
             colmap_model=cfg.colmap_model,
         )
         print_report(result.report)
         print(f"Poses, records, submission.txt, report.html and figures are in {output}", flush=True)
         done.append(result)
     return done
+
+
+def overrides() -> str:
+    """What was asked for on the command line but the checkpoint and its data, which name a run in a comparison."""
+    if not HydraConfig.initialized():
+        return ""
+    given = [o for o in HydraConfig.get().overrides.task if not o.startswith(("checkpoint=", "dataset", "paths."))]
+    return " ".join(given)
 
 
 def reader_name(cfg: DictConfig, validation: LocalizationDataset) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -69,7 +70,7 @@ def prepare_localizer(
         retrieval = "gem" if retrieval_network is None else "netvlad"
         settled = f"{kind}-{retrieval}-{map.points}-{map.largest_side or 'full'}"
         made_of = f"{scene.name}-{fingerprint(network)[:8]}-{settled}"
-        file = map.folder / f"{made_of}.gnmap"
+        file = map.folder / (re.sub(r"[^\w.-]+", "-", made_of) + ".gnmap")
     compiled = compile_map(
         file, scene, network.eval(), points=map.points if local is None else local.count,
         largest_side=map.largest_side, local_features=local, retrieval_network=retrieval_network, device=device,

@@ -6,10 +6,10 @@ The JSON is strict (RFC 8259 has no Infinity and no NaN): an infinite number is 
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import os
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -363,5 +363,24 @@ def _decode(value: float | str | None) -> float:
     return math.nan if value is None else float(value)
 
 
+def main() -> None:
+    """`python -m gnnet.evaluation.report FILES`: tables of several runs as one."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gnnet.evaluation.report", description="Tables of several runs side by side."
+    )
+    parser.add_argument("files", nargs="+", type=Path, help="results.json or localization.json of runs")
+    parser.add_argument("--setting", default=None, help="that names the runs: by default run, or else loss")
+    parser.add_argument("--method", default=None, help="that is compared: by default refined, or else trained")
+    arguments = parser.parse_args()
+    try:
+        first = read_results(arguments.files[0])
+        setting = arguments.setting or ("run" if "run" in first.settings else "loss")
+        methods = {line.method for line in first.lines}
+        method = arguments.method or next((m for m in ("refined", "PnP", "nearest") if m in methods), "trained")
+        print_report(compare_runs(arguments.files, setting=setting, method=method))
+    except (OSError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+
+
 if __name__ == "__main__":
-    print_report(compare_runs(sys.argv[1:]))
+    main()
