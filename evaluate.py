@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -146,6 +148,7 @@ def localize(cfg: DictConfig, network: nn.Module, data: Data) -> list[LocalizedQ
             starts=starts,
             settings={"run": overrides(), "checkpoint": str(cfg.checkpoint), "map": str(localizer.map.path)},
             colmap_model=cfg.colmap_model,
+            command=shlex.join(["python", *sys.argv]),
         )
         print_report(result.report)
         print(f"Poses, records, submission.txt, report.html and figures are in {output}", flush=True)

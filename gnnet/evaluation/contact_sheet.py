@@ -246,10 +246,10 @@ def top_view(scene: Scene, *, most_places: int = 6) -> Figure:
     images = [image for image in scene.images.values() if image.cam_from_world is not None]
     centers = np.stack([image.cam_from_world.center().numpy() for image in images])
     rotations = np.stack([image.cam_from_world.rotation.numpy() for image in images])
-    axis = _ground_axes(rotations, centers)
+    axis = ground_axes(rotations, centers)
     positions, forward = centers @ axis.T, rotations[:, 2] @ axis.T
     places = np.array([image.place for image in images])
-    panels = _panels(positions, places, most_places)
+    panels = place_panels(positions, places, most_places)
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure = drawing.new_figure(max(640, 330 * columns), 70 + (560 if len(panels) == 1 else 330 * rows), "constrained")
@@ -281,7 +281,7 @@ def _add_legend(figure: Figure) -> None:
         figure.legend(entries.values(), entries, loc="outside lower center", ncols=5, frameon=False, fontsize=9)
 
 
-def _ground_axes(rotations: np.ndarray, centers: np.ndarray) -> np.ndarray:
+def ground_axes(rotations: np.ndarray, centers: np.ndarray) -> np.ndarray:
     """Two unit axes (2, 3) of the ground, x along the cameras' main direction of spread."""
     up = -rotations[:, 1].mean(0)
     offsets = centers - centers.mean(0)
@@ -289,13 +289,14 @@ def _ground_axes(rotations: np.ndarray, centers: np.ndarray) -> np.ndarray:
         return np.linalg.svd(offsets, full_matrices=False)[2][:2]
     up = up / np.linalg.norm(up)
     flat = offsets - (offsets @ up)[:, None] * up
-    spread = np.linalg.svd(np.concatenate([flat, np.eye(3) * 1e-9 - 1e-9 * np.outer(up, up)]))[2][0]
+    spanning = np.concatenate([flat, np.eye(3) * 1e-9 - 1e-9 * np.outer(up, up)])
+    spread = np.linalg.svd(spanning, full_matrices=False)[2][0]
     x = spread - (spread @ up) * up
     x = x / np.linalg.norm(x)
     return np.stack([x, np.cross(up, x)])
 
 
-def _panels(positions: np.ndarray, places: np.ndarray, most: int) -> dict[str, np.ndarray]:
+def place_panels(positions: np.ndarray, places: np.ndarray, most: int) -> dict[str, np.ndarray]:
     """Rows of the images of each panel, by its title: all, or some places where these lie far apart."""
     names = np.unique(places)
     extents = [np.ptp(positions[places == name], axis=0).max() for name in names]

@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter
 from scipy.spatial import cKDTree
 
 from gnnet.evaluation import drawing
-from gnnet.evaluation.contact_sheet import _ground_axes, _panels
+from gnnet.evaluation.contact_sheet import ground_axes, place_panels
 from gnnet.evaluation.queries import Query
 from gnnet.geometry.pose import Pose, pose_errors
 from gnnet.localization.localization import Localization
@@ -183,14 +183,14 @@ def positions_from_above(
     """
     references = map.poses.center().numpy()
     some = drawing.spread(len(references), _AXES_OF_GROUND)
-    ground = _ground_axes(map.poses.rotation.numpy()[some], references[some]).T
+    ground = ground_axes(map.poses.rotation.numpy()[some], references[some]).T
     estimates, looks = _cameras(r.cam_from_world for r in localizations)
     truths, _ = _cameras(queries[r.name].truth for r in localizations)
     places = _places(map, references, localizations, queries, np.where(np.isnan(truths), estimates, truths))
     all_places = np.array(map.places)
     with_queries = np.flatnonzero(np.isin(all_places, places))
     shown = with_queries if len(with_queries) else np.arange(len(references))
-    panels = _panels(references[shown] @ ground, all_places[shown], 6)
+    panels = place_panels(references[shown] @ ground, all_places[shown], 6)
     columns, forward = min(2, len(panels)), map.poses.rotation.numpy()[:, 2]
     lines = -(-len(panels) // columns)
     figure = drawing.new_figure(CHART_WIDTH, 600, layout="constrained")

@@ -159,6 +159,7 @@ def localize_dataset(
     starts: Mapping[str, Pose] | None = None,
     settings: Mapping | None = None,
     colmap_model: bool = False,
+    command: str = "",
 ) -> LocalizedQueries:
     """Localize queries and write into `output` what became of them.
 
@@ -188,7 +189,7 @@ def localize_dataset(
         write_colmap_model(output / "colmap", scene, found, cameras=cameras)
     write_html_report(
         output, report=report, localizations=found, queries={q.name: q for q in queries}, map=localizer.map,
-        scene=scene, settings=report.settings,
+        scene=scene, settings=report.settings, command=command,
     )  # fmt: skip
     return LocalizedQueries(found, report, bool(localized))
 

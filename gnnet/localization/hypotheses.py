@@ -61,8 +61,13 @@ def pose_hypotheses(
     rows: Tensor,
     camera: Camera,
     solver: PoseSolver,
+    *,
+    best: int | None = None,
 ) -> list[Hypothesis]:
     """One pose a cluster of covisible references, those with most inliers first; never none in the list.
+
+    Of a cluster only the `best` references by number of matches are used: those that see the query's
+    points from elsewhere match fewer, and less exactly.
 
     Args:
         keypoints: (M, 2) pixels of the query, one an observation.
@@ -72,12 +77,14 @@ def pose_hypotheses(
         rows: (K,) of the map.
         camera: of the query, unbatched.
         solver: of the poses.
+        best: references of a cluster; None uses all.
     """
     found = []
+    counts = (observations.reference[kept][:, None] == rows).sum(0)
     # PnP solves for a translation, which far from the world's origin even a tiny rotation changes much: around its own.
     origin = observations.points.mean(0) if len(observations.points) else torch.zeros(3, dtype=torch.float64)
     for cluster in covisibility_clusters(shared):
-        members = rows[cluster]
+        members = rows[cluster[counts[cluster].sort(descending=True, stable=True).indices[:best]]]
         used = (kept & torch.isin(observations.reference, members)).nonzero().squeeze(1)
         result = solver.solve(keypoints[used], observations.points[used] - origin, camera)
         pose = result.cam_from_world

@@ -94,6 +94,7 @@ class Localizer:
         pairs: hloc's pairs file, for retrieval `pairs`.
         same_camera: retrieve only references whose camera has the query's focal lengths and centre (to 1 %).
         same_place: retrieve only references of the query's place, where that is known.
+        best_references: of a cluster of covisible ones, so many are used: those with the most matches.
         hypotheses: clusters of covisible references that are refined, at most; the best final cost wins.
         points: observations that a refinement uses, at most.
         reference_camera: project into the query with the nearest reference's camera (an ablation).
@@ -122,6 +123,7 @@ class Localizer:
     pairs: str | Path | None = None
     same_camera: bool = False
     same_place: bool = False
+    best_references: int = 4
     hypotheses: int = 3
     points: int = 2048
     reference_camera: bool = False
@@ -292,7 +294,8 @@ class Localizer:
             if kept == 0:
                 return replace(result, status=Status.NO_MATCHES, reason="nothing matches", seconds=watch.seconds)
             hypotheses = pose_hypotheses(
-                matches.keypoints, matches.kept, observations, self.map.shared(rows), rows, camera, self.solver
+                matches.keypoints, matches.kept, observations, self.map.shared(rows), rows, camera, self.solver,
+                best=self.best_references,
             )
             watch.lap("pose")
             result = replace(result, matches=kept)

@@ -99,25 +99,27 @@ class Matcher:
             if self.ratio < 1:
                 kept = kept & (found.distance <= self.ratio**2 * found.runner_up)[0].to(kept.device)
         if self.mutual is not None:
-            kept = kept & self._agree(observations, keypoints, pyramid)
+            rows = kept.nonzero().squeeze(1)
+            kept = kept.clone()
+            kept[rows] = self._agree(observations, rows, keypoints[rows.to(keypoints.device)], pyramid)
         return KeypointMatches(keypoints[None], kept[None])
 
-    def _agree(self, observations: Observations, keypoints: Tensor, pyramid: FeaturePyramid) -> Tensor:
-        """Which of the matches at the query's keypoints (M, 2) are mutual, (M,)."""
+    def _agree(
+        self, observations: Observations, rows: Tensor, keypoints: Tensor, pyramid: FeaturePyramid
+    ) -> Tensor:
+        """Which matches of some observations (M',) with the query's keypoints (M', 2) are mutual, (M',)."""
         back, valid = sample_descriptors(pyramid, keypoints[None])
         columns = torch.cat([d[0] for d in back], -1)
         references = torch.cat(observations.descriptors, -1)
-        usable = observations.valid.all(-1).to(columns.device)
-        agree = torch.stack([v[0] for v in valid]).all(0).to(observations.valid.device)
-        for row in observations.reference.unique().tolist():
-            mine = (observations.reference == row).nonzero().squeeze(1)
-            candidates = mine[usable[mine].to(mine.device)]
-            if not len(candidates):
-                continue
-            rows = references[candidates]
-            similarity = columns[mine] @ rows.T - rows.square().sum(-1) / 2
+        usable = observations.valid.all(-1)
+        agree = torch.stack([v[0] for v in valid]).all(0).to(usable.device)
+        for reference in observations.reference[rows].unique().tolist():
+            mine = (observations.reference[rows] == reference).nonzero().squeeze(1)
+            candidates = (usable & (observations.reference == reference)).nonzero().squeeze(1)
+            described = references[candidates]
+            similarity = columns[mine] @ described.T - described.square().sum(-1) / 2
             at = observations.keypoints[candidates[similarity.argmax(-1).to(candidates.device)]]
-            agree[mine] &= (at - observations.keypoints[mine]).norm(dim=-1) <= self.mutual
+            agree[mine] &= (at - observations.keypoints[rows[mine]]).norm(dim=-1) <= self.mutual
         return agree
 
     @torch.no_grad()

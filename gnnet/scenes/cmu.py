@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 
 from gnnet.scenes.bad_input import BadInput, OnBad
 from gnnet.scenes.cmu_slice import Slice, condition_groups, parse_name, read_intrinsics, read_slice
-from gnnet.scenes.colmap import _covisible_pairs, _stretches
+from gnnet.scenes.colmap import covisible_pairs, stretches_of
 from gnnet.scenes.correspondence_file import read_correspondence_header
 from gnnet.scenes.scene import Pair, Scene, SceneImage
 
@@ -95,38 +95,42 @@ def load_cmu(
         FileNotFoundError: no such layout, a slice that is not there, or a file or image that is missing.
         ValueError: a malformed file or setting, or no usable image is left.
     """
-    bad = BadInput(on_bad)
+    bad, cameras = BadInput(on_bad), _check_cameras(cameras)
+    layout = _find_layout(Path(root), images, slices)
+    read = _read_slices(layout, cameras, bad, progress)
+    named, points = _joined(read, places if len(layout.slices) == 1 else 1)
+    pairs = _listed_pairs(layout, named, cameras, bad, progress)
+    named = _placed_by_partner(named, pairs)
+    for part in read:
+        observed = [named[n] for n in part.images if n in named and named[n].point_ids is not None]
+        if observed and not layout.files[part.number]:
+            pairs += covisible_pairs(observed, min_shared_points, pairs_per_image, progress)
+    groups = condition_groups({image.condition for image in named.values()})
+    pairs = _within_places(pairs, named)
+    return Scene("cmu", named, pairs, points, groups=groups, problems=tuple(bad.problems))
+
+
+def _check_cameras(cameras: Iterable[str]) -> tuple[str, ...]:
     cameras = (cameras,) if isinstance(cameras, str) else tuple(cameras)
     if not cameras or not set(cameras) <= {"c0", "c1"}:
         raise ValueError(f"dataset.cameras is {list(cameras)}; expected c0, c1 or both")
-    layout = _find_layout(Path(root), images, slices)
+    return cameras
+
+
+def _read_slices(layout: _Layout, cameras: tuple[str, ...], bad: BadInput, progress: bool) -> list[Slice]:
+    """The chosen slices that can be read; at least one of them has an image."""
     intrinsics = read_intrinsics(layout.images, bad)
     read: list[Slice] = []
     for number in track(layout.slices, "Reading slices", disable=not progress, transient=True):
         with bad.skipping():
             read.append(read_slice(layout.images, number, cameras, intrinsics, bad))
-    named, points = _joined(read, places if len(layout.slices) == 1 else 1)
-    if not named:
+    if not any(part.images for part in read):
         first = f"; the first problem: {bad.problems[0]}" if bad.problems else ""
         raise ValueError(
             f"{layout.images.absolute()} holds no usable image of {', '.join(cameras)} in the slices "
             f"{', '.join(map(str, layout.slices))} (dataset.cameras, dataset.slices){first}"
         )
-    pairs = _listed_pairs(layout, named, cameras, bad, progress)
-    named = _placed_by_partner(named, pairs)
-    for part in read:
-        if not layout.files[part.number]:
-            observed = [named[n] for n in part.images if n in named and named[n].point_ids is not None]
-            if observed:
-                pairs += _covisible_pairs(observed, min_shared_points, pairs_per_image, progress)
-    return Scene(
-        "cmu",
-        named,
-        _within_places(pairs, named),
-        points,
-        groups=condition_groups({image.condition for image in named.values()}),
-        problems=tuple(bad.problems),
-    )
+    return read
 
 
 def _find_layout(root: Path, images: str, slices: int | str | Iterable[int | str] | None) -> _Layout:
@@ -199,7 +203,7 @@ def _places(images: list[SceneImage], count: int) -> list[str]:
     if count <= 1 or not references:
         return [image.place for image in images]
     centers = np.stack([image.cam_from_world.center().numpy() for image in references])
-    of_reference = _stretches(centers, count)
+    of_reference = stretches_of(centers, count)
     nearest = cKDTree(centers).query(np.stack([image.cam_from_world.center().numpy() for image in posed]))[1]
     stretch = {image.name: int(of_reference[i]) for image, i in zip(posed, nearest.tolist(), strict=True)}
     by_time = sorted((_time(image), stretch[image.name]) for image in posed)

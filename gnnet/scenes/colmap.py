@@ -15,7 +15,7 @@ from rich.progress import track
 from gnnet.geometry.pose import Pose
 from gnnet.scenes.bad_input import BadInput, OnBad
 from gnnet.scenes.colmap_binary import BinaryModel, read_binary_model
-from gnnet.scenes.files import below
+from gnnet.scenes.files import below, subfolders
 from gnnet.scenes.scene import Pair, Scene, SceneImage
 
 _CHUNK = 256  # images whose common points with all others are counted at once
@@ -61,9 +61,9 @@ def load_colmap(
     name = root.absolute().name
     scene_images = [
         replace(image, place=f"{name}/{stretch}")
-        for image, stretch in zip(scene_images, _stretches(centers, places), strict=True)
+        for image, stretch in zip(scene_images, stretches_of(centers, places), strict=True)
     ]
-    pairs = _covisible_pairs(scene_images, min_shared_points, pairs_per_image, progress)
+    pairs = covisible_pairs(scene_images, min_shared_points, pairs_per_image, progress)
     if not pairs:
         raise ValueError(
             f"{model_dir} holds no two images that share {min_shared_points} points; "
@@ -170,7 +170,8 @@ def _find_model(root: Path, sparse: str | Path | None) -> Path:
     elif _holds_model(root / "sparse"):
         found = [root / "sparse"]
     else:
-        below_root = sorted([*_folders(root / "sparse"), *(f for f in _folders(root) if f.name.split("_")[0] == "sfm")])
+        sfm = [folder for folder in subfolders(root) if folder.name.split("_")[0] == "sfm"]
+        below_root = sorted([*subfolders(root / "sparse"), *sfm])
         found = [folder for folder in (root, *below_root) if _holds_model(folder)]
     if len(found) == 1:
         return found[0]
@@ -192,16 +193,15 @@ def _find_model(root: Path, sparse: str | Path | None) -> Path:
     )
 
 
-def _folders(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if path.is_dir()] if folder.is_dir() else []
-
-
 def _holds_model(folder: Path) -> bool:
     return any((folder / f"images{ending}").is_file() for ending in (".bin", ".txt"))
 
 
-def _stretches(centers: np.ndarray, count: int) -> np.ndarray:
-    """Index of the stretch (N,) of each camera centre (N, 3): equal counts along the main axis of the path."""
+def stretches_of(centers: np.ndarray, count: int) -> np.ndarray:
+    """Index (N,) of the stretch that each camera centre (N, 3) lies in, of `count` along the path's main axis.
+
+    Stretches hold equally many centres, up to one; with fewer centres than `count`, each is one.
+    """
     offsets = centers - centers.mean(0)
     axis = np.linalg.svd(offsets, full_matrices=False)[2][0]
     axis = axis * np.sign(axis[np.abs(axis).argmax()])  # the sign of a singular vector is arbitrary
@@ -209,8 +209,15 @@ def _stretches(centers: np.ndarray, count: int) -> np.ndarray:
     return rank * min(count, len(centers)) // len(centers)
 
 
-def _covisible_pairs(images: list[SceneImage], min_shared: int, per_image: int, progress: bool) -> tuple[Pair, ...]:
-    """Each image with those `per_image` others that share most points, at least `min_shared`."""
+def covisible_pairs(images: list[SceneImage], min_shared: int, per_image: int, progress: bool) -> tuple[Pair, ...]:
+    """Each image with those `per_image` others that share most points, each pair once, with the count of these.
+
+    Args:
+        images: with `point_ids` of one set of points.
+        min_shared: fewer common points make no pair.
+        per_image: so many partners of an image are chosen, at most; others may choose it besides.
+        progress: show a progress bar.
+    """
     owners = np.repeat(np.arange(len(images)), [len(image.point_ids) for image in images])
     points = np.concatenate([image.point_ids for image in images])
     seen = scipy.sparse.csr_array(

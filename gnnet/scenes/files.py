@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
@@ -25,6 +25,13 @@ def below(root: Path, name: str, source: str) -> Path:
     if not path.parts or "\0" in name or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
         raise ValueError(f"{source} names {name[:80]!r}; expected a path inside {root}")
     return root / path
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders directly in a folder, by name; hidden ones are left out; none where there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -63,6 +70,26 @@ def image_size(path: Path) -> tuple[int, int]:
             "fetch it again, or remove it from the dataset"
         )
     return size
+
+
+def usual_size(paths: Sequence[Path], *, looked_at: int = 5) -> tuple[int, int]:
+    """The size that most of the first readable images have: one of them may be of another size, or damaged.
+
+    Raises:
+        FileNotFoundError, ValueError: if none can be read; what is wrong with the last.
+    """
+    sizes: list[tuple[int, int]] = []
+    problem: Exception = ValueError("no image to take a size from")
+    for path in paths:
+        try:
+            sizes.append(image_size(path))
+        except (OSError, ValueError) as error:  # said where all images are checked
+            problem = error
+        if len(sizes) == looked_at:
+            break
+    if not sizes:
+        raise problem
+    return max(sizes, key=sizes.count)
 
 
 def _scan_start(file: BinaryIO) -> int:

@@ -12,7 +12,7 @@ from rich.progress import track
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.scenes.bad_input import BadInput, OnBad
-from gnnet.scenes.files import image_files, image_size, parse_numbers, read_text
+from gnnet.scenes.files import image_files, parse_numbers, read_text, subfolders, usual_size
 from gnnet.scenes.scene import Depth, Pair, Scene, SceneImage
 
 _TREE = """\
@@ -62,7 +62,7 @@ def load_rgbd(
     root, bad = Path(root), BadInput(on_bad)
     if places < 1:
         raise ValueError(f"dataset.places is {places}; expected 1 (each sequence a place) or more")
-    named = {f"{folder.name}/": folder for folder in _subfolders(root) if _is_sequence(folder, images)}
+    named = {f"{folder.name}/": folder for folder in subfolders(root) if _is_sequence(folder, images)}
     if _is_sequence(root, images):
         named = {"": root}
     if not named:
@@ -152,10 +152,6 @@ def _is_sequence(folder: Path, images: str) -> bool:
     return (folder / images).is_dir() and ((folder / "K.txt").exists() or (folder / "poses.txt").exists())
 
 
-def _subfolders(root: Path) -> list[Path]:
-    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")) if root.is_dir() else []
-
-
 def _read_sequence(
     folder: Path, prefix: str, images: str, depth: str, places: int, bad: BadInput
 ) -> list[list[SceneImage]]:
@@ -200,16 +196,6 @@ def _read_camera(path: Path, files: list[Path]) -> Camera:
     # A skew of some hundredths of a pixel is left aside.
     if min(k[0, 0], k[1, 1]) <= 0 or abs(k[0, 1]) > 0.1 or k[1, 0] != 0 or not np.array_equal(k[2], (0, 0, 1)):
         raise ValueError(f"{path} holds {' '.join(words)[:120]}; expected {expected}")
-    width, height = _first_size(files)
+    width, height = usual_size(files)
     parameters = (k[0, 0], k[1, 1], k[0, 2] + 0.5, k[1, 2] + 0.5)
     return Camera.from_colmap("PINHOLE", width, height, parameters, dtype=torch.float64)
-
-
-def _first_size(files: list[Path]) -> tuple[int, int]:
-    """Of the first readable image; a sequence's images are of one size."""
-    for file in files[:-1]:
-        try:
-            return image_size(file)
-        except (OSError, ValueError):  # said where all images are checked
-            continue
-    return image_size(files[-1])

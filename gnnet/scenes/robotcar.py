@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.scenes.bad_input import BadInput, OnBad
 from gnnet.scenes.correspondence_file import read_correspondence_header
-from gnnet.scenes.files import image_size, parse_numbers, read_text
+from gnnet.scenes.files import parse_numbers, read_text, usual_size
 from gnnet.scenes.robotcar_models import (
     CAMERAS,
     REFERENCE,
@@ -172,7 +171,7 @@ def _list_images(home: Path) -> frozenset[str]:
 
 
 def _read_intrinsics(home: Path, cameras: tuple[str, ...], on_disk: frozenset[str], bad: BadInput) -> dict[str, Camera]:
-    """Cameras by name; the size is that of one of their images. A camera with broken intrinsics is left out."""
+    """Cameras by name; the size is that of their images. A camera with broken intrinsics is left out."""
     intrinsics = {}
     for camera in cameras:
         with bad.skipping():
@@ -191,11 +190,8 @@ def _read_intrinsics(home: Path, cameras: tuple[str, ...], on_disk: frozenset[st
                     f"no image of the camera {camera} in {home.absolute()}/images/<condition>/{camera}; "
                     "unpack them, or leave the camera out (dataset.cameras)"
                 )
-            for name in islice(names, 20):
-                with bad.skipping():
-                    width, height = image_size(home / "images" / name)
-                    intrinsics[camera] = Camera.from_colmap("PINHOLE", width, height, parameters, dtype=torch.float64)
-                    break
+            width, height = usual_size([home / "images" / name for name in names])
+            intrinsics[camera] = Camera.from_colmap("PINHOLE", width, height, parameters, dtype=torch.float64)
     if not intrinsics:
         raise ValueError(f"no camera of {home.absolute()} can be used; the first problem: {bad.problems[0]}")
     return intrinsics

@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.scenes.bad_input import BadInput, OnBad
-from gnnet.scenes.files import read_text
+from gnnet.scenes.files import read_text, subfolders
 from gnnet.scenes.rgbd import overlapping_pairs, pairs_at_gaps, parse_pose
 from gnnet.scenes.scene import Depth, Pair, Scene, SceneImage
 
@@ -80,12 +80,9 @@ def load_sevenscenes(
     root, bad = Path(root), BadInput(on_bad)
     if stride < 1:
         raise ValueError(f"dataset.stride is {stride}; expected 1 (every frame) or more")
-    named = {"": root} if _is_scene(root) else {f"{f.name}/": f for f in _subfolders(root) if _is_scene(f)}
-    if not named:
-        raise FileNotFoundError(f"{root.absolute()} holds no scene of 7-Scenes (dataset.root); expected\n{_TREE}")
     sequences = [
         (folder, prefix, name, is_map)
-        for prefix, folder in named.items()
+        for prefix, folder in _scenes(root).items()
         for name, is_map in _sequences(folder, bad).items()
     ]
     images: dict[str, SceneImage] = {}
@@ -109,12 +106,16 @@ def load_sevenscenes(
     return Scene(f"7-scenes {root.absolute().name}", images, tuple(pairs), problems=tuple(bad.problems))
 
 
+def _scenes(root: Path) -> dict[str, Path]:
+    """Folders of the scenes by what their images' names begin with."""
+    named = {"": root} if _is_scene(root) else {f"{f.name}/": f for f in subfolders(root) if _is_scene(f)}
+    if not named:
+        raise FileNotFoundError(f"{root.absolute()} holds no scene of 7-Scenes (dataset.root); expected\n{_TREE}")
+    return named
+
+
 def _is_scene(folder: Path) -> bool:
     return any((folder / split).is_file() for split in _SPLITS)
-
-
-def _subfolders(root: Path) -> list[Path]:
-    return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith(".")) if root.is_dir() else []
 
 
 def _sequences(folder: Path, bad: BadInput) -> dict[str, bool]:

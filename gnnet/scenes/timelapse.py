@@ -13,7 +13,7 @@ from PIL import Image
 from rich.progress import track
 
 from gnnet.scenes.bad_input import BadInput, OnBad
-from gnnet.scenes.files import image_files, image_size
+from gnnet.scenes.files import image_files, image_size, subfolders
 from gnnet.scenes.scene import Pair, Scene, SceneImage
 
 DUSK, NIGHT = 0.65, 0.3  # of the place's usual median grey value: darker images are dusk, or night
@@ -92,7 +92,7 @@ def load_timelapse(
 def _folders(root: Path, chosen: Iterable[str] | None) -> dict[str, Path]:
     if not root.is_dir():
         raise FileNotFoundError(f"{root.absolute()} is no folder (dataset.root); expected\n{_TREE}")
-    folders = {p.name: p for p in sorted(root.iterdir()) if p.is_dir() and not p.name.startswith(".")}
+    folders = {folder.name: folder for folder in subfolders(root)}
     if image_files(root):
         folders = {root.absolute().name: root}
     if chosen is None:

@@ -17,6 +17,7 @@ from rich.progress import Progress
 
 from gnnet.geometry.pose import Pose
 from gnnet.scenes import toy_layout as layout
+from gnnet.scenes.bad_input import OnBad
 from gnnet.scenes.files import locked
 from gnnet.scenes.robotcar import load_robotcar
 from gnnet.scenes.scene import Scene
@@ -40,6 +41,7 @@ def load_toy(
     image_size: int = 256,
     seed: int = 0,
     conditions: tuple[str, ...] = CONDITIONS,
+    on_bad: OnBad = "raise",
     progress: bool = True,
 ) -> Scene:
     """Render the toy town to `root` unless it is there already, and read it as RobotCar Seasons is read."""
@@ -47,7 +49,7 @@ def load_toy(
         root, places=places, frames=frames, query_frames=query_frames, image_size=image_size, seed=seed,
         conditions=conditions, progress=progress,
     )  # fmt: skip
-    return load_robotcar(root, progress=progress)
+    return load_robotcar(root, on_bad=on_bad, progress=progress)
 
 
 def ensure_toy_town(

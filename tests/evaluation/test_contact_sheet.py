@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from gnnet.evaluation import drawing
-from gnnet.evaluation.contact_sheet import Row, _ground_axes, choose_pairs, contact_sheet, draw_dataset, top_view
+from gnnet.evaluation.contact_sheet import Row, choose_pairs, contact_sheet, draw_dataset, ground_axes, top_view
 from gnnet.evaluation.inspection import inspect_scene
 from gnnet.geometry.pose import Pose, so3_exp
 from gnnet.scenes.robotcar import load_robotcar
@@ -72,11 +72,11 @@ def test_the_ground_is_below_the_cameras_whatever_the_worlds_axes():
     down = np.broadcast_to([0.0, 1, 0], forward.shape)
     rotations = np.stack([np.cross(down, forward), down, forward], 1) @ world.T
     centers = (forward * [1, 1, 5]) @ world.T
-    axes = _ground_axes(rotations, centers)
+    axes = ground_axes(rotations, centers)
     np.testing.assert_allclose(axes @ axes.T, np.eye(2), atol=1e-9)
     np.testing.assert_allclose(axes @ world @ [0, 1, 0], 0, atol=1e-9)
     assert np.ptp(centers @ axes[0]) > 2 * np.ptp(centers @ axes[1])
-    still = _ground_axes(rotations, np.zeros((12, 3)))  # all in one spot
+    still = ground_axes(rotations, np.zeros((12, 3)))  # all in one spot
     np.testing.assert_allclose(still @ still.T, np.eye(2), atol=1e-9)
 
 

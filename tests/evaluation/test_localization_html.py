@@ -7,9 +7,11 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from PIL import Image
 
 from gnnet.evaluation import localization_html
 from gnnet.evaluation.localization_html import write_html_report
@@ -100,9 +102,21 @@ def run(scene, toy_map):
     return queries, results
 
 
+@pytest.fixture
+def quick_pictures(monkeypatch):
+    """Figures are laid out, but every picture is one pixel."""
+
+    def save(figure, path):
+        figure.draw_without_rendering()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (1, 1)).save(path)
+
+    monkeypatch.setattr(localization_html, "drawing", SimpleNamespace(save=save))
+
+
 def table() -> Report:
     lines = (
-        Line("PnP", "all", 6, 0.3, 2.0, (0.5, 0.5), 0.0),
+        Line("<PnP>", "all", 6, 0.3, 2.0, (0.5, 0.5), 0.0),
         Line("refined", "all", 6, 0.02, 0.1, (0.8333, 0.5), 0.5),
     )
     return Report("A <run>", ((0.25, 2.0), (5.0, 10.0)), lines, {"seed": 1}, ("a note & more",))
@@ -118,14 +132,14 @@ def test_the_page_stands_alone_and_says_what_happened(run, toy_map, scene, tmp_p
     path = write(tmp_path, run, toy_map, scene)
     page = Page(path)
     assert path == tmp_path / "report.html"
-    assert "script" not in page.tags and "link" not in page.tags and "iframe" not in page.tags and "b>a" in page.text
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
     assert len(page.addresses) >= 4 and all(a.startswith("data:image/png;base64,") for a in page.addresses)
     assert not re.search(r"url\(|@import|https?:", path.read_text())
     assert "A <run>" in page.text and "python x.py 'a&b'" in page.text and "a note & more" in page.text
     assert ODD in page.text and "3 inliers, <12> needed" in page.text
     assert "5 of 6" in page.text and "4 kept, 1 lost" in page.text
     assert ["seed", "1"] in page.rows and ["map", "<m>"] in page.rows
-    assert ["PnP", "6", "30.0", "2.00", "0.0", "50.0", "50.0"] in page.rows
+    assert ["<PnP>", "6", "30.0", "2.00", "0.0", "50.0", "50.0"] in page.rows
     html = path.read_text()
     assert "<td><b>2.00</b></td><td><b>0.10</b></td>" in html and "<b>30.0</b>" not in html
     assert ["1", "no pose", "… inliers, <…> needed"] in page.rows
@@ -137,7 +151,7 @@ def test_the_page_stands_alone_and_says_what_happened(run, toy_map, scene, tmp_p
     assert len(list(folder.glob("query_*_poses.png"))) == 3 and not list(tmp_path.rglob("*.part"))
 
 
-def test_failed_queries_come_first_then_the_largest_errors(run, toy_map, scene, tmp_path):
+def test_failed_queries_come_first_then_the_largest_errors(run, toy_map, scene, tmp_path, quick_pictures):
     queries, results = run
     page = Page(write(tmp_path, run, toy_map, scene))
     shown = re.findall(r"<h3>\d+\. (.*?)</h3>", (tmp_path / "report.html").read_text())
@@ -151,7 +165,7 @@ def test_failed_queries_come_first_then_the_largest_errors(run, toy_map, scene, 
     assert shown[1:] == [results[0].name, results[1].name]
 
 
-def test_every_query_is_in_the_list(run, toy_map, scene, tmp_path):
+def test_every_query_is_in_the_list(run, toy_map, scene, tmp_path, quick_pictures):
     queries, results = run
     page = Page(write(tmp_path, run, toy_map, scene, worst=0))
     assert not page.ids
@@ -162,7 +176,7 @@ def test_every_query_is_in_the_list(run, toy_map, scene, tmp_path):
     assert rows[ODD][2:] == ["no pose", "no pose", "–", "–", "–", "–", "no pose: 3 inliers, <12> needed"]
 
 
-def test_odd_runs_have_a_report_too(run, toy_map, scene, tmp_path):
+def test_odd_runs_have_a_report_too(run, toy_map, scene, tmp_path, quick_pictures):
     queries, results = run
     no_table = Report("t", ((5.0, 10.0),), ())
     failed = [Localization(r.name, Status.UNREADABLE, "cut off") for r in results]
@@ -175,28 +189,28 @@ def test_odd_runs_have_a_report_too(run, toy_map, scene, tmp_path):
         (queries, [], no_table),
     ]):  # fmt: skip
         used = None if k == 3 else scene
-        path = write(tmp_path / str(k), (some, found), toy_map, used, report=report, worst=1)
+        path = write(tmp_path / str(k), (some, found), toy_map, used, report=report, worst=2)
         page = Page(path)
         assert f"{sum(r.cam_from_world is not None for r in found)} of {len(found)}" in page.text
         assert ("so there are no errors" in page.text) == (not report.lines)
         assert ("nan" not in page.text) and ("inf" not in page.text.replace("infinite", ""))
         assert ("No picture of it" in page.text) == (k in (1, 2, 3))
-        assert ("from the residuals" in page.text) == (k in (0, 3, 4))
+        assert ("from the residuals" in page.text) == (k in (0, 4))
 
 
-def test_names_that_are_no_text_and_many_queries(run, toy_map, scene, tmp_path):
+def test_names_that_are_no_text_and_many_queries(run, toy_map, scene, tmp_path, quick_pictures):
     queries, results = run
     name = "broken\udcff.jpg"
     queries = {**queries, name: queries[results[0].name]._replace(name=name)}
-    many = [replace(results[0], name=name, condition="$night\udcff")] * 2 + [results[3]] * 3000
+    many = [replace(results[0], name=name, condition="$night\udcff")] * 2 + [results[3]] * 1500
     path = write(tmp_path, (queries, many), toy_map, scene, worst=1)
     page = Page(path)
-    assert r"broken\udcff.jpg" in page.text and "3,002 of 3,002" in page.text
-    assert path.stat().st_size < 4e6
+    assert r"broken\udcff.jpg" in page.text and "1,502 of 1,502" in page.text
+    assert path.stat().st_size < 3e6
     assert "<details>" in path.read_text()
 
 
-def test_a_report_is_whole_or_the_old_one(run, toy_map, scene, tmp_path, monkeypatch):
+def test_a_report_is_whole_or_the_old_one(run, toy_map, scene, tmp_path, monkeypatch, quick_pictures):
     path = write(tmp_path, run, toy_map, scene, worst=0)
     before = path.read_text()
 
@@ -207,7 +221,7 @@ def test_a_report_is_whole_or_the_old_one(run, toy_map, scene, tmp_path, monkeyp
     with pytest.raises(RuntimeError):
         write(tmp_path, run, toy_map, scene, worst=1)
     assert path.read_text() == before
-    monkeypatch.undo()
+    monkeypatch.setattr(localization_html, "_settings", lambda _: ())
     monkeypatch.setattr(Path, "replace", fail)
     with pytest.raises(RuntimeError):
         write(tmp_path, run, toy_map, scene, worst=0)

@@ -11,8 +11,6 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import pose_errors
@@ -352,55 +350,6 @@ def test_broken_input_is_named_or_left_out(copy, damage):
     assert sum(image.is_reference for image in scene.images.values()) >= 2 * FRAMES - 1
     with pytest.raises(ValueError, match=r"dataset\.on_bad is 'ignore'"):
         load_cmu(copy, on_bad="ignore", progress=False)
-
-
-TARGETS = (
-    "images/intrinsics.txt", "images/slice2/sparse/cameras.bin", "images/slice2/sparse/images.bin",
-    "images/slice2/sparse/points3D.bin", "images/slice2/ground-truth-database-images-slice2.txt",
-    "images/slice2/test-images-slice2.txt", "images/slice2/camera-poses/slice2_2010-10-01.txt",
-)  # fmt: skip
-NUMBERS = st.sampled_from(["-1", "0", "1e308", "nan", "inf", "9" * 400, "1_0", "٣", "\0", ""])
-
-
-@pytest.fixture(scope="module")
-def broken(sample, tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("broken") / "sample"
-    shutil.copytree(sample, root, ignore=shutil.ignore_patterns("slice20", "*slice20_*"))
-    return root
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(target=st.sampled_from(TARGETS), data=st.data())
-def test_damage_ends_with_a_message_or_is_left_out(broken, target, data):
-    path = broken / "cmu" / target
-    content = path.read_bytes()
-    at = data.draw(st.integers(0, len(content)))
-    how = data.draw(st.sampled_from(["truncate", "bytes", "word", "folder"]))
-    try:
-        if how == "folder":
-            path.unlink()
-            path.mkdir()
-        elif how == "truncate":
-            path.write_bytes(content[:at])
-        elif how == "bytes":
-            noise = data.draw(st.binary(min_size=1, max_size=24))
-            path.write_bytes(content[:at] + noise + content[at + len(noise) :])
-        else:
-            words = content.split(b" ")
-            words[data.draw(st.integers(0, len(words) - 1))] = data.draw(NUMBERS).encode()
-            path.write_bytes(b" ".join(words))
-        for on_bad in ("raise", "skip"):
-            try:
-                scene = load_cmu(broken, on_bad=on_bad, places=2, progress=False)
-            except (ValueError, FileNotFoundError) as error:
-                assert str(error)
-            else:
-                assert all(p.image_a in scene.images and p.image_b in scene.images for p in scene.pairs)
-                rows = [image.point_ids for image in scene.images.values() if image.point_ids is not None]
-                assert all((row < len(scene.points)).all() for row in rows)
-    finally:
-        path.rmdir() if path.is_dir() else path.unlink()
-        path.write_bytes(content)
 
 
 def test_the_sample_is_the_same_for_the_same_seed(sample, tmp_path):

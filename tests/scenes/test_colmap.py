@@ -14,7 +14,7 @@ import torch
 
 from gnnet.data.correspondences import load_correspondences
 from gnnet.geometry.pose import Pose
-from gnnet.scenes.colmap import _covisible_pairs, load_colmap
+from gnnet.scenes.colmap import covisible_pairs, load_colmap
 from gnnet.scenes.scene import SceneImage
 
 
@@ -190,10 +190,10 @@ def test_pairs_are_those_that_share_most_points(per_image):
             partners[j].append((count, i))
     best = {i: sorted(others, reverse=True)[:per_image] for i, others in partners.items()}
     expected = {(min(i, j), max(i, j)): count for i, others in best.items() for count, j in others}
-    found = _covisible_pairs(images, 40, per_image, progress=False)
+    found = covisible_pairs(images, 40, per_image, progress=False)
     assert {(int(p.image_a), int(p.image_b)): p.count for p in found} == expected
     assert [(p.image_a, p.image_b) for p in found] == sorted((p.image_a, p.image_b) for p in found)
-    assert _covisible_pairs(images, 401, per_image, progress=False) == ()
+    assert covisible_pairs(images, 401, per_image, progress=False) == ()
 
 
 @pytest.mark.skipif("GNNET_DATA" not in os.environ, reason="set GNNET_DATA to the folder that holds strecha/")

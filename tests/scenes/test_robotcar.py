@@ -9,8 +9,6 @@ import h5py
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from gnnet.geometry.pose import pose_errors
@@ -633,55 +631,3 @@ def test_blocks_hold_the_three_cameras_of_a_moment(three: Path):
     write_correspondences(path, a, b, np.ones((3, 2)), np.ones((3, 2)), np.ones(3))
     both = load(three, cameras=ALL)
     assert both.places == ("block000",) and both.images[a].is_reference and not both.images[b].is_reference
-
-
-VICTIMS = (
-    "3D-models/all-merged/all.nvm", "robotcar_v2_train.txt", "robotcar_v2_test.txt", "intrinsics/left_intrinsics.txt",
-    "extrinsics/left_extrinsics.txt", "3D-models/individual/queries_per_location/queries_location_001.txt",
-    "3D-models/individual/colmap_reconstructions/001_aligned/cameras.txt",
-    "3D-models/individual/colmap_reconstructions/001_aligned/images.txt",
-    "3D-models/individual/colmap_reconstructions/001_aligned/points3D.txt",
-)  # fmt: skip
-WORDS = st.sampled_from(
-    [b"nan", b"-1", b"1e999", b"9" * 30, b"", b"0", b"inf", b"../../x.jpg", b"\xff\xfe", b"rear/1.jpg"]
-)
-
-
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    victim=st.sampled_from(VICTIMS), at=st.floats(0, 1), word=WORDS | st.binary(max_size=8),
-    how=st.sampled_from(["word", "cut", "bytes", "folder", "gone"]),
-)  # fmt: skip
-def test_broken_text_files_raise_the_two_errors_or_are_skipped(three: Path, victim: str, at: float, word, how: str):
-    names = [path.relative_to(three / "images").as_posix() for path in three.glob("images/night/rear/*.jpg")]
-    replace_text(three / VICTIMS[5], "\n".join(names))
-    path, hidden = three / victim, three / "3D-models" / "hidden"
-    content = path.read_bytes()
-    words = content.split(b" ")
-    k = min(int(at * len(words)), len(words) - 1)
-    broken = {
-        "word": b" ".join([*words[:k], word, *words[k + 1 :]]),
-        "cut": content[: int(at * len(content))],
-        "bytes": word * 5,
-    }
-    path.unlink()
-    if how == "folder":
-        path.mkdir()
-    elif how != "gone":
-        path.write_bytes(broken[how])
-    individual = three / "3D-models" / "individual"
-    if path.name == "all.nvm":
-        individual.rename(hidden)
-    try:
-        for on_bad in ("raise", "skip"):
-            try:
-                scene = load(three, cameras=ALL, test_queries=True, on_bad=on_bad)
-            except (ValueError, FileNotFoundError) as error:
-                assert str(error)
-            else:
-                assert scene.images and (on_bad == "skip" or not scene.problems)
-    finally:
-        if hidden.exists():
-            hidden.rename(individual)
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        path.write_bytes(content)

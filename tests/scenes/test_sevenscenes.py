@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
@@ -153,40 +151,6 @@ def test_the_layout_is_told(tmp_path):
         load(folder)
     with pytest.raises(ValueError, match=r"dataset\.stride is 0"):
         load(folder, stride=0)
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    name=st.sampled_from(
-        ["TrainSplit.txt", "TestSplit.txt", "seq-01/frame-000002.pose.txt", "seq-02/frame-000002.pose.txt"]
-    ),
-    content=st.one_of(
-        st.binary(max_size=200),
-        st.lists(st.sampled_from(["1", "0", "-1e308", "nan", "sequence1", "sequence²", "\n"]), max_size=20).map(
-            lambda words: " ".join(words).encode()
-        ),
-    ),
-    keep=st.integers(0, 300),
-)
-def test_any_content_gives_a_scene_or_a_named_error(shared, name, content, keep):
-    path = shared / name
-    before = path.read_bytes()
-    path.write_bytes(before[:keep] + content)
-    try:
-        for on_bad in ("raise", "skip"):
-            try:
-                scene = load(shared, gaps=(2,), on_bad=on_bad)
-            except (ValueError, FileNotFoundError) as error:
-                assert str(shared) in str(error)
-            else:
-                assert scene.pairs and (on_bad == "skip" or not scene.problems)
-    finally:
-        path.write_bytes(before)
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory) -> Path:
-    return write_scene(tmp_path_factory.mktemp("scenes") / "attic", train=(1, 3), frames=(0, 2, 4))
 
 
 @pytest.mark.skipif("GNNET_DATA" not in os.environ, reason="set GNNET_DATA to the folder that holds 7scenes/")
