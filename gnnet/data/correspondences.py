@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from gnnet.data.depth import depth_correspondences
-from gnnet.data.still_camera import still_correspondences
+from gnnet.data.still_camera import lasting_structure, still_correspondences
 from gnnet.scenes.correspondence_file import Correspondences, read_correspondence_file
 from gnnet.scenes.files import image_size
 from gnnet.scenes.scene import Pair, Scene, SceneImage
@@ -41,7 +41,12 @@ def load_correspondences(
         return read_correspondence_file(pair.correspondences)
     a, b = scene.images[pair.image_a], scene.images[pair.image_b]
     if pair.static:
-        weights = np.ones((1, 1), np.float32) if structure is None else structure(pair.place)
+        if structure is None:
+            weights = np.ones((1, 1), np.float32)
+        elif pair.image_a == pair.image_b:  # a photograph with itself: others of its folder show something else
+            weights = lasting_structure([a.path])
+        else:
+            weights = structure(pair.place)
         size = image_size(a.path) if size is None else size
         return still_correspondences(size, weights, count=count, generator=generator)
     if a.depth is not None and b.depth is not None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
 
 from gnnet.geometry.camera import MIN_DEPTH, Camera
 from gnnet.geometry.pose import Pose
@@ -35,18 +35,19 @@ def read_depth(path: Path) -> np.ndarray:
     if not path.is_file():
         raise FileNotFoundError(f"depth map {path} does not exist; expected a 16-bit PNG in millimetres")
     try:
-        raw = decode_image(str(path), mode=ImageReadMode.UNCHANGED)
-    except RuntimeError as error:
+        with Image.open(path) as image:  # not torchvision, which ends the process on a damaged PNG
+            raw, mode, channels = np.array(image), image.mode, len(image.getbands())
+    except Exception as error:  # Pillow raises many types on a damaged file
         raise ValueError(
-            f"depth map {path} ({path.stat().st_size} bytes) cannot be read ({str(error).splitlines()[0][-120:]}); "
+            f"depth map {path} ({path.stat().st_size} bytes) cannot be read ({str(error)[-120:]}); "
             "it may be truncated: fetch it again, or remove the image from the dataset"
         ) from error
-    if raw.dtype != torch.uint16 or len(raw) != 1:
+    if not mode.startswith("I"):  # I;16, or I where Pillow is older
         raise ValueError(
-            f"depth map {path} has {len(raw)} channels of {8 * raw.dtype.itemsize} bits; "
+            f"depth map {path} has {channels} channels of {8 * raw.dtype.itemsize} bits; "
             "expected a 16-bit PNG of one channel, in millimetres"
         )
-    raw = raw[0].numpy()
+    raw = raw.astype(np.uint16)
     return np.where(raw == _UNKNOWN, np.float32(0), raw * np.float32(0.001))
 
 

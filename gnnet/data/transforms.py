@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2.functional import resize
+
+_PNG_MARK = b"\x89PNG\r\n\x1a\n"
 
 
 def read_image(path: Path) -> Tensor:
@@ -23,10 +26,15 @@ def read_image(path: Path) -> Tensor:
     if not path.is_file():
         raise FileNotFoundError(f"image {path} does not exist")
     try:
+        with open(path, "rb") as file:
+            is_png = file.read(len(_PNG_MARK)) == _PNG_MARK
+        if is_png:  # not by torchvision, which ends the process on a damaged PNG
+            with Image.open(path) as image:
+                return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
         return decode_image(str(path), mode=ImageReadMode.RGB)
-    except RuntimeError as error:
+    except Exception as error:  # Pillow raises many types on a damaged file
         raise ValueError(
-            f"image {path} cannot be read ({str(error).splitlines()[0]}); "
+            f"image {path} cannot be read ({(str(error) or type(error).__name__).splitlines()[0][:120]}); "
             "it may be truncated: fetch it again, or remove it from the dataset"
         ) from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.io import write_jpeg
 
 from gnnet.data.transforms import (
@@ -121,3 +122,19 @@ def test_even_subset_is_even_without_repeats():
     preferred = even_subset(xy, (200, 200), 200, generator, preference=preference)
     assert (preference[preferred[preferred >= 5000]] == 1).mean() > 0.6
     assert even_subset(xy[:7], (200, 200), 10, generator).tolist() == list(range(7))
+
+
+def test_a_damaged_png_is_an_error_that_names_the_file_not_a_crash(tmp_path):
+    path, generator = tmp_path / "damaged.png", np.random.default_rng(0)
+    Image.fromarray(generator.integers(0, 255, (60, 80, 3), dtype=np.uint8)).save(path)
+    whole = path.read_bytes()
+    for _ in range(40):
+        content = bytearray(whole)
+        content[generator.integers(60, len(whole) - 30)] ^= 1 << generator.integers(0, 8)
+        path.write_bytes(content)
+        try:
+            assert read_image(path).shape == (3, 60, 80)
+        except ValueError as error:
+            assert "damaged.png" in str(error)
+    path.write_bytes(whole)
+    assert (read_image(path).permute(1, 2, 0).numpy() == np.asarray(Image.open(path))).all()

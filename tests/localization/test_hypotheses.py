@@ -104,7 +104,7 @@ def test_one_pose_a_cluster_those_with_most_inliers_first():
     kept = torch.ones(len(reference), dtype=torch.bool)
     kept[:5] = False
     found = pose_hypotheses(xy, kept, observations, shared, rows, CAMERA, PoseSolver())
-    assert [h.rows.tolist() for h in found] == [[6], [4, 9], [2]]
+    assert [sorted(h.rows.tolist()) for h in found] == [[6], [4, 9], [2]]
     assert [h.count for h in found] == [60, 40, 0]
     assert found[2].cam_from_world is None and not found[2].inliers.any() and found[2].reason
     for hypothesis, truth in zip(found, (moved, TRUTH), strict=False):
@@ -240,3 +240,22 @@ def test_without_matches_cost_alone_decides():
     start = Hypothesis(case.starts[0], torch.tensor([1, 2]), torch.zeros(0, dtype=torch.bool), 0, "the pose given")
     assert case.choose(refinement([case.bad], [0.5], [0.4]), None, [start]).refined
     assert not case.choose(refinement([case.bad], [0.5], [0.6]), None, [start]).refined
+
+
+def test_of_a_cluster_the_references_with_most_matches_are_used():
+    count = 40
+    reference = torch.tensor([3, 5, 8]).repeat_interleave(count)
+    points = torch.randn(3 * count, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    points[:, 2] += 8
+    camera = Camera(torch.tensor([640.0, 480.0]).double(), torch.tensor([500.0, 500, 320, 240, 0, 0, 0, 0]).double())
+    keypoints, _ = camera.project(points)
+    observations = Observations(
+        points=points, ids=torch.arange(3 * count), keypoints=keypoints.float(), descriptors=(), reference=reference,
+        valid=torch.ones(3 * count, 0, dtype=torch.bool),
+    )  # fmt: skip
+    kept = torch.ones(3 * count, dtype=torch.bool)
+    kept[:25] = False  # reference 3 has 15 matches, the others 40
+    rows, shared = torch.tensor([3, 5, 8]), torch.full((3, 3), 10)
+    (found,) = pose_hypotheses(keypoints, kept, observations, shared, rows, camera, PoseSolver(), best=2)
+    assert found.rows.tolist() == [5, 8]
+    assert found.count == 2 * count and not found.inliers[:count].any()

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gnnet.data.pairs import PairDataset
 from gnnet.scenes.homography import load_homography
 from gnnet.scenes.timelapse import load_timelapse
 
@@ -100,3 +101,13 @@ def test_real_timelapses():
     assert len(scene.images) == 170 and len(scene.places) == 4 and not scene.problems
     dusk = [image for image in scene.images.values() if image.place == "stlouis" and image.condition == "dusk"]
     assert 5 <= len(dusk) <= 15
+
+
+def test_photographs_of_one_folder_may_differ_in_size(tmp_path):
+    generator = np.random.default_rng(0)
+    for number, shape in enumerate([(120, 160, 3), (160, 120, 3), (90, 140, 3)]):
+        Image.fromarray(generator.integers(0, 255, shape, dtype=np.uint8)).save(tmp_path / f"{number}.png")
+    scene = load_homography(tmp_path)
+    pairs = PairDataset(scene, correspondences=20, largest_side=None, crop=64, warp=0.3, seed=0)
+    for index in range(len(pairs)):
+        assert pairs[0, index].valid.any()
