@@ -18,7 +18,10 @@ from omegaconf import DictConfig, open_dict
 
 import evaluate
 import train
+from gnnet.data.transforms import read_image
 from gnnet.evaluation.report import read_results
+from gnnet.localization.localizer import Localizer
+from gnnet.scenes.robotcar import load_robotcar
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
@@ -97,7 +100,7 @@ def test_every_dataset_composes(tmp_path, option, name):
 
 @pytest.mark.parametrize("option", options("experiment"))
 def test_every_experiment_composes(tmp_path, option):
-    roots = [] if option == "real_small" else ["dataset.root=x"]
+    roots = [] if option in ("real", "real_small") else ["dataset.root=x"]
     cfg = configure(tmp_path, f"experiment={option}", *roots)
     assert cfg.steps > 0 and instantiate(cfg.dataset, _convert_="all").batch_size > 0
 
@@ -243,6 +246,35 @@ def test_missing_data_ends_in_one_message(tmp_path):
     assert "Traceback" not in done.stderr
     for hint in ("dataset.root", str(tmp_path / "data" / "robotcar"), "visuallocalization.net", "correspondence"):
         assert hint in done.stderr
+
+
+@pytest.mark.parametrize("mode", ["nearest", "sparse", "sparse_to_dense"])
+def test_queries_are_localized_on_a_map_with_one_command(finished_run, toy_root, tmp_path, mode):
+    run, _ = finished_run
+    done = evaluate.run(
+        configure(
+            tmp_path, f"checkpoint={run}/checkpoints/best.ckpt", f"localizer={mode}", f"paths.map_dir={tmp_path}/maps",
+            "max_queries=4", "localizer.iterations=5", "colmap_model=true", name="evaluate",
+        )
+    )  # fmt: skip
+    (result,) = done
+    assert len(result.localizations) == 4
+    assert {"poses.txt", "submission.txt", "localizations.jsonl", "report.html", "colmap"} <= {
+        path.name for path in tmp_path.iterdir()
+    }
+    assert [path.suffix for path in (tmp_path / "maps").iterdir()] == [".gnmap"]
+    methods = {line.method for line in read_results(tmp_path / "localization.json").lines}
+    expected = {"nearest": set(), "sparse": {"PnP"}, "sparse_to_dense": {"PnP", "refined"}}
+    assert methods == {"nearest"} | expected[mode]
+    if mode != "nearest":
+        return
+    # The map stands in the README's ten lines, with the checkpoint that it was compiled with.
+    localizer = Localizer.from_checkpoint(
+        run / "checkpoints" / "best.ckpt", next((tmp_path / "maps").iterdir()), mode="nearest", refine_poses=False
+    )
+    image = next(i for i in load_robotcar(toy_root).images.values() if not i.is_reference)
+    found = localizer.localize(read_image(image.path), image.camera)
+    assert found.status == "localized" and found.cam_from_world is not None
 
 
 @pytest.mark.parametrize(("script", "word"), [("train.py", "nce_gn"), ("evaluate.py", "checkpoint")])
