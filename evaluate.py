@@ -40,7 +40,8 @@ from gnnet.evaluation.matching_report import (
 )
 from gnnet.evaluation.metrics import INDOOR, OUTDOOR
 from gnnet.evaluation.report import Report, join_reports, print_report, write_results
-from gnnet.localization.localizer import Localizer, StartPoses
+from gnnet.localization.localizer import Localizer
+from gnnet.localization.start_poses import StartPoses
 from gnnet.models.checkpoint import read_checkpoint
 from gnnet.models.weights import load_weights
 from gnnet.scenes.pose_files import read_pose_file, read_query_list

@@ -17,7 +17,8 @@ from gnnet.evaluation import figures
 from gnnet.evaluation.metrics import CONVERGED, ErrorSummary, LocalizationMetrics, LocalizationSummary
 from gnnet.evaluation.protocol import localize_features
 from gnnet.evaluation.report import Line, Report
-from gnnet.localization.localizer import Localizer, StartPoses
+from gnnet.localization.localizer import Localizer
+from gnnet.localization.start_poses import StartPoses
 from gnnet.models.grey import GreyValues
 
 RINGS = (0.0, 1.0, 2.0, 3.0, 4.0)  # of the convergence basin, in multiples of the largest start offset

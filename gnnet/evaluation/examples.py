@@ -13,9 +13,10 @@ from gnnet.data.matching_pairs import MatchingDataset
 from gnnet.evaluation import figures
 from gnnet.evaluation.protocol import refined_errors
 from gnnet.geometry.pose import Pose, pose_errors
-from gnnet.localization.localizer import Localizer, StartPoses
+from gnnet.localization.localizer import Localizer
 from gnnet.localization.matching import Matcher, match_coarse_to_fine
 from gnnet.localization.refinement import sample_descriptors
+from gnnet.localization.start_poses import StartPoses
 
 
 @torch.no_grad()

@@ -14,12 +14,12 @@ from gnnet.data.batches import LocalizationBatch
 from gnnet.data.transforms import limit_size
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.interpolation import Gradient
-from gnnet.geometry.pose import Pose, perturb
+from gnnet.geometry.pose import Pose
 from gnnet.localization.hypotheses import Hypothesis, choose_hypothesis, pose_hypotheses
 from gnnet.localization.local_features import LocalFeatures
 from gnnet.localization.localization import Localization, Status
 from gnnet.localization.map import Map, Observations, fingerprint
-from gnnet.localization.matching import Matcher
+from gnnet.localization.matching import KeypointMatches, Matcher
 from gnnet.localization.pnp import PoseSolver
 from gnnet.localization.refinement import Refinement, refine_pose, sample_descriptors
 from gnnet.localization.retrieval import gem, nearest_by_pose, nearest_references
@@ -30,44 +30,6 @@ from gnnet.models.pyramid import FeaturePyramid
 
 Mode = Literal["nearest", "sparse", "sparse_to_dense", "refine"]
 RetrievalKind = Literal["network", "netvlad", "pairs", "oracle"]
-
-
-@dataclass(frozen=True)
-class StartPoses:
-    """Where refinement starts from: the reference's pose, or the true pose moved at random.
-
-    Args:
-        kind: `perturbation` of the truth, or `reference`.
-        position: metres, the largest offset of the camera centre.
-        rotation: degrees, the largest angle.
-        count: starts a query.
-        seed: of the perturbations; each follows from (seed, sample, number of the start).
-        exact: offsets are exactly `position` and `rotation`, not uniform up to them.
-    """
-
-    kind: str = "perturbation"
-    position: float = 0.3
-    rotation: float = 3.0
-    count: int = 1
-    seed: int = 0
-    exact: bool = False
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("perturbation", "reference"):
-            raise ValueError(f"start poses are of kind 'perturbation' or 'reference', not {self.kind!r}")
-
-    def draw(self, batch: LocalizationBatch, number: int) -> Pose:
-        """Start `number` of each query, `cam_from_world` (B,)."""
-        if self.kind == "reference":
-            return batch.reference.cam_from_world
-        truth = batch.query.cam_from_world
-        starts = []
-        for sample, index in enumerate(batch.index.tolist()):
-            generator = torch.Generator().manual_seed((self.seed * 1_000_003 + index) * 1009 + number)
-            share = torch.ones(2) if self.exact else torch.rand(2, generator=generator)
-            position, rotation = (share * torch.tensor([self.position, self.rotation])).tolist()
-            starts.append(perturb(truth[sample], position, rotation, generator))
-        return Pose.stack(starts)
 
 
 @dataclass(frozen=True)
@@ -94,7 +56,8 @@ class Localizer:
         pairs: hloc's pairs file, for retrieval `pairs`.
         same_camera: retrieve only references whose camera has the query's focal lengths and centre (to 1 %).
         same_place: retrieve only references of the query's place, where that is known.
-        best_references: of a cluster of covisible ones, so many are used: those with the most matches.
+        best_references: of a cluster of covisible ones, so many are used: those with the most matches (without
+            matches, the nearest).
         hypotheses: clusters of covisible references that are refined, at most; the best final cost wins.
         points: observations that a refinement uses, at most.
         reference_camera: project into the query with the nearest reference's camera (an ablation).
@@ -271,47 +234,63 @@ class Localizer:
         result = Localization(name, Status.NO_REFERENCE, "no reference to match with", condition, references=used)
         if not len(rows):
             return replace(result, seconds=watch.seconds)
-        if self.reference_camera:
-            own = self.map.cameras[int(rows[0])]
-            camera = own.scale(camera.size / own.size)
-        if not self.distortion:
-            camera = Camera(camera.size, torch.cat([camera.parameters[:4], torch.zeros(4, dtype=torch.float64)]))
-        if self.mode == "nearest":
-            pose = self.map.poses[int(rows[0])]
-            nearest = Hypothesis(pose, rows, torch.zeros(0, dtype=torch.bool), 0, "the nearest reference's pose")
-            hypotheses, matches = [nearest], None
-        if self.mode != "nearest" or self.refine_poses:
-            observations = self.map.observations(rows)
-        if self.mode == "refine":
-            if start is None:
-                return replace(result, status=Status.NO_POSE, reason="no start pose", seconds=watch.seconds)
-            given = Hypothesis(start.to(torch.float64), rows, torch.zeros(0, dtype=torch.bool), 0, "the pose given")
-            hypotheses, matches = [given], None
-        elif self.mode != "nearest":
-            matches = self._match(observations, image, pyramid, camera)
-            watch.lap("matching")
-            kept = int(matches.kept.sum())
-            if kept == 0:
-                return replace(result, status=Status.NO_MATCHES, reason="nothing matches", seconds=watch.seconds)
-            hypotheses = pose_hypotheses(
-                matches.keypoints, matches.kept, observations, self.map.shared(rows), rows, camera, self.solver,
-                best=self.best_references,
-            )
-            watch.lap("pose")
-            result = replace(result, matches=kept)
-            if hypotheses[0].cam_from_world is None:
-                return replace(result, status=Status.NO_POSE, reason=hypotheses[0].reason, seconds=watch.seconds)
-        best = hypotheses[0]
-        result = replace(
-            result, status=Status.LOCALIZED, reason=best.reason, cam_from_world=best.cam_from_world,
-            start=best.cam_from_world, inliers=best.count,
-        )  # fmt: skip
-        if self.refine_poses:
+        camera = self._camera_to_use(camera, rows)
+        reads = self.mode != "nearest" or self.refine_poses
+        observations = self.map.observations(rows) if reads else None
+        result, hypotheses, matches = self._hypotheses(
+            result, rows, observations, image, pyramid, camera, start, watch
+        )
+        if hypotheses and self.refine_poses:
             tried = [h for h in hypotheses if h.cam_from_world is not None][: self.hypotheses]
             refinement = self._refine_hypotheses(tried, observations, pyramid, camera)
             watch.lap("refinement")
             result = choose_hypothesis(result, tried, refinement, matches, observations, camera, self.solver)
         return replace(result, seconds=watch.seconds)
+
+    def _camera_to_use(self, camera: Camera, rows: Tensor) -> Camera:
+        """The query's, or what an ablation puts in its place."""
+        if self.reference_camera:
+            own = self.map.cameras[int(rows[0])]
+            camera = own.scale(camera.size / own.size)
+        if not self.distortion:
+            camera = Camera(camera.size, torch.cat([camera.parameters[:4], torch.zeros(4, dtype=torch.float64)]))
+        return camera
+
+    def _hypotheses(
+        self, result: Localization, rows: Tensor, observations: Observations | None, image: Tensor,
+        pyramid: FeaturePyramid, camera: Camera, start: Pose | None, watch: Stopwatch,
+    ) -> tuple[Localization, list[Hypothesis], KeypointMatches | None]:  # fmt: skip
+        """Poses to begin with, the best first, in `result` too; none where there is no pose."""
+        matches = None
+        if self.mode == "refine" and start is None:
+            return replace(result, status=Status.NO_POSE, reason="no start pose"), [], None
+        if self.mode in ("nearest", "refine"):
+            pose, reason = (
+                (start.to(torch.float64), "the pose given")
+                if self.mode == "refine"
+                else (self.map.poses[int(rows[0])], "the nearest reference's pose")
+            )
+            nothing = torch.zeros(0, dtype=torch.bool)
+            hypotheses = [Hypothesis(pose, rows[: self.best_references], nothing, 0, reason)]
+        else:
+            matches = self._match(observations, image, pyramid, camera)
+            watch.lap("matching")
+            result = replace(result, matches=int(matches.kept.sum()))
+            if result.matches == 0:
+                return replace(result, status=Status.NO_MATCHES, reason="nothing matches"), [], None
+            hypotheses = pose_hypotheses(
+                matches.keypoints, matches.kept, observations, self.map.shared(rows), rows, camera, self.solver,
+                best=self.best_references,
+            )  # fmt: skip
+            watch.lap("pose")
+        best = hypotheses[0]
+        if best.cam_from_world is None:
+            return replace(result, status=Status.NO_POSE, reason=best.reason), [], None
+        result = replace(
+            result, status=Status.LOCALIZED, reason=best.reason, cam_from_world=best.cam_from_world,
+            start=best.cam_from_world, inliers=best.count,
+        )  # fmt: skip
+        return result, hypotheses, matches
 
     def _retrieve(
         self, image: Tensor, pyramid: FeaturePyramid, camera: Camera, name: str, place: str | None,
@@ -345,7 +324,9 @@ class Localizer:
         )
         return rows[0][rows[0] >= 0]
 
-    def _match(self, observations: Observations, image: Tensor, pyramid: FeaturePyramid, camera: Camera):
+    def _match(
+        self, observations: Observations, image: Tensor, pyramid: FeaturePyramid, camera: Camera
+    ) -> KeypointMatches:
         device = pyramid.maps[0].device
         if self.mode == "sparse":
             return self.local_features.match(observations, image, ratio=self.ratio)

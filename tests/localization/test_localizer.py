@@ -15,13 +15,14 @@ from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, perturb, pose_errors
 from gnnet.localization.local_features import LocalFeatures
 from gnnet.localization.localization import Status
-from gnnet.localization.localizer import Localizer, StartPoses
+from gnnet.localization.localizer import Localizer
 from gnnet.localization.map import compile_map
 from gnnet.localization.matching import Matcher, match_coarse_to_fine
 from gnnet.localization.pnp import PoseSolver
 from gnnet.localization.refinement import sample_descriptors
 from gnnet.localization.retrieval import nearest_by_pose
 from gnnet.localization.robust import Robust
+from gnnet.localization.start_poses import StartPoses
 from gnnet.models.grey import GreyValues
 from gnnet.models.pyramid import FeaturePyramid
 from gnnet.models.unet import UNet
