@@ -122,14 +122,14 @@ class Localizer:
             path: of a checkpoint that `train.py` wrote.
             map: of the map's file.
             device: where to run.
-            **settings: others than the defaults.
+            **settings: others than those of `conf/localizer/sparse_to_dense.yaml`.
 
         Raises:
             FileNotFoundError, ValueError: if one is missing or broken, or the map is of another network.
         """
         network = network_of_checkpoint(path).eval().to(device)
-        settings = {"robust": Robust(kind="cauchy", scale=0.3), **settings}
-        return cls(**settings).on(network, Map.open(map))
+        defaults = {"robust": Robust(kind="cauchy", scale=0.3), "matcher": Matcher(dense=True, ratio=0.9)}
+        return cls(**{**defaults, **settings}).on(network, Map.open(map))
 
     def on(self, network: nn.Module, map: Map, retrieval_network: nn.Module | None = None) -> Localizer:
         """The same settings with a network and a map.
