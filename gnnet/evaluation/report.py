@@ -102,7 +102,7 @@ def report_table(report: Report) -> Table:
     unit, factor = _length_unit([line.median_position_m for line in report.lines])
     table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
     table.add_column("condition\n  method", overflow="fold")
-    for header in ("starts", f"median\n{unit}", "median\n°", "converged\n%"):
+    for header in ("count", f"median\n{unit}", "median\n°", "converged\n%"):
         table.add_column(header, justify="right", no_wrap=True)
     for metres, degrees in report.thresholds:
         table.add_column(f"{metres:g} m\n{degrees:g}°", justify="right", no_wrap=True)
