@@ -162,7 +162,7 @@ def overrides() -> str:
     if not HydraConfig.initialized():
         return ""
     given = [o for o in HydraConfig.get().overrides.task if not o.startswith(("checkpoint=", "dataset", "paths."))]
-    return " ".join(given)
+    return " ".join(o.removeprefix("localizer=").removeprefix("localizer.") for o in given)
 
 
 def reader_name(cfg: DictConfig, validation: LocalizationDataset) -> str:

@@ -373,9 +373,9 @@ def main() -> None:
     parser.add_argument("--method", default=None, help="that is compared: by default refined, or else trained")
     arguments = parser.parse_args()
     try:
-        first = read_results(arguments.files[0])
-        setting = arguments.setting or ("run" if "run" in first.settings else "loss")
-        methods = {line.method for line in first.lines}
+        reports = [read_results(path) for path in arguments.files]
+        setting = arguments.setting or ("run" if "run" in reports[0].settings else "loss")
+        methods = {line.method for report in reports for line in report.lines}
         method = arguments.method or next((m for m in ("refined", "PnP", "nearest") if m in methods), "trained")
         print_report(compare_runs(arguments.files, setting=setting, method=method))
     except (OSError, ValueError) as error:

@@ -210,7 +210,7 @@ class DenseMatches(NamedTuple):
 
 
 DENSE_STRIDE = 4  # of the cells that a dense search goes through, S2DHM's
-DENSE_VALUES = 1 << 21  # similarities held together: 8 MB, which caches hold
+DENSE_VALUES = 1 << 24  # similarities held together: 64 MB; of fewer rows the product itself is slow
 
 
 @torch.no_grad()
@@ -266,8 +266,11 @@ def best_cells(
     """
     limit = max(2, round(rank * cells.shape[1]))  # the best itself is at rank one
     parts = []
-    for rows in descriptors.split(max(1, values_at_once // cells.shape[1])):
-        similarity = rows @ cells
+    rows_at_once = min(len(descriptors), max(1, values_at_once // cells.shape[1]))
+    # One buffer for all chunks: fresh pages cost as much as the search itself.
+    buffer = cells.new_empty(rows_at_once, cells.shape[1])
+    for rows in descriptors.split(max(1, rows_at_once)):
+        similarity = torch.mm(rows, cells, out=buffer[: len(rows)])
         best, index = _row_max(similarity)
         if ratio < 1:
             above = _count_above(similarity, ratio * best[:, None])
