@@ -348,7 +348,9 @@ def write_checkpoint(path, network, **changes):
 
 def test_a_localizer_of_a_checkpoint(town, middle, tmp_path):
     path = write_checkpoint(tmp_path / "best.ckpt", untrained())
-    found = Localizer.from_checkpoint(str(path), str(town.path), references=4)
+    # By default it matches as conf/localizer/sparse_to_dense.yaml; an untrained network has no match so distinct.
+    assert Localizer.from_checkpoint(path, town.path).matcher == Matcher(dense=True, ratio=0.9)
+    found = Localizer.from_checkpoint(str(path), str(town.path), references=4, matcher=Matcher())
     assert not found.network.training and found.references == 4
     expected = localize(localizer().on(untrained(), town), middle[0])
     assert torch.equal(localize(found, middle[0]).cam_from_world.matrix(), expected.cam_from_world.matrix())
