@@ -39,6 +39,7 @@ from gnnet.evaluation.matching_report import (
     write_matching,
 )
 from gnnet.evaluation.metrics import INDOOR, OUTDOOR
+from gnnet.evaluation.pair_measures import sample_evenly
 from gnnet.evaluation.report import Report, join_reports, print_report, write_results
 from gnnet.localization.localizer import Localizer
 from gnnet.localization.start_poses import StartPoses
@@ -112,9 +113,17 @@ def localize(cfg: DictConfig, network: nn.Module, data: Data) -> list[LocalizedQ
     settings = instantiate(cfg.localizer, _convert_="all")
     starts = None if cfg.poses is None else read_pose_file(cfg.poses)
     cameras = None if cfg.queries is None else read_query_list(cfg.queries)
+    thresholds = {"indoor": INDOOR, "outdoor": OUTDOOR}.get(cfg.thresholds)
+    if thresholds is None:
+        raise ValueError(f"thresholds={cfg.thresholds}; expected indoor or outdoor")
+    if cameras is not None and cfg.images is None:
+        raise ValueError("queries=FILE needs images=DIR, the folder that its names are below")
     localizable = [v for v in data.validations if isinstance(v, LocalizationDataset)]
     if not localizable:
         raise ValueError("the dataset has no references to make a map of; matching sets have no poses")
+    if cfg.map is not None and len(localizable) > 1:
+        names = ", ".join(v.name for v in localizable)
+        raise ValueError(f"map={cfg.map} is one file, and there are {len(localizable)} maps ({names}); leave map out")
     done = []
     for validation in localizable:
         scene, output = validation.scene, Path(cfg.paths.output_dir) / validation.name
@@ -132,11 +141,8 @@ def localize(cfg: DictConfig, network: nn.Module, data: Data) -> list[LocalizedQ
         )
         queries = queries_of_scene(scene)
         if cameras is not None:
-            images = data.root or data.validation_root
-            queries = queries_of_list(cameras, Path(cfg.images) if cfg.images else Path(images) / "images", scene)
-        if cfg.max_queries is not None:
-            step = max(1, len(queries) // cfg.max_queries)
-            queries = queries[::step][: cfg.max_queries]
+            queries = queries_of_list(cameras, Path(cfg.images), scene)
+        queries = [queries[i] for i in sample_evenly(len(queries), cfg.max_queries)]
         result = localize_dataset(
             localizer,
             queries,
@@ -145,7 +151,7 @@ def localize(cfg: DictConfig, network: nn.Module, data: Data) -> list[LocalizedQ
             dataset=cfg.submit_as or reader_name(cfg, validation),
             title=f"{cfg.localizer.mode} on {validation.name or scene.name}: {len(queries)} queries, "
             f"{len(localizer.map.names)} references, retrieval={settings.retrieval}",
-            thresholds={"indoor": INDOOR, "outdoor": OUTDOOR}[cfg.thresholds],
+            thresholds=thresholds,
             starts=starts,
             settings={"run": overrides(), "checkpoint": str(cfg.checkpoint), "map": str(localizer.map.path)},
             colmap_model=cfg.colmap_model,

@@ -131,12 +131,13 @@ def localize_queries(
             continue
         try:
             image = read_image(query.path)
-            yield localizer.localize(
-                image, query.camera, name=query.name, condition=query.condition, place=query.place,
-                references=references, start=start,
-            )  # fmt: skip
         except (OSError, ValueError) as error:
             yield replace(result, reason=str(error))
+            continue
+        yield localizer.localize(
+            image, query.camera, name=query.name, condition=query.condition, place=query.place,
+            references=references, start=start,
+        )  # fmt: skip
 
 
 class LocalizedQueries(NamedTuple):

@@ -15,7 +15,7 @@ class Status(StrEnum):
 
     LOCALIZED = "localized"
     UNREADABLE = "image not readable"
-    NO_CAMERA = "no camera"
+    NO_CAMERA = "no fitting camera"
     NO_REFERENCE = "no reference"
     NO_MATCHES = "no matches"
     NO_POSE = "no pose"

@@ -214,13 +214,16 @@ class Localizer:
             start: pose to refine, instead of what matching finds; the references nearest to it are used.
 
         Raises:
-            ValueError: if network or map are missing, or the image's size is not the camera's.
+            ValueError: if network or map are missing, or references where the retrieval does not find them.
         """
         if self.network is None or self.map is None:
             raise ValueError("this localizer has settings only: give it a network and a map by localizer.on(…)")
-        if tuple(camera.size.round().int().tolist()) != (image.shape[-1], image.shape[-2]):
-            width, height = camera.size.round().int().tolist()
-            raise ValueError(f"{name} is {image.shape[-1]}×{image.shape[-2]} pixels, its camera says {width}×{height}")
+        if references is None and self.mode != "refine" and self.retrieval in ("pairs", "oracle"):
+            raise ValueError(f"retrieval={self.retrieval} does not search: name the references of {name}")
+        width, height = camera.size.round().int().tolist()
+        if (width, height) != (image.shape[-1], image.shape[-2]):
+            reason = f"the image is {image.shape[-1]}×{image.shape[-2]} pixels, its camera says {width}×{height}"
+            return Localization(name, Status.NO_CAMERA, reason, condition)
         device = next(self.network.parameters(), torch.empty(0)).device
         watch = Stopwatch(device)
         image, factors = limit_size(image, self.map.largest_side)

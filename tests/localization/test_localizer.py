@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -278,8 +279,12 @@ def test_what_does_not_fit_is_said(town, middle, scene, tmp_path):
     with pytest.raises(ValueError, match="settings only"):
         localize(localizer(), image)
     for pixels in (torch.zeros(3, 96, 95, dtype=torch.uint8), torch.zeros(3, 48, 48, dtype=torch.uint8)):
-        with pytest.raises(ValueError, match=rf"q is {pixels.shape[-1]}×{pixels.shape[-2]} pixels, .* 96×96"):
-            localize(localizer().on(network, town), image, name="q", pixels=pixels)
+        found = localize(localizer().on(network, town), image, name="q", pixels=pixels)
+        assert found.status == Status.NO_CAMERA and found.cam_from_world is None
+        assert re.search(rf"{pixels.shape[-1]}×{pixels.shape[-2]} pixels, .* 96×96", found.reason)
+    for retrieval in ("oracle", "pairs"):
+        with pytest.raises(ValueError, match="name the references of q"):
+            localize(localizer(retrieval=retrieval, pairs="x").on(network, town), image, name="q")
     other = UNet(**{**SETTINGS, "normalize": False}).eval()
     other.load_state_dict(network.state_dict())
     with pytest.raises(ValueError, match=r"town\.gnmap was compiled with the network"):
