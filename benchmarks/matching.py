@@ -4,7 +4,7 @@
 
 `c128_ratio` and `c2048_ratio` are times over the product's, at 128 and 2048 channels, with the ratio test;
 `extra_mb` is the memory that the search takes at the peak, whatever the map's size: similarities are held in
-chunks of `gnnet.localization.matching.DENSE_VALUES` numbers, and half of that is for the ratio test.
+chunks of `gnnet.localization.dense_search.DENSE_VALUES` numbers, and half of that is for the ratio test.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 import torch.nn.functional as F
 
-from gnnet.localization.matching import DENSE_VALUES, best_cells
+from gnnet.localization.dense_search import DENSE_VALUES, best_cells
 
 LIMIT = 1.3  # times the bare product
 LIMIT_MB = 1.5 * DENSE_VALUES * 4 / 1e6

@@ -18,6 +18,8 @@ from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, rotation_angle
 from gnnet.scenes.scene import Scene, SceneImage
 
+METRES_PER_RADIAN = 10.0  # of a pose distance: an angle counts as the motion of what lies so far away
+
 
 class LocalizationSample(NamedTuple):
     """Names of a query and of the reference image that it is localized against."""
@@ -164,7 +166,7 @@ def localization_samples(scene: Scene) -> list[LocalizationSample]:
             pose = stacked[query.place]
             relative = pose.rotation @ query.cam_from_world.rotation.T
             distance = (pose.center() - query.cam_from_world.center()).norm(dim=-1)
-            score = (distance + 10 * rotation_angle(relative)).numpy()
+            score = (distance + METRES_PER_RADIAN * rotation_angle(relative)).numpy()
         ranked = [candidates[n].name for n in (np.argsort(score, kind="stable")[:2] if candidates else [])]
         nearest = next((name for name in ranked if name != query.name), None)
         if nearest is not None:

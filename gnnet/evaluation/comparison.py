@@ -14,7 +14,7 @@ from torch import nn
 
 from gnnet.data.batches import LocalizationBatch
 from gnnet.evaluation import figures
-from gnnet.evaluation.metrics import CONVERGED, ErrorSummary, LocalizationMetrics, LocalizationSummary
+from gnnet.evaluation.metrics import CONVERGED, LocalizationMetrics, LocalizationSummary
 from gnnet.evaluation.protocol import localize_features
 from gnnet.evaluation.report import Line, Report
 from gnnet.localization.localizer import Localizer
@@ -99,10 +99,10 @@ def make_report(comparison: Comparison, *, title: str, settings: dict, notes: tu
     lines = []
     single = len(first.conditions) < 2  # then "all" says the same
     for position, of_first in enumerate((first.overall, *(() if single else first.conditions))):
-        lines.append(_line("start", of_first.condition, of_first.count, of_first.initial))
+        lines.append(Line.of("start", of_first.condition, of_first.count, of_first.initial))
         for name, summary in comparison.summaries.items():
             condition = (summary.overall, *summary.conditions)[position]
-            lines.append(_line(name, condition.condition, condition.count, condition.final))
+            lines.append(Line.of(name, condition.condition, condition.count, condition.final))
     return Report(title=title, thresholds=first.thresholds, lines=tuple(lines), settings=settings, notes=notes)
 
 
@@ -118,16 +118,4 @@ def draw_basin(comparison: Comparison, path: Path) -> None:
         quantity=f"start offset, with {starts.rotation / starts.position:g}° a metre",
         title=f"Share of starts refined to within {100 * CONVERGED[0]:g} cm and {CONVERGED[1]:g}°",
         path=path,
-    )
-
-
-def _line(method: str, condition: str, count: int, errors: ErrorSummary) -> Line:
-    return Line(
-        method=method,
-        condition=condition,
-        count=count,
-        median_position_m=errors.median_position,
-        median_rotation_deg=errors.median_rotation,
-        recall=errors.recall,
-        converged=errors.converged,
     )

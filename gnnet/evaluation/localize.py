@@ -262,7 +262,10 @@ def make_localization_report(
     lines = []
     for condition in ("all", *(present if len(present) > 1 else ())) if known else ():
         chosen = [i for i, (_, q) in enumerate(known) if condition in ("all", q.condition)]
-        lines += [_line(method, condition, [of[i] for i in chosen], thresholds) for method, of in methods.items()]
+        for method, errors in methods.items():
+            position, rotation = torch.tensor([errors[i] for i in chosen], dtype=torch.float64).unbind(-1)
+            summary = summarize_errors(position, rotation, thresholds=thresholds)
+            lines.append(Line.of(method, condition, len(chosen), summary))
     return Report(
         title=title, thresholds=thresholds, lines=tuple(lines), settings=dict(settings),
         notes=tuple(_notes(localizer, localizations)),
@@ -288,17 +291,3 @@ def _notes(localizer: Localizer, localizations: Sequence[Localization]) -> Itera
     if stages:
         means = {s: sum(r.seconds.get(s, 0) for r in localized) / len(localized) for s in sorted(stages)}
         yield "seconds a query: " + ", ".join(f"{stage} {seconds:.2f}" for stage, seconds in means.items())
-
-
-def _line(method: str, condition: str, errors: Sequence[tuple[float, float]], thresholds: Thresholds) -> Line:
-    position, rotation = torch.tensor(errors, dtype=torch.float64).unbind(-1)
-    summary = summarize_errors(position, rotation, thresholds=thresholds)
-    return Line(
-        method=method,
-        condition=condition,
-        count=len(errors),
-        median_position_m=summary.median_position,
-        median_rotation_deg=summary.median_rotation,
-        recall=summary.recall,
-        converged=summary.converged,
-    )

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gnnet.evaluation.metrics import CONVERGED
+from gnnet.evaluation.metrics import CONVERGED, ErrorSummary
 
 FORMAT = "gnnet results 1"
 
@@ -47,6 +47,11 @@ class Line:
     median_rotation_deg: float
     recall: tuple[float, ...]
     converged: float
+
+    @classmethod
+    def of(cls, method: str, condition: str, count: int, errors: ErrorSummary) -> Line:
+        """The line of a summary."""
+        return cls(method, condition, count, *errors)
 
 
 @dataclass(frozen=True)

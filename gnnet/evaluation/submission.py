@@ -20,11 +20,11 @@ from scipy.spatial import cKDTree
 
 from gnnet.geometry.pose import Pose, rotation_angle
 from gnnet.localization.localization import Localization
-from gnnet.scenes.__main__ import DATASETS, _reader
 from gnnet.scenes.bad_input import BadInput
 from gnnet.scenes.cmu_slice import parse_name
 from gnnet.scenes.index import open_scene
 from gnnet.scenes.pose_files import PoseLine, read_pose_lines, write_pose_file
+from gnnet.scenes.readers import DATASETS, reader_of
 from gnnet.scenes.robotcar_models import CAMERAS
 from gnnet.scenes.scene import Scene, SceneImage
 
@@ -173,7 +173,7 @@ def _open(dataset: str, root: Path, progress: bool) -> Scene:
     # The toy town is read as what it is on disk: its own reader may render another town over it.
     name = "robotcar" if dataset in _LIKE_ROBOTCAR else dataset
     settings = {"test_queries": True} if name == "robotcar" else {}
-    reader = _reader(name, settings, argparse.ArgumentParser())
+    reader = reader_of(name)
     return open_scene(partial(reader, **settings), root, on_bad="skip", progress=progress)
 
 

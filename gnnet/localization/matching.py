@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnnet.geometry.interpolation import sample, sample_with_gradient
+from gnnet.geometry.interpolation import sample_with_gradient
+from gnnet.localization.dense_search import DENSE_VALUES, best_cells, levels_at_stride
 from gnnet.localization.refinement import sample_descriptors
 from gnnet.models.pyramid import FeaturePyramid
 
@@ -197,6 +198,9 @@ def find_matches(
     return Matches(*(torch.cat(column, 1) for column in zip(*parts, strict=True)))
 
 
+DENSE_STRIDE = 4  # of the cells that a dense search goes through, S2DHM's
+
+
 class DenseMatches(NamedTuple):
     """Where N descriptors fit best in each of B images, searched in every cell.
 
@@ -209,8 +213,6 @@ class DenseMatches(NamedTuple):
     distinct: Tensor
 
 
-DENSE_STRIDE = 4  # of the cells that a dense search goes through, S2DHM's
-DENSE_VALUES = 1 << 24  # similarities held together: 64 MB; of fewer rows the product itself is slow
 
 
 @torch.no_grad()
@@ -237,7 +239,7 @@ def search_dense(
         values_at_once: similarities held in memory together.
     """
     stride = max(DENSE_STRIDE, pyramid.strides[-1])
-    features, width = _at_stride(pyramid, stride)
+    features, width = levels_at_stride(pyramid, stride)
     columns = torch.cat(descriptors, -1)
     found = [
         best_cells(rows, cells, ratio=ratio, rank=rank, values_at_once=values_at_once)
@@ -254,80 +256,6 @@ def search_dense(
     if subpixel and before == pyramid.strides[-1]:
         at = _align(descriptors[-1], pyramid.maps[-1], at)
     return DenseMatches(at * before, similarity, distinct)
-
-
-def best_cells(
-    descriptors: Tensor, cells: Tensor, *, ratio: float = 1.0, rank: float = 0.006, values_at_once: int = DENSE_VALUES
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The most similar of P cells (C, P) for each descriptor (N, C): index, similarity, whether distinct, all (N,).
-
-    The ratio test needs no sorting: the value at a rank is at most `ratio` times the best if fewer cells
-    than that rank are above it.
-    """
-    limit = max(2, round(rank * cells.shape[1]))  # the best itself is at rank one
-    parts = []
-    rows_at_once = min(len(descriptors), max(1, values_at_once // cells.shape[1]))
-    # One buffer for all chunks: fresh pages cost as much as the search itself.
-    buffer = cells.new_empty(rows_at_once, cells.shape[1])
-    for rows in descriptors.split(max(1, rows_at_once)):
-        similarity = torch.mm(rows, cells, out=buffer[: len(rows)])
-        best, index = _row_max(similarity)
-        if ratio < 1:
-            above = _count_above(similarity, ratio * best[:, None])
-            parts.append((index, best, (above < limit) & (best > 0)))
-        else:
-            parts.append((index, best, torch.ones_like(best, dtype=torch.bool)))
-    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
-
-
-_BLOCK = 256  # cells
-
-
-def _row_max(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest of each row (N, P), and where it stands first; P's maxima by blocks, as only these are vectorised."""
-    whole = values.shape[1] // _BLOCK * _BLOCK
-    if whole == 0 or values.is_cuda:
-        return values.max(-1)
-    blocks = values[:, :whole].unflatten(1, (-1, _BLOCK))
-    best, block = blocks.amax(-1).max(-1)
-    within = blocks.gather(1, block[:, None, None].expand(-1, 1, _BLOCK)).squeeze(1).argmax(-1)
-    index = block * _BLOCK + within
-    if whole < values.shape[1]:
-        rest, at = values[:, whole:].max(-1)
-        index = torch.where(rest > best, whole + at, index)
-        best = torch.maximum(rest, best)
-    return best, index
-
-
-def _count_above(values: Tensor, thresholds: Tensor) -> Tensor:
-    """How many of each row (N, P) are above its threshold (N, 1)."""
-    if values.is_cuda:
-        return (values > thresholds).sum(-1)
-    # Sums of booleans are slow: eight of them are added as the bytes of one integer, 128 times at most.
-    rows, count = values.shape
-    flags = torch.zeros(rows, -(-count // 1024) * 1024, dtype=torch.bool)
-    torch.gt(values, thresholds, out=flags[:, :count])
-    sums = flags.view(torch.int64).unflatten(1, (-1, 128)).sum(-1)
-    return sums.view(torch.uint8).sum(-1, dtype=torch.int64)
-
-
-def _at_stride(pyramid: FeaturePyramid, stride: int) -> tuple[Tensor, int]:
-    """All levels at the centres of cells of one stride, as columns (B, ΣC, H·W), and W."""
-    finest, fine_stride = pyramid.maps[-1], pyramid.strides[-1]
-    height, width = (max(1, side * fine_stride // stride) for side in finest.shape[-2:])
-    x = torch.arange(width, device=finest.device) + 0.5
-    y = torch.arange(height, device=finest.device) + 0.5
-    centers = stride * torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
-    columns = []
-    for features, own in zip(*pyramid, strict=True):
-        if own == stride and features.shape[-2:] == (height, width):
-            columns.append(features.flatten(2))
-            continue
-        # Beyond the outer centres a coarse map goes on as it is there.
-        last = centers.new_tensor([features.shape[-1], features.shape[-2]]) - 0.5
-        xy = (centers / own).clamp(min=0.5).minimum(last).expand(len(features), -1, -1)
-        columns.append(sample(features, xy)[0].mT)
-    return torch.cat(columns, 1).contiguous(), width
 
 
 def _find_chunk(

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gnnet.data.queries import METRES_PER_RADIAN
 from gnnet.geometry.pose import Pose, pose_errors
 from gnnet.models.pyramid import FeaturePyramid
 
-METRES_PER_RADIAN = 10.0  # of a pose distance: an angle counts as the motion of what lies so far away
 _NEGLIGIBLE = 1e-10  # share of a squared length (or variance) below which float32 descriptors hold only rounding
 
 

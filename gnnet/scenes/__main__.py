@@ -7,7 +7,6 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,11 +14,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from gnnet.scenes.readers import DATASETS, reader_of
+
 if TYPE_CHECKING:
     from gnnet.scenes.scene import Scene
 
-# Name of each reader: load_<name> of gnnet.scenes.<name>; imported when it is asked for.
-DATASETS = ("robotcar", "cmu", "sevenscenes", "rgbd", "colmap", "timelapse", "homography", "toy")
 _GIVEN = ("root", "on_bad", "progress")  # arguments of readers that --set does not reach
 
 _EXAMPLES = """\
@@ -112,7 +111,7 @@ def _settings(texts: Sequence[str], parser: argparse.ArgumentParser) -> dict:
 
 
 def _reader(dataset: str, settings: dict, parser: argparse.ArgumentParser) -> Callable[..., Scene]:
-    reader = getattr(import_module(f"gnnet.scenes.{dataset}"), f"load_{dataset}")
+    reader = reader_of(dataset)
     known = {name: p for name, p in inspect.signature(reader).parameters.items() if name not in _GIVEN}
     unknown = sorted(set(settings) - set(known))
     if unknown:

@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from gnnet.localization.dense_search import best_cells
 from gnnet.localization.map import Observations
-from gnnet.localization.matching import DENSE_STRIDE, Matcher, best_cells, search_dense
+from gnnet.localization.matching import DENSE_STRIDE, Matcher, search_dense
 from gnnet.localization.refinement import sample_descriptors
 from gnnet.models.pyramid import FeaturePyramid
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gnnet.scenes.__main__ import DATASETS, main
+from gnnet.scenes.__main__ import main
 from gnnet.scenes.correspondence_file import read_correspondence_file
+from gnnet.scenes.readers import DATASETS
 from gnnet.scenes.robotcar import load_robotcar
 from gnnet.scenes.toy_layout import write_correspondences
 

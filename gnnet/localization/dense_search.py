@@ -1,0 +1,85 @@
+"""The search of descriptors in every cell of a map, at hardly more than the cost of the matrix product."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gnnet.geometry.interpolation import sample
+from gnnet.models.pyramid import FeaturePyramid
+
+DENSE_VALUES = 1 << 24  # similarities held together: 64 MB; of fewer rows the product itself is slow
+
+
+def best_cells(
+    descriptors: Tensor, cells: Tensor, *, ratio: float = 1.0, rank: float = 0.006, values_at_once: int = DENSE_VALUES
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The most similar of P cells (C, P) for each descriptor (N, C): index, similarity, whether distinct, all (N,).
+
+    The ratio test needs no sorting: the value at a rank is at most `ratio` times the best if fewer cells
+    than that rank are above it.
+    """
+    limit = max(2, round(rank * cells.shape[1]))  # the best itself is at rank one
+    parts = []
+    rows_at_once = min(len(descriptors), max(1, values_at_once // cells.shape[1]))
+    # One buffer for all chunks: fresh pages cost as much as the search itself.
+    buffer = cells.new_empty(rows_at_once, cells.shape[1])
+    for rows in descriptors.split(max(1, rows_at_once)):
+        similarity = torch.mm(rows, cells, out=buffer[: len(rows)])
+        best, index = _row_max(similarity)
+        if ratio < 1:
+            above = _count_above(similarity, ratio * best[:, None])
+            parts.append((index, best, (above < limit) & (best > 0)))
+        else:
+            parts.append((index, best, torch.ones_like(best, dtype=torch.bool)))
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+
+_BLOCK = 256  # cells
+
+
+def _row_max(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest of each row (N, P), and where it stands first; P's maxima by blocks, as only these are vectorised."""
+    whole = values.shape[1] // _BLOCK * _BLOCK
+    if whole == 0 or values.is_cuda:
+        return values.max(-1)
+    blocks = values[:, :whole].unflatten(1, (-1, _BLOCK))
+    best, block = blocks.amax(-1).max(-1)
+    within = blocks.gather(1, block[:, None, None].expand(-1, 1, _BLOCK)).squeeze(1).argmax(-1)
+    index = block * _BLOCK + within
+    if whole < values.shape[1]:
+        rest, at = values[:, whole:].max(-1)
+        index = torch.where(rest > best, whole + at, index)
+        best = torch.maximum(rest, best)
+    return best, index
+
+
+def _count_above(values: Tensor, thresholds: Tensor) -> Tensor:
+    """How many of each row (N, P) are above its threshold (N, 1)."""
+    if values.is_cuda:
+        return (values > thresholds).sum(-1)
+    # Sums of booleans are slow: eight of them are added as the bytes of one integer, 128 times at most.
+    rows, count = values.shape
+    flags = torch.zeros(rows, -(-count // 1024) * 1024, dtype=torch.bool)
+    torch.gt(values, thresholds, out=flags[:, :count])
+    sums = flags.view(torch.int64).unflatten(1, (-1, 128)).sum(-1)
+    return sums.view(torch.uint8).sum(-1, dtype=torch.int64)
+
+
+def levels_at_stride(pyramid: FeaturePyramid, stride: int) -> tuple[Tensor, int]:
+    """All levels at the centres of cells of one stride, as columns (B, ΣC, H·W), and W."""
+    finest, fine_stride = pyramid.maps[-1], pyramid.strides[-1]
+    height, width = (max(1, side * fine_stride // stride) for side in finest.shape[-2:])
+    x = torch.arange(width, device=finest.device) + 0.5
+    y = torch.arange(height, device=finest.device) + 0.5
+    centers = stride * torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
+    columns = []
+    for features, own in zip(*pyramid, strict=True):
+        if own == stride and features.shape[-2:] == (height, width):
+            columns.append(features.flatten(2))
+            continue
+        # Beyond the outer centres a coarse map goes on as it is there.
+        last = centers.new_tensor([features.shape[-1], features.shape[-2]]) - 0.5
+        xy = (centers / own).clamp(min=0.5).minimum(last).expand(len(features), -1, -1)
+        columns.append(sample(features, xy)[0].mT)
+    return torch.cat(columns, 1).contiguous(), width
