@@ -223,7 +223,7 @@ def compare_runs(paths: Iterable[str | Path], *, setting: str = "loss", method: 
                 f"{path} has the thresholds {report.thresholds}, but {paths[0]} has {reports[0].thresholds}; "
                 "evaluate both with the same thresholds"
             )
-    names = _distinct([str(report.settings[setting]) for report in reports])
+    names = _distinct(_what_differs([str(report.settings[setting]) for report in reports]))
     shared = {k: v for k, v in reports[0].settings.items() if all(r.settings.get(k, _ABSENT) == v for r in reports)}
     notes = []
     for name, report, path in zip(names, reports, paths, strict=True):
@@ -284,6 +284,13 @@ def _merge_lines(runs: list[tuple[Line, ...]], names: list[str], method: str) ->
 
 def _key(line: Line) -> tuple[str, str]:
     return line.condition, line.method
+
+
+def _what_differs(names: list[str]) -> list[str]:
+    """Names without the words that all have; a name of nothing else stays."""
+    words = [name.split() for name in names]
+    common = set.intersection(*map(set, words)) if len(names) > 1 else set()
+    return [" ".join(w for w in own if w not in common) or name for own, name in zip(words, names, strict=True)]
 
 
 def _distinct(names: list[str]) -> list[str]:

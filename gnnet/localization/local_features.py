@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gnnet.data.depth import lift_keypoints
 from gnnet.data.sift import detect_sift, match_sift
@@ -75,24 +76,23 @@ class LocalFeatures:
 
 
 def _disk(image: Tensor, count: int) -> Detections:
-    from kornia.feature import DISK  # slow to import
-
-    global _LOADED
-    if _LOADED is None:
-        try:
-            _LOADED = DISK.from_pretrained("depth").eval()
-        except (OSError, RuntimeError) as error:
-            raise ConnectionError(
-                f"the weights of DISK could not be fetched ({error}); place them in {torch.hub.get_dir()}/checkpoints, "
-                "or take localizer.local_features.name=sift, which needs none"
-            ) from error
     with torch.no_grad():
-        found = _LOADED(image[None].float() / 255, n=count, pad_if_not_divisible=True)[0]
+        found = _load_disk()(image[None].float() / 255, n=count, pad_if_not_divisible=True)[0]
     order = found.detection_scores.argsort(descending=True)
     return Detections(found.keypoints[order] + 0.5, found.descriptors[order])  # kornia's first centre is (0, 0)
 
 
-_LOADED = None
+@lru_cache(maxsize=1)
+def _load_disk() -> nn.Module:
+    from kornia.feature import DISK  # slow to import
+
+    try:
+        return DISK.from_pretrained("depth").eval()
+    except (OSError, RuntimeError) as error:
+        raise ConnectionError(
+            f"the weights of DISK could not be fetched ({error}); place them in {torch.hub.get_dir()}/checkpoints, "
+            "or take localizer.local_features.name=sift, which needs none"
+        ) from error
 
 
 def points_of_detections(

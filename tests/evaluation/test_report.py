@@ -175,3 +175,14 @@ def test_reports_of_several_data_sets_are_joined():
     assert [line.condition for line in joined.lines] == ["town/all", "town/night", "room/all", "room/night"]
     assert joined.notes == ("town: a note", "room: a note") and joined.settings == report.settings
     assert join_reports({"town": report}) is report and join_reports({}) is None
+
+
+def test_runs_are_named_by_what_differs(tmp_path):
+    paths = []
+    for gradient in ("central", "bicubic"):
+        line = Line("refined", "all", 4, 0.01, 0.1, (1.0,), 1.0)
+        report = Report("a", ((0.05, 5.0),), (line,), {"run": f"sparse_to_dense gradient={gradient}"})
+        paths.append(tmp_path / f"{gradient}.json")
+        write_results(report, paths[-1])
+    compared = compare_runs(paths, setting="run", method="refined")
+    assert [line.method for line in compared.lines] == ["gradient=central", "gradient=bicubic"]
