@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -113,18 +112,23 @@ def cut_image(image: Tensor, image_from_square: np.ndarray, size: int) -> Tensor
     low = np.clip(np.floor(seen.min(0)).astype(int) - 2, 0, extent - 2)
     high = np.clip(np.ceil(seen.max(0)).astype(int) + 2, low + 2, extent)
     part = image[None, :, low[1] : high[1], low[0] : high[0]].float()
-    unit_from_image = np.diag([*(2 / (high - low)), 1.0]) @ _shift(*-(low + high) / 2)
-    grid = _pixel_centers(size) @ torch.from_numpy((unit_from_image @ image_from_square).T).float()
-    grid = grid[..., :2] / grid[..., 2:]
+    unit_from_square = np.diag([*(2 / (high - low)), 1.0]) @ _shift(*-(low + high) / 2) @ image_from_square
+    grid = _grid(torch.from_numpy(unit_from_square).float(), size)
     return F.grid_sample(part, grid[None], align_corners=False)[0].round_().to(torch.uint8)
 
 
-@lru_cache(maxsize=4)
-def _pixel_centers(size: int) -> Tensor:
-    """Homogeneous pixels (size, size, 3)."""
+def _grid(homography: Tensor, size: int) -> Tensor:
+    """Where a homography (3, 3) maps the pixels of a square, (size, size, 2).
+
+    Each row of it is a sum of a column's and a row's share: half the time of a matrix product of all pixels.
+    """
     center = torch.arange(size) + 0.5
-    y, x = torch.meshgrid(center, center, indexing="ij")
-    return torch.stack([x, y, torch.ones_like(x)], -1)
+    x, y, w = (row[0] * center + (row[1] * center + row[2])[:, None] for row in homography)
+    grid = torch.empty(size, size, 2)
+    w.reciprocal_()
+    torch.mul(x, w, out=grid[..., 0])
+    torch.mul(y, w, out=grid[..., 1])
+    return grid
 
 
 def map_points(homography: np.ndarray, xy: np.ndarray) -> np.ndarray:
