@@ -246,9 +246,7 @@ def evaluate_networks(
         localized[name] = make_report(comparison, title=title, settings=settings)
         draw_basin(comparison, figures / "convergence_basin.png")
         samples = [batch.to(device) for batch in validation.one_of_each_condition()]
-        draw_examples(
-            networks["trained"], samples, figures, localizer=localizer, starts=replace(starts, exact=True)
-        )
+        draw_examples(networks["trained"], samples, figures, localizer=localizer, starts=replace(starts, exact=True))
     results = Results(join_reports(localized), join_matching(matched))
     if results.localization is not None:
         write_results(results.localization, output / "results.json")

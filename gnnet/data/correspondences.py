@@ -3,55 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
-from gnnet.data.depth import depth_correspondences
+from gnnet.data.depth import Window, depth_correspondences, read_view
 from gnnet.data.still_camera import lasting_structure, still_correspondences
 from gnnet.scenes.correspondence_file import Correspondences, read_correspondence_file
 from gnnet.scenes.files import image_size
 from gnnet.scenes.scene import Pair, Scene, SceneImage
 
 
-def load_correspondences(
-    scene: Scene,
-    pair: Pair,
-    *,
-    generator: np.random.Generator,
-    count: int,
-    size: tuple[int, int] | None = None,
-    structure: Callable[[str], np.ndarray] | None = None,
-) -> Correspondences:
-    """Matching points of a pair, in pixels of the files; weight 1 where nothing better is known.
+class PairPoints:
+    """Correspondences of a pair, drawn as often as one likes; what they come from is read once.
 
     A pair's own file has the first word; without one, a still camera's pixels correspond to
     themselves; images with depth give points that both see; else it is the 3D points that both observe.
 
     Args:
         scene, pair: what is known of the images.
-        generator: of the points drawn from a still camera or depth.
-        count: about so many points are drawn from these; files and 3D points give all they have.
         size: width and height of a still camera's images; None reads them from the file.
         structure: of a place's name, see `lasting_structure`; None weighs all pixels of a still camera alike.
 
     Raises:
-        ValueError: if a file is malformed, or nothing tells the correspondences.
+        FileNotFoundError, ValueError: if a file is missing or malformed, or nothing tells the correspondences.
     """
-    if pair.correspondences is not None:
-        return read_correspondence_file(pair.correspondences)
-    a, b = scene.images[pair.image_a], scene.images[pair.image_b]
-    if pair.static:
-        if structure is None:
-            weights = np.ones((1, 1), np.float32)
-        elif pair.image_a == pair.image_b:  # a photograph with itself: others of its folder show something else
-            weights = lasting_structure([a.path])
+
+    def __init__(
+        self,
+        scene: Scene,
+        pair: Pair,
+        *,
+        size: tuple[int, int] | None = None,
+        structure: Callable[[str], np.ndarray] | None = None,
+    ) -> None:
+        a, b = scene.images[pair.image_a], scene.images[pair.image_b]
+        self._draw: Callable[..., Correspondences] | None = None
+        if pair.correspondences is not None:
+            self._all = read_correspondence_file(pair.correspondences)
+        elif pair.static:
+            size = image_size(a.path) if size is None else size
+            self._draw = partial(still_correspondences, size, _structure_of(pair, a, structure))
+        elif a.depth is not None and b.depth is not None:
+            self._draw = partial(depth_correspondences, read_view(a), read_view(b))
         else:
-            weights = structure(pair.place)
-        size = image_size(a.path) if size is None else size
-        return still_correspondences(size, weights, count=count, generator=generator)
-    if a.depth is not None and b.depth is not None:
-        return depth_correspondences(a, b, count=count, generator=generator)
-    return _common_points(scene.name, a, b)
+            self._all = _common_points(scene.name, a, b)
+
+    @property
+    def endless(self) -> bool:
+        """Whether each draw finds other points; otherwise there are so many and no more."""
+        return self._draw is not None
+
+    def draw(self, count: int, generator: np.random.Generator, window: Window | None = None) -> Correspondences:
+        """Matching points in pixels of the files; weight 1 where nothing better is known.
+
+        Args:
+            count: about so many points of a still camera or depth; of files and 3D points, all there are.
+            generator: of the points drawn.
+            window: of image a, to which endless points are confined, but for some near its border.
+        """
+        return self._all if self._draw is None else self._draw(count=count, generator=generator, window=window)
+
+
+def _structure_of(pair: Pair, a: SceneImage, structure: Callable[[str], np.ndarray] | None) -> np.ndarray:
+    if structure is None:
+        return np.ones((1, 1), np.float32)
+    if pair.image_a == pair.image_b:  # a photograph with itself: others of its folder show something else
+        return lasting_structure([a.path])
+    return structure(pair.place)
 
 
 def _common_points(scene: str, a: SceneImage, b: SceneImage) -> Correspondences:

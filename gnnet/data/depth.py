@@ -21,6 +21,7 @@ _LARGEST_STEP = 0.06  # share of the depth by which a pixel's neighbourhood may 
 _CELLS = 2  # cells of the grid for each point asked for, as many points are not seen in the other image
 _TRIES = 3  # pixels looked at in each cell
 _MARCH = 2.0  # pixels of the depth map between two looks for what hides a point
+Window = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of an image
 _NEIGHBOURS = np.array([(x, y) for y in (-1, 0, 1) for x in (-1, 0, 1)])
 _CENTRE = len(_NEIGHBOURS) // 2
 
@@ -47,12 +48,13 @@ def read_depth(path: Path) -> np.ndarray:
             f"depth map {path} has {channels} channels of {8 * raw.dtype.itemsize} bits; "
             "expected a 16-bit PNG of one channel, in millimetres"
         )
-    raw = raw.astype(np.uint16)
-    return np.where(raw == _UNKNOWN, np.float32(0), raw * np.float32(0.001))
+    metres = raw * np.float32(0.001)
+    metres[raw == _UNKNOWN] = 0
+    return metres
 
 
 def depth_correspondences(
-    a: SceneImage, b: SceneImage, *, count: int, generator: np.random.Generator
+    a: DepthView, b: DepthView, *, count: int, generator: np.random.Generator, window: Window | None = None
 ) -> Correspondences:
     """Points of image a's depth map and where image b sees them.
 
@@ -62,23 +64,20 @@ def depth_correspondences(
     not its image's camera, nothing else known to the depth map hides the point from the image's camera.
 
     Args:
-        a, b: images of one scene with cameras, poses and depth.
+        a, b: of images of one scene.
         count: so many points at most.
         generator: of the pixels drawn.
+        window: of image a, where the points lie, but for some near its border; None takes all of it.
 
     Returns:
         Keypoints at the point's exact projections; weight 1, less where the two depths disagree by more
         than the surface's slope explains (0.37 at the tolerance). None where the images see nothing in common.
-
-    Raises:
-        FileNotFoundError, ValueError: if a camera, pose or depth map is missing or broken.
     """
-    view_a, view_b = _read_view(a), _read_view(b)
-    points_a, keypoints_a = _surface_points(view_a, _CELLS * count, generator)
-    points_b = (view_b.cam_from_world @ view_a.cam_from_world.inverse()).transform(points_a)
-    keypoints_b, seen, disagreement = _observe(view_b, points_b)
+    points_a, keypoints_a = _surface_points(a, _CELLS * count, generator, window)
+    points_b = (b.cam_from_world @ a.cam_from_world.inverse()).transform(points_a)
+    keypoints_b, seen, disagreement = _observe(b, points_b)
     rows = np.flatnonzero(seen)
-    for view, points in ((view_a, points_a), (view_b, points_b)):
+    for view, points in ((a, points_a), (b, points_b)):
         rows = rows[~_hidden(view, points[rows])]
     rows = _at_most(rows, count, generator)
     return Correspondences(
@@ -88,9 +87,7 @@ def depth_correspondences(
     )
 
 
-def depth_points(
-    image: SceneImage, *, count: int, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def depth_points(image: SceneImage, *, count: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """World points (N, 3) in metres that an image sees, and where: keypoints (N, 2), both float64.
 
     Spread and chosen as in `depth_correspondences`; N is at most `count`.
@@ -98,7 +95,7 @@ def depth_points(
     Raises:
         FileNotFoundError, ValueError: if camera, pose or depth map is missing or broken, or no depth is known.
     """
-    view = _read_view(image)
+    view = read_view(image)
     points, keypoints = _surface_points(view, _CELLS * count, generator)
     rows = _at_most(np.flatnonzero(~_hidden(view, points)), count, generator)
     if len(rows) == 0:
@@ -115,7 +112,7 @@ def lift_keypoints(image: SceneImage, keypoints: np.ndarray, *, iterations: int 
     Raises:
         FileNotFoundError, ValueError: if camera, pose or depth map is missing or broken.
     """
-    view = _read_view(image)
+    view = read_view(image)
     rays = _rays(view.image_camera, torch.from_numpy(np.asarray(keypoints, dtype=np.float64)))
     known = view.metres[view.metres > 0]
     depth = torch.full((len(rays),), float(np.median(known)) if known.size else 1.0, dtype=torch.float64)
@@ -131,7 +128,7 @@ def lift_keypoints(image: SceneImage, keypoints: np.ndarray, *, iterations: int 
 
 
 @dataclass(frozen=True)
-class _View:
+class DepthView:
     """A depth map (H, W) with the camera that took it, and the image that it belongs to."""
 
     metres: np.ndarray
@@ -147,7 +144,12 @@ class _View:
         return points if self.image_from_depth is None else self.image_from_depth.inverse().transform(points)
 
 
-def _read_view(image: SceneImage) -> _View:
+def read_view(image: SceneImage) -> DepthView:
+    """The depth map of an image, read, with its cameras.
+
+    Raises:
+        FileNotFoundError, ValueError: if camera, pose or depth map is missing or broken.
+    """
     for known, what in ((image.depth, "depth map"), (image.camera, "camera"), (image.cam_from_world, "pose")):
         if known is None:
             raise ValueError(f"{image.name} has no {what}; points from depth need depth map, camera and pose")
@@ -159,7 +161,7 @@ def _read_view(image: SceneImage) -> _View:
             f"depth map {image.depth.path} is {metres.shape[1]}×{metres.shape[0]} pixels, its camera says "
             f"{size[0]}×{size[1]}; expected them alike"
         )
-    return _View(metres, camera, image.depth.image_from_depth, image.camera, image.cam_from_world)
+    return DepthView(metres, camera, image.depth.image_from_depth, image.camera, image.cam_from_world)
 
 
 @dataclass(frozen=True)
@@ -207,15 +209,18 @@ def _project(camera: Camera, points: Tensor) -> tuple[Tensor, Tensor]:
     return xy, (depth[:, 0] > MIN_DEPTH) & camera.contains(xy)
 
 
-def _surface_points(view: _View, cells: int, generator: np.random.Generator) -> tuple[Tensor, Tensor]:
+def _surface_points(
+    view: DepthView, cells: int, generator: np.random.Generator, window: Window | None = None
+) -> tuple[Tensor, Tensor]:
     """Points (N, 3) in the image's frame and keypoints (N, 2) of smooth surfaces, at most one in each grid cell."""
-    height, width = view.metres.shape
+    left, top, right, bottom = _in_depth_map(view, window)
+    width, height = right - left, bottom - top
     rows = min(height, max(1, round((cells * height / width) ** 0.5)))
     columns = min(width, -(-cells // rows))
     cell = np.tile(np.arange(rows * columns), _TRIES)
     corner = np.stack([cell % columns, cell // columns], 1)
     pixel = np.floor((corner + generator.random(corner.shape)) * (width / columns, height / rows)).astype(np.intp)
-    pixel = np.minimum(pixel, (width - 1, height - 1))
+    pixel = np.minimum(pixel, (width - 1, height - 1)) + np.array([left, top])
     known = np.flatnonzero(view.metres[pixel[:, 1], pixel[:, 0]] > 0)
     xy = torch.from_numpy(pixel[known] + 0.5)
     patch = _patch(view.metres, xy)
@@ -227,7 +232,24 @@ def _surface_points(view: _View, cells: int, generator: np.random.Generator) -> 
     return points[inside], keypoints[inside]
 
 
-def _observe(view: _View, points: Tensor) -> tuple[Tensor, np.ndarray, np.ndarray]:
+def _in_depth_map(view: DepthView, window: Window | None) -> tuple[int, int, int, int]:
+    """Where in the depth map, in whole pixels, all surfaces lie that a window of the image sees; never empty."""
+    height, width = view.metres.shape
+    near = view.metres[::8, ::8]
+    near = near[near > 0]
+    if window is None or near.size == 0:
+        return 0, 0, width, height
+    left, top, right, bottom = window
+    corners = torch.tensor([[left, top], [right, top], [left, bottom], [right, bottom]], dtype=torch.float64)
+    rays = _rays(view.image_camera, corners)
+    points = torch.cat([rays * float(near.min()), rays * float(near.max())])
+    xy, _ = _project(view.camera, view.to_depth(points))
+    low = xy.amin(0).floor().long().clamp(min=0).minimum(torch.tensor([width, height]) - 1)
+    high = xy.amax(0).ceil().long().minimum(torch.tensor([width, height])).maximum(low + 1)
+    return *low.tolist(), *high.tolist()
+
+
+def _observe(view: DepthView, points: Tensor) -> tuple[Tensor, np.ndarray, np.ndarray]:
     """Keypoints (N, 2) of points (N, 3) in the image's frame, whether its depth map agrees that they are seen, and
     the depths' disagreement in tolerances, both (N,)."""
     keypoints, inside = _project(view.image_camera, points)
@@ -243,7 +265,7 @@ def _tolerance(depth: np.ndarray) -> np.ndarray:
     return _TOLERANCE[0] + _TOLERANCE[1] * np.abs(depth)
 
 
-def _hidden(view: _View, points: Tensor) -> np.ndarray:
+def _hidden(view: DepthView, points: Tensor) -> np.ndarray:
     """Which points (N, 3) in the image's frame, seen by the depth camera, something nearer hides from the image, (N,).
 
     The way from each point to the image's camera is followed over the depth map: behind a surface

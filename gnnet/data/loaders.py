@@ -42,9 +42,7 @@ def _validation_loader(validation: Validation, sampler, batch_size: int, **setti
     """Batches of queries, or single pairs to match, as their images may be of any size."""
     if isinstance(validation, MatchingDataset):
         return DataLoader(validation, batch_size=None, sampler=sampler, **settings)
-    return DataLoader(
-        validation, batch_size=batch_size, sampler=sampler, collate_fn=collate_localization, **settings
-    )
+    return DataLoader(validation, batch_size=batch_size, sampler=sampler, collate_fn=collate_localization, **settings)
 
 
 def loader_settings(trainer: pl.Trainer | None, num_workers: int) -> dict:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gnnet.data.batches import PairBatch, pad_rows, stack_images
-from gnnet.data.correspondences import load_correspondences
+from gnnet.data.correspondences import PairPoints
 from gnnet.data.still_camera import PlaceStructure
 from gnnet.data.transforms import (
     cut_image,
@@ -20,9 +20,12 @@ from gnnet.data.transforms import (
     read_image,
 )
 from gnnet.scenes.bad_input import OnBad
+from gnnet.scenes.correspondence_file import Correspondences
 from gnnet.scenes.scene import Pair, Scene
 
 _TRIES = 4  # of cutting a pair, until it keeps a quarter of the correspondences wanted
+_SPARE = 3  # points drawn for each wanted: not every point is seen by both, or lies in both squares
+_CORNERS = np.array([[0.0, 0.0], [1, 0], [0, 1], [1, 1]])
 _OTHERS = 20  # pairs tried in place of broken ones
 
 
@@ -94,80 +97,97 @@ class PairDataset(Dataset):
     def _message(self, index: int, error: Exception) -> str:
         pair = self.scene.pairs[index]
         source = f", {pair.correspondences}" if pair.correspondences else ""
-        return (
-            f"pair {index} of {self.scene.name} ({pair.image_a} ↔ {pair.image_b}{source}) cannot be used: {error}"
-        )
+        return f"pair {index} of {self.scene.name} ({pair.image_a} ↔ {pair.image_b}{source}) cannot be used: {error}"
 
     def _draw(self, pair: Pair, index: int, generator: np.random.Generator) -> PairBatch:
         whole = [read_image(self.scene.images[name].path) for name in dict.fromkeys((pair.image_a, pair.image_b))]
         size = whole[0].shape[-1], whole[0].shape[-2]
         images, factors = zip(*(limit_size(image, self.largest_side) for image in whole), strict=True)
         images, factors = (images[0], images[-1]), (factors[0], factors[-1])
-        area = images[0].shape[-1] * images[0].shape[-2] / self.crop**2 if self.crop else 1.0
-        matches = load_correspondences(
-            self.scene, pair, generator=generator, size=size, structure=self._structure,
-            count=int(np.clip(4 * self.correspondences * area, 2_000, 20_000)),
-        )  # fmt: skip
-        weight = np.asarray(matches.weight)
-        if len(weight) == 0:
+        points = PairPoints(self.scene, pair, size=size, structure=self._structure)
+        spare = _SPARE * self.correspondences
+        matches = points.draw(spare if self.crop is None else self.correspondences, generator)
+        if len(matches.weight) == 0:
             raise NothingInCommon("its images see nothing in common by their depth maps")
-        in_images = [np.float64(xy) * f for xy, f in zip(matches[:2], factors, strict=True)]
-        cuts, keypoints, inside = self._best_cut(images, in_images, weight, generator)
-        if cuts is None:
+        matches = _in_both(matches, images, factors)
+        if len(matches.weight) == 0:
             raise ValueError(
                 "no correspondence with a weight lies inside both images; are its pixels those of these images?"
             )
-        if not len(inside):
-            raise NothingInCommon("its images, cut at random, see nothing in common")
         if self.crop is not None:
+            cuts = self._cuts(images, matches, points.endless, generator)
+            if points.endless:  # those drawn have told where the images look alike: more of them there
+                window = map_points(cuts[0], self.crop * _CORNERS) / factors[0]
+                window = (*window.min(0), *window.max(0))
+                matches = _in_both(points.draw(spare, generator, window), images, factors)
+            matches = _in_cuts(matches, cuts, self.crop)
             images = [cut_image(image, cut, self.crop) for image, cut in zip(images, cuts, strict=True)]
+            if len(matches.weight) == 0:
+                raise NothingInCommon("its images, cut at random, see nothing in common")
         extent = images[0].shape[-1], images[0].shape[-2]
-        even = even_subset(keypoints[0][inside], extent, self.correspondences, generator)
-        chosen = inside[even]
+        chosen = even_subset(matches.keypoints_a, extent, self.correspondences, generator)
         return PairBatch(
             image_a=images[0],
             image_b=images[1],
-            keypoints_a=torch.from_numpy(keypoints[0][chosen]).float(),
-            keypoints_b=torch.from_numpy(keypoints[1][chosen]).float(),
-            weight=torch.from_numpy(weight[chosen]).float(),
+            keypoints_a=torch.from_numpy(matches.keypoints_a[chosen]).float(),
+            keypoints_b=torch.from_numpy(matches.keypoints_b[chosen]).float(),
+            weight=torch.from_numpy(np.asarray(matches.weight)[chosen]).float(),
             valid=torch.ones(len(chosen), dtype=torch.bool),
             index=torch.tensor(index),
             skipped=torch.tensor(0),
         )
 
-    def _best_cut(
-        self, images: tuple[Tensor, Tensor], in_images: list[np.ndarray], weight: np.ndarray, generator
-    ) -> tuple[list[np.ndarray] | None, list[np.ndarray], np.ndarray]:
-        """How each side is cut, the keypoints there, and the indices of those inside both; a few cuts are tried.
+    def _cuts(
+        self, images: tuple[Tensor, Tensor], matches: Correspondences, endless: bool, generator: np.random.Generator
+    ) -> list[np.ndarray]:
+        """How each side is cut, as `image_from_square`: the best of a few tries.
 
-        Each side is cut on its own, so that position in the image tells nothing. No cut is returned where
-        no keypoint of a weight above 0 lies inside both images.
+        Each side is cut on its own, so that position in the image tells nothing.
+
+        Args:
+            images: of the pair.
+            matches: that both images see.
+            endless: they are a sample of what there is, not all.
+            generator: of the cuts.
         """
         extents = [(image.shape[-1], image.shape[-2]) for image in images]
-        seen = np.logical_and(*(_within(xy, extent) for xy, extent in zip(in_images, extents, strict=True)))
-        seen &= weight > 0  # exp(−d) of a large d is 0
-        if not seen.any():
-            return None, in_images, np.flatnonzero(seen)
-        if self.crop is None:
-            return [np.eye(3)] * 2, in_images, np.flatnonzero(seen)
-        wanted = min(self.correspondences, np.count_nonzero(seen)) // 4
-        likely = np.where(seen, weight, 0).cumsum(dtype=np.float64)  # float32 rounds a draw up to the end, and beyond
-        best: tuple = ([], [], np.zeros(0, np.int64))
+        share = self.crop**2 / np.prod(extents[0]) if endless else 1.0
+        wanted = min(self.correspondences, int(share * len(matches.weight))) // 4
+        likely = matches.weight.cumsum(dtype=np.float64)  # float32 rounds a draw up to the end, and beyond
+        best, most = [], -1
         for _ in range(_TRIES):
             anchor = int(np.searchsorted(likely, generator.random() * likely[-1], side="right"))
             cuts = [
                 random_homography(extent, xy[anchor], self.crop, self.warp, generator)
                 if self.warp > 0
                 else random_crop(extent, xy[anchor], self.crop, generator)
-                for xy, extent in zip(in_images, extents, strict=True)
+                for xy, extent in zip(matches[:2], extents, strict=True)
             ]
-            keypoints = [map_points(np.linalg.inv(cut), xy) for cut, xy in zip(cuts, in_images, strict=True)]
-            inside = np.flatnonzero(seen & np.logical_and(*(_within(xy, (self.crop, self.crop)) for xy in keypoints)))
-            if not best[0] or len(inside) > len(best[2]):
-                best = cuts, keypoints, inside
-            if len(inside) >= wanted:
+            inside = len(_in_cuts(matches, cuts, self.crop).weight)
+            if inside > most:
+                best, most = cuts, inside
+            if inside >= wanted:
                 break
         return best
+
+
+def _in_both(
+    matches: Correspondences, images: tuple[Tensor, Tensor], factors: tuple[np.ndarray, ...]
+) -> Correspondences:
+    """Matches with a weight inside both images (3, H, W), which were shrunk by `factors`; in their pixels, float64."""
+    both = [np.float64(xy) * f for xy, f in zip(matches[:2], factors, strict=True)]
+    weight = np.asarray(matches.weight)
+    seen = weight > 0  # exp(−d) of a large d is 0
+    for xy, image in zip(both, images, strict=True):
+        seen &= _within(xy, (image.shape[-1], image.shape[-2]))
+    return Correspondences(both[0][seen], both[1][seen], weight[seen])
+
+
+def _in_cuts(matches: Correspondences, cuts: list[np.ndarray], size: int) -> Correspondences:
+    """Matches inside the squares of `size` pixels that are cut from both images, in the squares' pixels."""
+    both = [map_points(np.linalg.inv(cut), xy) for cut, xy in zip(cuts, matches[:2], strict=True)]
+    inside = _within(both[0], (size, size)) & _within(both[1], (size, size))
+    return Correspondences(both[0][inside], both[1][inside], matches.weight[inside])
 
 
 def _within(xy: np.ndarray, extent: tuple[int, int]) -> np.ndarray:

@@ -223,5 +223,3 @@ def collate_localization(items: list[LocalizationBatch]) -> LocalizationBatch:
         condition=[item.condition for item in items],
         name=[item.name for item in items],
     )
-
-

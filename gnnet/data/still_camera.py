@@ -49,7 +49,12 @@ def lasting_structure(paths: Sequence[Path]) -> np.ndarray:
 
 
 def still_correspondences(
-    size: tuple[int, int], structure: np.ndarray, *, count: int, generator: np.random.Generator
+    size: tuple[int, int],
+    structure: np.ndarray,
+    *,
+    count: int,
+    generator: np.random.Generator,
+    window: tuple[float, float, float, float] | None = None,
 ) -> Correspondences:
     """About `count` pixels spread evenly over an image, each corresponding to itself; weighted by structure.
 
@@ -60,9 +65,11 @@ def still_correspondences(
         structure: (h, w) of any resolution, see `lasting_structure`.
         count: before points without structure are left out.
         generator: of the points' positions in their cells.
+        window: left, top, right and bottom of what is spread over; None is the whole image.
     """
     width, height = size
-    xy = evenly_spread(width, height, count, generator)
+    left, top, right, bottom = (0, 0, width, height) if window is None else window
+    xy = evenly_spread(right - left, bottom - top, count, generator) + np.array([left, top])
     rows, columns = structure.shape
     at = np.stack([xy[:, 1] * (rows / height) - 0.5, xy[:, 0] * (columns / width) - 0.5])
     weight = map_coordinates(structure, at, order=1, mode="nearest")

@@ -49,9 +49,7 @@ def limit_size(image: Tensor, largest_side: int | None) -> tuple[Tensor, np.ndar
     return resize(image, [new_height, new_width], antialias=True), factors
 
 
-def random_crop(
-    extent: tuple[int, int], anchor: np.ndarray, size: int, generator: np.random.Generator
-) -> np.ndarray:
+def random_crop(extent: tuple[int, int], anchor: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
     """A random upright square of `size` pixels that holds the point `anchor` (2,), as `image_from_square` (3, 3).
 
     An axis on which the image of `extent` (width, height) is smaller than the square is kept whole.

@@ -121,7 +121,7 @@ def _read_row(scene: Scene, pair: Pair) -> Row:
 
 
 def _ending(name: str, longest: int = 64) -> str:
-    return name if len(name) <= longest else f"…{name[1 - longest:]}"
+    return name if len(name) <= longest else f"…{name[1 - longest :]}"
 
 
 def contact_sheet(rows: Sequence[Row]) -> Figure:
@@ -207,9 +207,7 @@ def _draw_patches(axes: Axes, row: Row, index: int, left: float, top: float, col
 def _paste(axes: Axes, image: Image.Image, left: float, top: float) -> None:
     """At whole pixels of the PNG."""
     extent = (left, left + image.width, top + image.height, top)
-    axes.imshow(
-        np.asarray(image), cmap="gray", vmin=0, vmax=255, extent=extent, interpolation="nearest", aspect="auto"
-    )
+    axes.imshow(np.asarray(image), cmap="gray", vmin=0, vmax=255, extent=extent, interpolation="nearest", aspect="auto")
 
 
 def distributions(inspection: Inspection) -> Figure:

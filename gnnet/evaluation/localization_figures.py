@@ -287,7 +287,7 @@ def _chart(axes: Axes, *, xlabel: str, ylabel: str) -> None:
 def plain_text(text: str, longest: int = 40) -> str:
     """The end of a name as matplotlib shows it as it is: no mathematics, no lone surrogates, in legends too."""
     text = text.encode("utf-8", "backslashreplace").decode()
-    text = (text if len(text) <= longest else f"…{text[1 - longest:]}").replace("$", r"\$")
+    text = (text if len(text) <= longest else f"…{text[1 - longest :]}").replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text  # matplotlib leaves those out of legends
 
 

@@ -9,7 +9,7 @@ import torch
 from scipy.spatial import ConvexHull, QhullError
 
 from gnnet.data.agreement import match_agreement
-from gnnet.data.correspondences import load_correspondences
+from gnnet.data.correspondences import PairPoints
 from gnnet.data.sift import detect_sift, match_sift
 from gnnet.data.still_camera import PlaceStructure
 from gnnet.data.transforms import read_image
@@ -65,10 +65,8 @@ class PairReader:
         for name in (pair.image_a, pair.image_b):
             if name not in self.sizes:
                 raise ValueError(f"image {name} cannot be read")
-        matches = load_correspondences(
-            self.scene, pair, generator=np.random.default_rng(0), count=MOST_CORRESPONDENCES,
-            size=self.sizes[pair.image_a], structure=self._structure,
-        )  # fmt: skip
+        points = PairPoints(self.scene, pair, size=self.sizes[pair.image_a], structure=self._structure)
+        matches = points.draw(MOST_CORRESPONDENCES, np.random.default_rng(0))
         if len(matches.weight) == 0:
             raise ValueError("holds no correspondence; leave out this pair")
         return matches

@@ -294,9 +294,7 @@ def _what_differs(names: list[str]) -> list[str]:
 
 
 def _distinct(names: list[str]) -> list[str]:
-    return [
-        name if names.count(name) == 1 else f"{name} #{names[: i + 1].count(name)}" for i, name in enumerate(names)
-    ]
+    return [name if names.count(name) == 1 else f"{name} #{names[: i + 1].count(name)}" for i, name in enumerate(names)]
 
 
 def _by_condition(lines: Sequence[Line]) -> dict[str, list[Line]]:

@@ -100,9 +100,7 @@ class Camera:
         fx, fy = self.parameters[..., 0, None], self.parameters[..., 1, None]
         z = points_cam[..., 2].clamp(min=MIN_DEPTH)
         xu, xv, yu, yv = fx * du_du / z, fx * du_dv / z, fy * du_dv / z, fy * dv_dv / z
-        jacobian = torch.stack(
-            [xu, xv, -(xu * u + xv * v), yu, yv, -(yu * u + yv * v)], -1
-        ).unflatten(-1, (2, 3))
+        jacobian = torch.stack([xu, xv, -(xu * u + xv * v), yu, yv, -(yu * u + yv * v)], -1).unflatten(-1, (2, 3))
         return xy, jacobian, in_front & in_radius & self.contains(xy)
 
     def unproject(self, xy: Tensor) -> Tensor:

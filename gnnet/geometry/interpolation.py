@@ -28,9 +28,7 @@ def sample(features: Tensor, xy: Tensor) -> tuple[Tensor, Tensor]:
     return _weighted_cells(features, cells, weights).squeeze(-2), valid
 
 
-def sample_with_gradient(
-    features: Tensor, xy: Tensor, gradient: Gradient = "central"
-) -> tuple[Tensor, Tensor, Tensor]:
+def sample_with_gradient(features: Tensor, xy: Tensor, gradient: Gradient = "central") -> tuple[Tensor, Tensor, Tensor]:
     """Samples (B, N, C), their gradients ∂F/∂xy (B, N, C, 2) per level pixel, and validity (B, N).
 
     Args:

@@ -95,9 +95,7 @@ def _load_disk() -> nn.Module:
         ) from error
 
 
-def points_of_detections(
-    scene: Scene, reference: SceneImage, detections: Tensor
-) -> tuple[Tensor, np.ndarray, Tensor]:
+def points_of_detections(scene: Scene, reference: SceneImage, detections: Tensor) -> tuple[Tensor, np.ndarray, Tensor]:
     """World points (N, 3), rows of the scene's points (N,) (-1: none), and which are known (N,), of detections (N, 2).
 
     With depth, a detection is lifted by it. Else it lies on its own ray, at the depth of the nearest point

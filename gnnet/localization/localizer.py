@@ -240,9 +240,7 @@ class Localizer:
         camera = self._camera_to_use(camera, rows)
         reads = self.mode != "nearest" or self.refine_poses
         observations = self.map.observations(rows) if reads else None
-        result, hypotheses, matches = self._hypotheses(
-            result, rows, observations, image, pyramid, camera, start, watch
-        )
+        result, hypotheses, matches = self._hypotheses(result, rows, observations, image, pyramid, camera, start, watch)
         if hypotheses and self.refine_poses:
             tried = [h for h in hypotheses if h.cam_from_world is not None][: self.hypotheses]
             refinement = self._refine_hypotheses(tried, observations, pyramid, camera)

@@ -90,9 +90,7 @@ class Matcher:
         descriptors = tuple(d[None] for d in observations.descriptors)
         kept = observations.valid.all(-1)
         if self.dense:
-            found = search_dense(
-                descriptors, pyramid, ratio=self.ratio, rank=self.rank, subpixel=self.subpixel
-            )
+            found = search_dense(descriptors, pyramid, ratio=self.ratio, rank=self.rank, subpixel=self.subpixel)
             keypoints, kept = found.keypoints[0], kept & found.distinct[0].to(kept.device)
         else:
             found = self.find(descriptors, pyramid)
@@ -105,9 +103,7 @@ class Matcher:
             kept[rows] = self._agree(observations, rows, keypoints[rows.to(keypoints.device)], pyramid)
         return KeypointMatches(keypoints[None], kept[None])
 
-    def _agree(
-        self, observations: Observations, rows: Tensor, keypoints: Tensor, pyramid: FeaturePyramid
-    ) -> Tensor:
+    def _agree(self, observations: Observations, rows: Tensor, keypoints: Tensor, pyramid: FeaturePyramid) -> Tensor:
         """Which matches of some observations (M',) with the query's keypoints (M', 2) are mutual, (M',)."""
         back, valid = sample_descriptors(pyramid, keypoints[None])
         columns = torch.cat([d[0] for d in back], -1)
@@ -211,8 +207,6 @@ class DenseMatches(NamedTuple):
     keypoints: Tensor
     similarity: Tensor
     distinct: Tensor
-
-
 
 
 @torch.no_grad()

@@ -89,9 +89,7 @@ class Refinement:
                 return "the features at the points do not fix all six degrees of freedom"
 
 
-def sample_descriptors(
-    pyramid: FeaturePyramid, keypoints: Tensor
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+def sample_descriptors(pyramid: FeaturePyramid, keypoints: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Descriptors (B, N, C_l) at keypoints (B, N, 2) in image pixels, and validity (B, N), for each level."""
     samples = [
         sample(features, keypoints / stride) for features, stride in zip(pyramid.maps, pyramid.strides, strict=True)

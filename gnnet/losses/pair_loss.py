@@ -92,13 +92,16 @@ def _level_pairs(
     """Each level's name and its correspondences at xy / stride."""
     levels = zip(pyramid_a.strides, pyramid_a.maps, pyramid_b.maps, strict=True)
     for name, (stride, map_a, map_b) in zip(_level_names(pyramid_a.strides), levels, strict=True):
-        yield name, LevelPair.from_maps(
-            map_a,
-            map_b,
-            xy_a=batch.keypoints_a / stride,
-            xy_b=batch.keypoints_b / stride,
-            weight=batch.weight,
-            valid=batch.valid,
+        yield (
+            name,
+            LevelPair.from_maps(
+                map_a,
+                map_b,
+                xy_a=batch.keypoints_a / stride,
+                xy_b=batch.keypoints_b / stride,
+                weight=batch.weight,
+                valid=batch.valid,
+            ),
         )
 
 

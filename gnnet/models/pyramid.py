@@ -19,9 +19,7 @@ class FeaturePyramid(NamedTuple):
 
     def select(self, levels: list[int]) -> FeaturePyramid:
         """Some levels, by position (0 is the coarsest; negative counts from the finest)."""
-        return FeaturePyramid(
-            tuple(self.maps[i] for i in levels), tuple(self.strides[i] for i in levels)
-        )
+        return FeaturePyramid(tuple(self.maps[i] for i in levels), tuple(self.strides[i] for i in levels))
 
     def cpu(self) -> FeaturePyramid:
         """The maps in float32 on the CPU."""

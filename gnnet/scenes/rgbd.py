@@ -123,9 +123,7 @@ def pairs_at_gaps(
     return overlapping_pairs(images, sorted(rows), min_overlap)
 
 
-def overlapping_pairs(
-    images: Sequence[SceneImage], rows: Sequence[tuple[int, int]], min_overlap: float
-) -> list[Pair]:
+def overlapping_pairs(images: Sequence[SceneImage], rows: Sequence[tuple[int, int]], min_overlap: float) -> list[Pair]:
     """Of the pairs of rows of `images`, those whose views share `min_overlap`, both ways."""
     if not rows:
         return []

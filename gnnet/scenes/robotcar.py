@@ -121,9 +121,7 @@ def _find_home(root: Path) -> Path:
 def _check_cameras(cameras: Iterable[str]) -> tuple[str, ...]:
     cameras = tuple(dict.fromkeys([cameras] if isinstance(cameras, str) else cameras))
     if not cameras or set(cameras) - set(CAMERAS):
-        raise ValueError(
-            f"dataset.cameras is [{', '.join(map(str, cameras))}]; expected some of {', '.join(CAMERAS)}"
-        )
+        raise ValueError(f"dataset.cameras is [{', '.join(map(str, cameras))}]; expected some of {', '.join(CAMERAS)}")
     return cameras
 
 

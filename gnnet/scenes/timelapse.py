@@ -180,9 +180,7 @@ def _shift(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
 
 def _conditions(looks: list[_Look]) -> list[str]:
     usual = np.median([look.grey for look in looks]) + 1e-6
-    return [
-        "night" if look.grey < NIGHT * usual else "dusk" if look.grey < DUSK * usual else "day" for look in looks
-    ]
+    return ["night" if look.grey < NIGHT * usual else "dusk" if look.grey < DUSK * usual else "day" for look in looks]
 
 
 def _pairs(images: list[SceneImage], partners: int) -> list[Pair]:

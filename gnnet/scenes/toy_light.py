@@ -246,9 +246,7 @@ def light_street(painted: PaintedStreet, weather: Weather, rng: np.random.Genera
         sky = torch.tensor(weather.sky_low)[:, None, None]
         warm = torch.tensor([1.0, 0.68, 0.34])[:, None, None] * (0.35 + albedo.sqrt())
         shaded[:3, band] = (
-            albedo * lit[:3] * shading
-            + 0.17 * paint[GLASS] * (sky + 0.3 * lit[:3])
-            + weather.glow * paint[GLOW] * warm
+            albedo * lit[:3] * shading + 0.17 * paint[GLASS] * (sky + 0.3 * lit[:3]) + weather.glow * paint[GLOW] * warm
         )
         shaded[3, band] = gloss
     return LitStreet(painted, weather, *_mip_levels(shaded), _sky(weather, rng))

@@ -85,7 +85,7 @@ def _window(c: Canvas, u: float, v: float, width: float, height: float, frame) -
         tone, wide = rng.uniform(0.15, 0.6, 3), width * rng.uniform(0.18, 0.33)
         c.rect(u, v, wide, height, tone, glass=0.3, glow=glow * 0.6)
         c.rect(u + width - wide, v, wide, height, tone, glass=0.3, glow=glow * 0.6)
-    for share in ([0.5] if rng.random() < 0.7 else [0.33, 0.67]):
+    for share in [0.5] if rng.random() < 0.7 else [0.33, 0.67]:
         c.rect(u + share * width - 0.03, v, 0.07, height, frame, relief=0.0, glass=0.0, glow=0.0)
     if rng.random() < 0.6:
         c.rect(u, v + 0.38 * height, width, 0.07, frame, relief=0.0, glass=0.0, glow=0.0)

@@ -100,9 +100,7 @@ def drive(*, frames: int, reference_frames: int, rng: np.random.Generator) -> Po
 def toy_camera(image_size: int) -> Camera:
     """PINHOLE, f = 0.625 of the image's size, centre in the middle (COLMAP pixels), float64."""
     focal, center = 0.625 * image_size, 0.5 * image_size
-    return Camera.from_colmap(
-        "PINHOLE", image_size, image_size, [focal, focal, center, center], dtype=torch.float64
-    )
+    return Camera.from_colmap("PINHOLE", image_size, image_size, [focal, focal, center, center], dtype=torch.float64)
 
 
 def pixel_rays(camera: Camera, camera_from_place: Pose, xy: Tensor) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.io
 
-from gnnet.data.correspondences import load_correspondences
+from gnnet.data.correspondences import PairPoints
 from gnnet.scenes.correspondence_file import read_correspondence_file, read_correspondence_header
 from gnnet.scenes.matlab_file import opened_matlab_file
 from gnnet.scenes.scene import Pair, Scene, SceneImage
@@ -211,7 +211,7 @@ def scene_of(ids_a, ids_b, path: Path) -> Scene:
 
 def test_correspondences_from_common_points(tmp_path: Path):
     scene = scene_of([9, 2, 5], [5, 1, 9], tmp_path)
-    found = load_correspondences(scene, scene.pairs[0], generator=np.random.default_rng(0), count=10)
+    found = PairPoints(scene, scene.pairs[0]).draw(10, np.random.default_rng(0))
     assert found.keypoints_a.tolist() == [[5.25, 5.25], [9.25, 9.25]]
     assert found.keypoints_b.tolist() == [[5.75, 5.75], [9.75, 9.75]] and found.weight.tolist() == [1, 1]
     assert all(array.dtype == np.float32 for array in found)
@@ -220,7 +220,7 @@ def test_correspondences_from_common_points(tmp_path: Path):
 def test_no_common_points(tmp_path: Path):
     scene = scene_of([1, 2], [3, 4], tmp_path)
     with pytest.raises(ValueError, match="a and b observe no 3D point in common"):
-        load_correspondences(scene, scene.pairs[0], generator=np.random.default_rng(0), count=10)
+        PairPoints(scene, scene.pairs[0]).draw(10, np.random.default_rng(0))
     bare = Scene("bare", {n: SceneImage(n, tmp_path, "day", "0") for n in "ab"}, scene.pairs)
     with pytest.raises(ValueError, match="a observes no 3D points"):
-        load_correspondences(bare, bare.pairs[0], generator=np.random.default_rng(0), count=10)
+        PairPoints(bare, bare.pairs[0]).draw(10, np.random.default_rng(0))

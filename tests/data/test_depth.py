@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from gnnet.data.agreement import match_agreement
-from gnnet.data.depth import depth_correspondences, depth_points, lift_keypoints, read_depth
+from gnnet.data.depth import depth_correspondences, depth_points, lift_keypoints, read_depth, read_view
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, exp
 from gnnet.scenes.scene import Depth, Pair, Scene, SceneImage
@@ -89,8 +89,9 @@ def project(camera: Camera, pose: Pose, points: np.ndarray) -> np.ndarray:
     return camera.project(pose.transform(torch.from_numpy(points)))[0].numpy()
 
 
-def draw(a: SceneImage, b: SceneImage, count: int = 400, seed: int = 0):
-    return depth_correspondences(a, b, count=count, generator=np.random.default_rng(seed))
+def draw(a: SceneImage, b: SceneImage, count: int = 400, seed: int = 0, window=None):
+    views = read_view(a), read_view(b)
+    return depth_correspondences(*views, count=count, generator=np.random.default_rng(seed), window=window)
 
 
 @pytest.mark.parametrize(("camera_a", "camera_b"), [(PINHOLE, LARGE), (LARGE, DISTORTED), (DISTORTED, PINHOLE)])
@@ -132,6 +133,28 @@ def test_points_spread_evenly_whatever_share_of_the_depth_is_known(tmp_path):
         assert len(keypoints) == 600
         counts = np.histogram2d(keypoints[:, 0], keypoints[:, 1], bins=(4, 4), range=((0, 160), (0, 120)))[0]
         assert counts.min() > 22 and counts.max() < 53  # 37.5 on average
+
+
+@pytest.mark.parametrize("depth_camera", [None, LARGE, DISTORTED])
+def test_a_window_gets_all_the_points_and_the_rest_none(tmp_path, depth_camera):
+    """Also where the depth camera is elsewhere, so that near and far surfaces of the window lie apart in its map."""
+    beside = None if depth_camera is None else COLOR_FROM_DEPTH
+    a, b = (
+        write_view(tmp_path, n, World(), PINHOLE, pose, depth_camera=depth_camera, color_from_depth=beside)
+        for n, pose in (("a", LEFT), ("b", RIGHT))
+    )
+    window = (60.0, 40.0, 120.0, 90.0)
+    low, high = np.array(window[:2]), np.array(window[2:])
+    everywhere, there = draw(a, b, count=4000).keypoints_a, draw(a, b, count=1000, window=window).keypoints_a
+    inside = [((xy >= low) & (xy <= high)).all(1) for xy in (everywhere, there)]
+    assert inside[1].mean() > (0.95 if depth_camera is None else 0.5) > 2 * inside[0].mean()
+    cells = [
+        np.histogram2d(*xy[i].T, bins=(6, 5), range=((60, 120), (40, 90)))[0]
+        for xy, i in zip((everywhere, there), inside, strict=True)
+    ]
+    assert ((cells[1] > 0) == (cells[0] > 0)).all()  # no part of the window is missed
+    beyond = draw(a, b, window=(-50.0, -40.0, -20.0, -10.0)).keypoints_a  # no surface is there, but for the border's
+    assert not len(beyond) or (beyond < 12).all()
 
 
 def test_edges_of_objects_give_no_points(tmp_path):

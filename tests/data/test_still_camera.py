@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from gnnet.data.correspondences import load_correspondences
+from gnnet.data.correspondences import PairPoints
 from gnnet.data.still_camera import PlaceStructure, evenly_spread, lasting_structure, still_correspondences
 from gnnet.scenes.timelapse import load_timelapse
 
@@ -40,9 +40,7 @@ def test_what_stays_counts_and_what_changes_does_not(town):
 
 
 def test_correspondences_are_even_weighted_and_the_pixel_itself(town):
-    matches = load_correspondences(
-        town, town.pairs[0], generator=np.random.default_rng(0), count=1000, structure=PlaceStructure(town)
-    )
+    matches = PairPoints(town, town.pairs[0], structure=PlaceStructure(town)).draw(1000, np.random.default_rng(0))
     assert np.array_equal(matches.keypoints_a, matches.keypoints_b)
     assert not ((matches.keypoints_a > (262, 124)).all(1)).any()  # none on the wall
     below = matches.keypoints_a[:, 1] > 120

@@ -150,9 +150,7 @@ def test_an_estimate_far_off_does_not_shrink_the_top_view(tmp_path):
     assert sizes == {"reference": 3, "true pose": 4, "query": 2, "query, over 1 m off": 2, "not localized": 1}
     assert np.ptp(axes.get_xlim()) < 5 and axes.get_title() == "1 estimates outside"
     # The truth lies 0.3 m before the references, which look there.
-    np.testing.assert_allclose(
-        np.abs(drawn["not localized"] - drawn["reference"].mean(0)), [[0.4, 0.3]], atol=1e-9
-    )
+    np.testing.assert_allclose(np.abs(drawn["not localized"] - drawn["reference"].mean(0)), [[0.4, 0.3]], atol=1e-9)
 
 
 def test_places_far_apart_have_panels_with_their_own_queries():

@@ -46,9 +46,7 @@ def test_starts_are_seeded_bounded_and_the_same_alone_or_in_a_batch(batch):
         assert (position <= 0.3001).all() and (rotation <= 3.001).all() and (position > 0).all()
     first = starts.draw(batch, 0)
     assert not torch.equal(first.translation, starts.draw(batch, 1).translation)
-    one = batch._replace(
-        query=batch.query._replace(cam_from_world=truth[2:3]), index=batch.index[2:3]
-    )
+    one = batch._replace(query=batch.query._replace(cam_from_world=truth[2:3]), index=batch.index[2:3])
     torch.testing.assert_close(starts.draw(one, 0).translation, first.translation[2:3])
     exact = StartPoses(position=0.5, rotation=4.0, exact=True).draw(batch, 0)
     position, rotation = pose_errors(exact, truth)

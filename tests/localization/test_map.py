@@ -202,8 +202,10 @@ def test_what_was_made_of_something_else_is_refused(scene, town):
     refused("dimensions", dimensions=3)
     refused("retrieval", retrieval_network=nn.Sequential(Resized(), nn.Flatten()))
     refused("scene", scene=replace(scene, points=scene.points * 1.01, pairs=()))
-    refused("scene", scene=moved(scene, cam_from_world=lambda i: Pose(i.cam_from_world.rotation,
-                                                                      i.cam_from_world.translation + 1)))
+    refused(
+        "scene",
+        scene=moved(scene, cam_from_world=lambda i: Pose(i.cam_from_world.rotation, i.cam_from_world.translation + 1)),
+    )
     refused("scene", scene=scene.with_places(scene.places[:2]))
     refused("local features", local_features=LocalFeatures("sift"), network=small_unet())
     assert town.path.read_bytes() == before
@@ -278,8 +280,10 @@ def test_cameras_that_look_at_one_wall_are_covisible_by_its_depth(tmp_path):
     # Of a wall 2 m off a camera 0.4 m aside sees the share that 10 of 64 pixels leave.
     references = [scene.images[name] for name in found.names]
     points = [observations.points[observations.reference == row] for row in range(5)]
-    counts = {row: dict(zip(near.tolist(), seen.tolist(), strict=True)) for row, (near, seen) in enumerate(
-        covisible_by_depth(references, points.__getitem__, candidates=8))}
+    counts = {
+        row: dict(zip(near.tolist(), seen.tolist(), strict=True))
+        for row, (near, seen) in enumerate(covisible_by_depth(references, points.__getitem__, candidates=8))
+    }
     assert counts[0][2] / -(-300 // (300 // 128)) == pytest.approx(54 / 64, abs=0.08)
     others = [replace(i, place="elsewhere") if row == 1 else i for row, i in enumerate(references)]
     assert 1 not in next(covisible_by_depth(others, points.__getitem__, candidates=8))[0]

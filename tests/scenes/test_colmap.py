@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from gnnet.data.correspondences import load_correspondences
+from gnnet.data.correspondences import PairPoints
 from gnnet.geometry.pose import Pose
 from gnnet.scenes.colmap import covisible_pairs, load_colmap
 from gnnet.scenes.scene import SceneImage
@@ -44,7 +44,7 @@ def test_points_project_to_their_observations(folder):
     assert len(scene.images) == 3 and scene.pairs
     assert reprojection_errors(scene).max() < 0.05
     pair = scene.pairs[0]
-    matches = load_correspondences(scene, pair, generator=np.random.default_rng(0), count=100)
+    matches = PairPoints(scene, pair).draw(100, np.random.default_rng(0))
     a, b = scene.images[pair.image_a], scene.images[pair.image_b]
     shared = np.intersect1d(a.point_ids, b.point_ids)
     assert len(matches.weight) == len(shared) >= 30

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gnnet.data.correspondences import load_correspondences
+from gnnet.data.correspondences import PairPoints
 from gnnet.geometry.pose import perturb
 from gnnet.scenes import toy
 from gnnet.scenes.robotcar import load_robotcar
@@ -61,7 +61,7 @@ def test_correspondences_agree_with_poses_and_depth(toy_root: Path, town: Scene)
     errors = []
     for pair in town.pairs:
         a, b = town.images[pair.image_a], town.images[pair.image_b]
-        found = load_correspondences(town, pair, **ALL)
+        found = PairPoints(town, pair).draw(**ALL)
         for one, other, xy_one, xy_other in (
             (a, b, found.keypoints_a, found.keypoints_b),
             (b, a, found.keypoints_b, found.keypoints_a),
@@ -80,7 +80,7 @@ def test_correspondences_agree_with_poses_and_depth(toy_root: Path, town: Scene)
 def test_correspondences_are_exact_by_casting_rays(town: Scene):
     pair = town.pairs[0]
     a, b = town.images[pair.image_a], town.images[pair.image_b]
-    found = load_correspondences(town, pair, **ALL)
+    found = PairPoints(town, pair).draw(**ALL)
     world_from_place = build_street(0, TOY_SEED).world_from_place
     bounds = build_street(0, TOY_SEED).bounds(torch.float64)
     ends = []
@@ -95,7 +95,7 @@ def test_correspondences_are_exact_by_casting_rays(town: Scene):
 def test_half_a_pixel_or_a_moved_camera_would_be_noticed(toy_root: Path, town: Scene):
     pair = town.pairs[0]
     a, b = town.images[pair.image_a], town.images[pair.image_b]
-    found = load_correspondences(town, pair, **ALL)
+    found = PairPoints(town, pair).draw(**ALL)
     depth, known = depth_between_pixels(depth_of(toy_root, a.name), found.keypoints_a.astype(np.float64))
     shifted, _ = transfer(a, b, found.keypoints_a - 0.5, depth)
     assert np.median(np.linalg.norm(shifted - found.keypoints_b, axis=-1)[known]) > 0.05
@@ -173,7 +173,7 @@ def test_rendering_is_deterministic(tmp_path: Path):
     assert all((first / n).read_bytes() != (other / n).read_bytes() for n in images)
     pairs_a, pairs_b = (load_robotcar(root, progress=False) for root in (first, second))
     for pair_a, pair_b in zip(pairs_a.pairs, pairs_b.pairs, strict=True):
-        found = (load_correspondences(scene, pair, **ALL) for scene, pair in ((pairs_a, pair_a), (pairs_b, pair_b)))
+        found = (PairPoints(scene, pair).draw(**ALL) for scene, pair in ((pairs_a, pair_a), (pairs_b, pair_b)))
         assert all(np.array_equal(x, y) for x, y in zip(*found, strict=True))
 
 
