@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gnnet.evaluation.atomic_file import write_json
 from gnnet.evaluation.inspection import Distribution, ImageGroup, Inspection
 from gnnet.evaluation.pair_measures import MOST_CORRESPONDENCES
 
@@ -67,9 +67,7 @@ def write_inspection(inspection: Inspection, path: str | Path, *, dataset: str, 
         dataset, root, settings: what was read, as given on the command line; set first in the file.
     """
     content = {"format": FORMAT, "dataset": dataset, "root": root, "settings": settings, **asdict(inspection)}
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_plain(content), indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, _plain(content))
 
 
 def _plain(value):

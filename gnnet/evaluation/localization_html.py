@@ -6,7 +6,6 @@ The file holds its pictures, needs no network and runs no script.
 from __future__ import annotations
 
 import math
-import os
 import re
 from base64 import b64encode
 from collections import Counter
@@ -20,6 +19,7 @@ from matplotlib.figure import Figure
 from rich.text import Text
 
 from gnnet.evaluation import drawing
+from gnnet.evaluation.atomic_file import write_at_once
 from gnnet.evaluation.localization_figures import (
     error_curve,
     format_seconds,
@@ -119,18 +119,7 @@ def write_html_report(
         "</main></body></html>\n",
     ]
     # A file's name may be no text; what cannot be written then stands as \udc80.
-    return _write_at_once(folder / "report.html", "\n".join(parts).encode("utf-8", "backslashreplace"))
-
-
-def _write_at_once(path: Path, content: bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        partial.write_bytes(content)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path
+    return write_at_once(folder / "report.html", "\n".join(parts).encode("utf-8", "backslashreplace"))
 
 
 def _worst_first(localizations: Sequence[Localization], errors: np.ndarray) -> list[int]:

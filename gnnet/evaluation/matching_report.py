@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from rich.text import Text
 from torch import nn
 
 from gnnet.data.batches import MatchingPair
+from gnnet.evaluation.atomic_file import write_json
 from gnnet.evaluation.matching import (
     THRESHOLDS,
     MatchingMetrics,
@@ -147,7 +147,6 @@ def print_matching(report: MatchingReport, console: Console | None = None) -> No
 
 def write_matching(report: MatchingReport, path: str | Path) -> None:
     """Write `matching.json` at once: a reader finds the old file or the whole new one."""
-    path = Path(path)
     content = {
         "format": FORMAT,
         "title": report.title,
@@ -158,14 +157,7 @@ def write_matching(report: MatchingReport, path: str | Path) -> None:
         },
         "notes": list(report.notes),
     }
-    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_json(path, content)
 
 
 def read_matching(path: str | Path) -> MatchingReport:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gnnet.evaluation.atomic_file import write_json
 from gnnet.evaluation.metrics import CONVERGED, ErrorSummary
 
 FORMAT = "gnnet results 1"
@@ -150,7 +150,6 @@ def print_report(report: Report, console: Console | None = None) -> None:
 
 def write_results(report: Report, path: str | Path) -> None:
     """Write `results.json` at once: a reader finds the old file or the whole new one."""
-    path = Path(path)
     content = {
         "format": FORMAT,
         "title": report.title,
@@ -159,14 +158,7 @@ def write_results(report: Report, path: str | Path) -> None:
         "lines": [_line_to_json(line) for line in report.lines],
         "notes": list(report.notes),
     }
-    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_json(path, content)
 
 
 def read_results(path: str | Path) -> Report:

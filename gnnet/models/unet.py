@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +15,11 @@ from gnnet.models.images import NormalizedImages, feature_pyramid
 from gnnet.models.pyramid import FeaturePyramid
 
 Upsampling = Literal["nearest", "bilinear", "transposed"]
+Pooling = Literal["max", "blur"]
 
 
 class UNet(nn.Module):
-    """Encoder by max pooling, decoder with skips, and one 1×1 convolution a level to the features.
+    """Encoder by pooling, decoder with skips, and one 1×1 convolution a level to the features.
 
     No decoder stage finer than the finest stride asked for is built, so coarse pyramids are cheap.
     Every layer is centred (even kernels wherever the stride is even), so that pixel xy of the
@@ -29,6 +30,9 @@ class UNet(nn.Module):
         channels: features a cell, of every level or of each, coarse to fine.
         strides: of the maps, coarse to fine, in pixels.
         upsampling: how the decoder doubles its resolution.
+        pooling: how the encoder halves it: `max` as in the paper, or `blur`, a binomial filter of four pixels
+            (Zhang, "Making convolutional networks shift-invariant again", ICML 2019). With `max` the
+            features of a place depend on where it lies in the grid, by a tenth of a cell of the finest map.
         stem_stride: stride of the first convolution, 1 as in the paper, or 2 or 4; the finest map
             has this stride at least. With 2 no other layer runs at full resolution, which is a third
             of the time on a CPU.
@@ -46,14 +50,16 @@ class UNet(nn.Module):
         channels: int | Sequence[int] = 16,
         strides: Sequence[int] = (8, 4, 2, 1),
         upsampling: Upsampling = "nearest",
+        pooling: Pooling = "max",
         stem_stride: Literal[1, 2, 4] = 1,
         normalize: bool = True,
     ):
         super().__init__()
         widths, self.strides, self.normalize = tuple(widths), tuple(strides), normalize
+        self.pooling = pooling
         self.channels = (channels,) * len(self.strides) if isinstance(channels, int) else tuple(channels)
         stage_strides = [stem_stride << i for i in range(len(widths))]
-        _check(self.strides, stage_strides, stem_stride, upsampling)
+        _check(self.strides, stage_strides, stem_stride, upsampling, pooling)
         if len(self.channels) != len(self.strides):
             raise ValueError(f"channels={self.channels} for strides={self.strides}; expected a number for each stride")
         stages = [stage_strides.index(s) for s in self.strides]
@@ -75,7 +81,7 @@ class UNet(nn.Module):
         x = self.stem(self.images(images))
         skips = []
         for stage in self.encoder:
-            x = stage(F.max_pool2d(x, 2)) if skips else stage(x)
+            x = stage(self._halve(x) if skips else x)
             skips.append(x)
         decoded = [skips.pop()]  # deepest first
         for upsample, stage in zip(self.upsample, self.decoder, strict=True):
@@ -85,6 +91,13 @@ class UNet(nn.Module):
         return feature_pyramid(
             maps, strides=self.strides, image_size=tuple(images.shape[-2:]), normalize=self.normalize
         )
+
+    def _halve(self, x: Tensor) -> Tensor:
+        if self.pooling == "max":
+            return F.max_pool2d(x, 2)
+        taps = x.new_tensor([1, 3, 3, 1]) / 8
+        kernel = torch.outer(taps, taps).expand(x.shape[1], 1, 4, 4)
+        return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, stride=2, groups=x.shape[1])
 
 
 class _Upsample(nn.Module):
@@ -127,11 +140,13 @@ def _groups(width: int) -> int:
     return math.gcd(width, min(32, max(1, width // 8)))
 
 
-def _check(strides: tuple[int, ...], stage_strides: list[int], stem_stride: int, upsampling: str) -> None:
+def _check(strides: tuple[int, ...], stage_strides: list[int], stem_stride: int, upsampling: str, pooling: str) -> None:
     if stem_stride not in (1, 2, 4):
         raise ValueError(f"stem_stride={stem_stride}; expected 1, 2 or 4")
     if upsampling not in ("nearest", "bilinear", "transposed"):
         raise ValueError(f"upsampling={upsampling!r}; expected nearest, bilinear or transposed")
+    if pooling not in get_args(Pooling):
+        raise ValueError(f"pooling={pooling!r}; expected {' or '.join(get_args(Pooling))}")
     if not strides or any(s not in stage_strides for s in strides) or list(strides) != sorted(set(strides))[::-1]:
         raise ValueError(
             f"strides={strides}; expected some of {stage_strides[::-1]}, coarse to fine "

@@ -46,6 +46,21 @@ def test_images_of_a_batch_do_not_mix():
         torch.testing.assert_close(a[1:2], b)
 
 
+def test_blurred_features_depend_little_on_where_in_the_grid_a_place_lies():
+    image = torch.rand(1, 3, 72, 72, generator=torch.Generator().manual_seed(0))
+
+    def change(pooling: str) -> float:
+        """Share of the features' variance that a shift by less than the deepest stride brings."""
+        torch.manual_seed(0)
+        network = UNet(widths=(16, 16, 16, 16), strides=(1,), upsampling="bilinear", pooling=pooling, normalize=False)
+        with torch.no_grad():
+            here, there = (network(image[..., s : 64 + s, s : 64 + s]).maps[0] for s in (0, 3))
+        here, there = here[..., 19:45, 19:45], there[..., 16:42, 16:42]  # the same places, far from the borders
+        return float((here - there).var() / here.var())
+
+    assert 0 < change("blur") < change("max") / 2
+
+
 @pytest.mark.parametrize("width", [4, 12, 16, 24, 64, 1024])
 def test_narrow_stages_have_few_groups(width):
     norm = next(layer for layer in UNet(widths=(width,), strides=(1,)).modules() if isinstance(layer, nn.GroupNorm))
@@ -61,6 +76,7 @@ def test_narrow_stages_have_few_groups(width):
         ({"strides": (2, 1), "stem_stride": 2}, r"expected some of \[32, 16, 8, 4, 2\]"),
         ({"strides": ()}, "coarse to fine"),
         ({"upsampling": "cubic"}, "expected nearest, bilinear or transposed"),
+        ({"pooling": "mean"}, "expected max or blur"),
         ({"stem_stride": 3}, "expected 1, 2 or 4"),
     ],
 )
