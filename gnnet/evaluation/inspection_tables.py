@@ -15,9 +15,9 @@ from rich.text import Text
 from gnnet.evaluation.atomic_file import write_json
 from gnnet.evaluation.inspection import Distribution, ImageGroup, Inspection
 from gnnet.evaluation.pair_measures import MOST_CORRESPONDENCES
+from gnnet.models.images import IMAGENET_DEVIATION, IMAGENET_MEAN
 
 FORMAT = "gnnet inspection 1"
-IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _SHOWN_PROBLEMS = 10
 _SHOWN_PAIRS = 30  # condition pairs
 _BAR = 40  # characters

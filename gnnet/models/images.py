@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from gnnet.models.pyramid import FeaturePyramid
 
+IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in [0, 1]
+
 
 def to_unit_range(images: Tensor) -> Tensor:
     """Images (B, 3, H, W), uint8 or floating in [0, 1], as floating in [0, 1].
@@ -46,8 +48,8 @@ class NormalizedImages(nn.Module):
     def __init__(self, multiple: int):
         super().__init__()
         self.multiple = multiple
-        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), persistent=False)
-        self.register_buffer("deviation", torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("deviation", torch.tensor(IMAGENET_DEVIATION).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W), uint8 or floating in [0, 1], to (B, 3, H', W') in the buffers' type."""
