@@ -54,8 +54,9 @@ class Localizer:
             file lists them, or by the `oracle` of the true pose.
         netvlad: checkpoint, for retrieval `netvlad`.
         pairs: hloc's pairs file, for retrieval `pairs`.
-        same_camera: retrieve only references whose camera has the query's focal lengths and centre (to 1 %).
-        same_place: retrieve only references of the query's place, where that is known.
+        same_camera: retrieve only references whose camera has the query's focal lengths and centre (to 1 %);
+            None: if the map's scene says so, and some are (a phone's picture is searched in all of a car's).
+        same_place: retrieve only references of the query's place, where that is known; None as above.
         best_references: of a cluster of covisible ones, so many are used: those with the most matches (without
             matches, the nearest).
         hypotheses: clusters of covisible references that are refined, at most; the best final cost wins.
@@ -84,8 +85,8 @@ class Localizer:
     retrieval: RetrievalKind = "network"
     netvlad: str | Path | None = None
     pairs: str | Path | None = None
-    same_camera: bool = False
-    same_place: bool = False
+    same_camera: bool | None = None
+    same_place: bool | None = None
     best_references: int = 4
     hypotheses: int = 3
     points: int = 2048
@@ -306,11 +307,13 @@ class Localizer:
             rows = nearest_by_pose(start, self.map.poses, self.references + 1)
             return rows[rows != itself][: self.references]
         allowed = torch.ones(len(self.map.names), dtype=torch.bool)
-        if self.same_place and place in self.map.places:
+        within = self.map.retrieve_within
+        if ("place" in within if self.same_place is None else self.same_place) and place in self.map.places:
             allowed &= torch.tensor([other == place for other in self.map.places])
-        if self.same_camera:
+        if self.same_camera or (self.same_camera is None and "camera" in within):
             own, others = camera.parameters[:4], self.map.cameras.parameters[:, :4]
-            allowed &= ((others - own).abs() <= 0.01 * own.abs()).all(-1)
+            alike = allowed & ((others - own).abs() <= 0.01 * own.abs()).all(-1)
+            allowed = alike if self.same_camera or alike.any() else allowed
         if self.retrieval_network is None:
             described = gem(pyramid)
         else:

@@ -94,6 +94,11 @@ class Map:
         """Of the references."""
         return tuple(self.file.about["places"])
 
+    @property
+    def retrieve_within(self) -> tuple[str, ...]:
+        """The scene's."""
+        return tuple(self.file.about.get("retrieve within", ()))
+
     @cached_property
     def rows(self) -> dict[str, int]:
         """Row of each name."""
@@ -210,7 +215,7 @@ def compile_map(
         "points": points, "largest_side": largest_side, "dimensions": dimensions, "seed": seed,
         "channels": list(channels),
     }  # fmt: skip
-    file = _open_or_create(Path(path), made_of, references, global_dimensions)
+    file = _open_or_create(Path(path), made_of, references, global_dimensions, scene.retrieve_within)
     if file["finished"][0]:
         file.close()
         return Map.open(path)
@@ -249,7 +254,9 @@ def _sizes(network, local_features, retrieval_network, device) -> tuple[tuple[in
     return channels, retrieval_network.to(device)(image).shape[1]
 
 
-def _open_or_create(path: Path, made_of: dict, references: list[SceneImage], global_dimensions: int) -> ArrayFile:
+def _open_or_create(
+    path: Path, made_of: dict, references: list[SceneImage], global_dimensions: int, within: tuple[str, ...]
+) -> ArrayFile:
     if path.exists():
         file = ArrayFile(path, writable=True)
         _check_layout(file)
@@ -272,7 +279,9 @@ def _open_or_create(path: Path, made_of: dict, references: list[SceneImage], glo
         small = min(small, count - 1, WHITENING_SAMPLE - 1)
     arrays = _arrays(count, total, made_of["channels"], global_dimensions, small)
     names, places = [i.name for i in references], [i.place for i in references]
-    file = ArrayFile.create(path, arrays, {"made of": made_of, "names": names, "places": places})
+    file = ArrayFile.create(
+        path, arrays, {"made of": made_of, "names": names, "places": places, "retrieve within": within}
+    )
     file.write("offsets", 0, np.cumsum([0, *capacity[:-1]]))
     poses = Pose.stack([i.cam_from_world for i in references])
     file.write("rotation", 0, poses.rotation.numpy())

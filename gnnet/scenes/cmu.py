@@ -107,7 +107,8 @@ def load_cmu(
             pairs += covisible_pairs(observed, min_shared_points, pairs_per_image, progress)
     groups = condition_groups({image.condition for image in named.values()})
     pairs = _within_places(pairs, named)
-    return Scene("cmu", named, pairs, points, groups=groups, problems=tuple(bad.problems))
+    within = ("camera", "place") if len(layout.slices) > 1 else ("camera",)  # stretches of one slice are ours alone
+    return Scene("cmu", named, pairs, points, groups, tuple(bad.problems), within)
 
 
 def _check_cameras(cameras: Iterable[str]) -> tuple[str, ...]:

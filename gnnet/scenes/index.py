@@ -27,7 +27,7 @@ from gnnet.scenes.files import locked
 from gnnet.scenes.scene import Scene
 from gnnet.scenes.tables import ImageTable, PairTable
 
-VERSION = 1  # of the files of an index; raise it whenever their meaning changes
+VERSION = 2  # of the files of an index; raise it whenever their meaning changes
 _MAX_CHECKSUM = 1 << 26  # bytes; larger files are checked by their size and header alone
 _log = logging.getLogger(__name__)
 
@@ -222,7 +222,8 @@ def _save(scene: Scene, folder: Path, program: str, state: str) -> None:
             described[name] = vars(_Described.of(temporary / f"{name}.npy", array))
         content = {
             "version": VERSION, "program": program, "files": state, "name": scene.name, "groups": scene.groups,
-            "problems": scene.problems, "pairs_share_names": shared, "arrays": described,
+            "problems": scene.problems, "retrieve_within": scene.retrieve_within,
+            "pairs_share_names": shared, "arrays": described,
         }  # fmt: skip
         (temporary / "scene.json").write_text(json.dumps(content))
         temporary.chmod(0o755)
@@ -260,6 +261,7 @@ def _load(folder: Path, program: str, state: str) -> Scene | None:
             points=torch.from_numpy(arrays["points"]),
             groups={name: tuple(members) for name, members in content["groups"].items()},
             problems=tuple(content["problems"]),
+            retrieve_within=tuple(content["retrieve_within"]),
         )
     except FileNotFoundError:
         return None

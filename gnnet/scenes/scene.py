@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +22,8 @@ class Scene:
 
     A dict and a tuple are packed into tables; so `images[name]` and `pairs[i]` are made anew each time.
     `groups` names sets of conditions (`night-all`); `problems` are messages about broken input that
-    was left out.
+    was left out. `retrieve_within` says what a query has in common with every reference worth comparing it
+    with: its `camera` where a rig looks to several sides, its `place` where the dataset tells it.
 
     Raises:
         ValueError: if an image stands under another name, or has not as many keypoints as points.
@@ -33,6 +35,7 @@ class Scene:
     points: Tensor = field(default_factory=lambda: torch.zeros(0, 3, dtype=torch.float64))
     groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
+    retrieve_within: tuple[Literal["camera", "place"], ...] = ()
 
     def __post_init__(self) -> None:
         images = ImageTable.of(self.images)

@@ -255,6 +255,20 @@ def test_only_references_of_the_place_or_the_camera(scene, town, middle, tmp_pat
     nearly = Camera(wide.size, wide.parameters * 1.005)
     assert set(localize(found, middle[0], camera=nearly, name="q").references) == of_place
     assert set(localize(found, middle[0], name="q").references) == set(two.names) - of_place
+    as_said = replace(scene, images=images, pairs=(), retrieve_within=("camera", "place"))
+    said = compile_map(tmp_path / "said", as_said, network, points=50, progress=False)
+    found_by = {
+        asked: set(
+            localize(localizer(same_camera=asked, references=9).on(network, said), middle[0], name="q").references
+        )
+        for asked in (None, False)
+    }
+    of_own_place = {i.name for i in images.values() if i.is_reference and i.place == middle[0].place}
+    assert found_by == {None: of_own_place - of_place, False: of_own_place}
+    foreign = localize(
+        localizer(references=9).on(network, said), middle[0], name="q", camera=Camera(wide.size, wide.parameters * 1.3)
+    )
+    assert set(foreign.references) == of_own_place
     other = Camera(wide.size, wide.parameters * 1.3)
     assert localize(found, middle[0], camera=other).status == Status.NO_REFERENCE
 
