@@ -81,7 +81,9 @@ class LocalizationDataset(Dataset):
         query, reference = (self.scene.images[name] for name in self.samples[index])
         try:
             origin = reference.cam_from_world.center()
-            points, _ = observed_points(self.scene, reference, self.points, np.random.default_rng((self.seed, index)))
+            points, _, _ = observed_points(
+                self.scene, reference, self.points, np.random.default_rng((self.seed, index))
+            )
             return LocalizationBatch(
                 query=self._view(query, origin),
                 reference=self._view(reference, origin),
@@ -113,11 +115,12 @@ class LocalizationDataset(Dataset):
 
 def observed_points(
     scene: Scene, reference: SceneImage, count: int, generator: np.random.Generator
-) -> tuple[Tensor, np.ndarray]:
-    """At most `count` 3D points (N, 3) that a reference observes, float64, and their rows in `scene.points` (N,).
+) -> tuple[Tensor, np.ndarray, np.ndarray | None]:
+    """At most `count` 3D points (N, 3) that a reference observes, float64, their rows in `scene.points` (N,), and
+    where it observes them, keypoints (N, 2) in pixels of the file.
 
     Where the scene has none, they come from the reference's depth, and their rows are -1: where SIFT finds
-    something to see, then anywhere, evenly spread.
+    something to see, then anywhere, evenly spread; they are where the pose projects them, so no keypoints come.
 
     Raises:
         FileNotFoundError, ValueError: if image or depth map are missing or broken.
@@ -125,16 +128,16 @@ def observed_points(
     ids = reference.point_ids
     if ids is not None:
         ids = np.asarray(ids, np.int64)
-        if len(ids) > count:
-            ids = generator.choice(ids, count, replace=False)
-        return scene.points[torch.from_numpy(ids)], ids
+        rows = generator.choice(len(ids), count, replace=False) if len(ids) > count else np.arange(len(ids))
+        keypoints = None if reference.keypoints is None else np.asarray(reference.keypoints, np.float64)[rows]
+        return scene.points[torch.from_numpy(ids[rows])], ids[rows], keypoints
     keypoints = strongest_spread(detect_sift(read_image(reference.path)), count)
     points, valid = lift_keypoints(reference, keypoints.double().numpy())
     found = points[valid]
     if len(found) < count:
         others = depth_points(reference, count=count - len(found), generator=generator)[0]
         found = np.concatenate([found, others])
-    return torch.from_numpy(found), np.full(len(found), -1)
+    return torch.from_numpy(found), np.full(len(found), -1), None
 
 
 def localization_samples(scene: Scene) -> list[LocalizationSample]:

@@ -31,6 +31,8 @@ from gnnet.localization.retrieval import Whitening, fit_whitening, gem
 from gnnet.models.fingerprint import fingerprint
 from gnnet.scenes.scene import Scene, SceneImage
 
+VERSION = 2  # of what a map holds; a map of another version is refused
+FARTHEST = 8.0  # pixels from a point's projection to where a reference observes it; beyond, one of them is wrong
 NEIGHBOURS = 32  # covisible references that are kept of each
 WHITENING_SAMPLE = 1024  # references that the whitening of global descriptors is fitted on
 
@@ -208,6 +210,7 @@ def compile_map(
         )
     channels, global_dimensions = _sizes(network, local_features, retrieval_network, device)
     made_of = {
+        "version": VERSION,
         "network": fingerprint(network),
         "local features": None if local_features is None else local_features.name,
         "retrieval": "gem" if retrieval_network is None else fingerprint(retrieval_network),
@@ -330,9 +333,14 @@ def _describe(
     on_device = image[None].to(device)
     pyramid = network(on_device) if local_features is None or retrieval_network is None else None
     if local_features is None:
-        points, ids = observed_points(scene, reference, count, generator)
-        keypoints, visible = camera.project(reference.cam_from_world.transform(points))
-        at = keypoints.float()
+        points, ids, observed = observed_points(scene, reference, count, generator)
+        projected, visible = camera.project(reference.cam_from_world.transform(points))
+        # What is described is what the reference shows of a point, whatever its pose is off by; where the two lie
+        # apart, one of them is of something else.
+        if observed is not None:
+            observed = torch.from_numpy(observed * factors)
+            visible = visible & ((observed - projected).norm(dim=-1) <= FARTHEST)
+        at = (projected if observed is None else observed).float()
         descriptors, valid = sample_descriptors(pyramid, at[None].to(device))
         descriptors, valid = tuple(d[0].cpu() for d in descriptors), torch.stack([v[0].cpu() for v in valid], -1)
         valid &= visible[:, None]

@@ -17,6 +17,7 @@ def gauss_newton_loss(
     offset: Tensor,
     epsilon: float = 1e-5,
     second_weight: float = 2 / 7,
+    distance_scale: float | None = None,
     gradient: Gradient = "central",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Negative log-likelihood of the truth u_b under the Gauss-Newton step from u_b + offset.
@@ -27,11 +28,17 @@ def gauss_newton_loss(
     H is factored as LDLᵀ from the columns of J, never from its own entries: both pivots are then
     sums of squares plus ε, so det H cannot round to zero or below, however large the map's scale.
 
+    Of features of unit norm H is bounded, and where it is small the likelihood hardly asks where the step
+    ends: errors of most of a cell cost a hundredth of what steeper features earn. With a `distance_scale` σ
+    the first term is log(1 + |u_b − μ|² / 2σ²) instead, which asks for nothing else; robust, as on an edge
+    the step may end anywhere along it.
+
     Args:
         pair: the correspondences; residual and Jacobian both come from `map_b` as it is.
         offset: δ (B, N, 2) in level pixels.
         epsilon: ε, added to JᵀJ, whose entries are about 1e-3 to 0.3 for unit-norm features.
         second_weight: w₂; 1 in GN-Net.
+        distance_scale: σ in level pixels; None is GN-Net's likelihood.
         gradient: how ∂F_b/∂x is taken, see `sample_with_gradient`.
 
     Returns:
@@ -51,16 +58,19 @@ def gauss_newton_loss(
         delta_x, delta_y = offset.unbind(-1)
         error_y = (rest * residual).sum(-1) / pivot_y - delta_y
         error_x = (jacobian_x * residual).sum(-1) / pivot_x - delta_x - ratio * delta_y
-        step = (pivot_x * error_x.square() + pivot_y * error_y.square()) / 2
+        square = (error_x - ratio * error_y).square() + error_y.square()
+        if distance_scale is None:
+            step = (pivot_x * error_x.square() + pivot_y * error_y.square()) / 2
+        else:
+            step = torch.log1p(square / (2 * distance_scale**2))
         determinant = second_weight * (math.log(2 * math.pi) - (pivot_x.log() + pivot_y.log()) / 2)
         valid = pair.valid & inside
         loss = weighted_mean(step + determinant, pair.weight, valid)
     with torch.no_grad():
-        distance = torch.hypot(error_x - ratio * error_y, error_y)
         parts = {
             "step": weighted_mean(step, pair.weight, valid),
             "determinant": weighted_mean(determinant, pair.weight, valid),
-            "converged": weighted_mean((distance < 0.5).to(step.dtype), torch.ones_like(step), valid),
+            "converged": weighted_mean((square < 0.5**2).to(step.dtype), torch.ones_like(step), valid),
         }
     return loss, parts
 
@@ -71,7 +81,7 @@ class GaussNewton(Term):
     Args:
         weight, start_step, ramp_steps: see `Term`.
         vicinity: in level pixels.
-        second_weight, epsilon, gradient: see `gauss_newton_loss`.
+        second_weight, distance_scale, epsilon, gradient: see `gauss_newton_loss`.
     """
 
     def __init__(
@@ -80,6 +90,7 @@ class GaussNewton(Term):
         weight: float = 1.0,
         second_weight: float = 2 / 7,
         vicinity: float = 1.0,
+        distance_scale: float | None = None,
         epsilon: float = 1e-5,
         gradient: Gradient = "central",
         start_step: int = 0,
@@ -88,7 +99,10 @@ class GaussNewton(Term):
         super().__init__(weight=weight, start_step=start_step, ramp_steps=ramp_steps)
         if epsilon <= 0:
             raise ValueError(f"GaussNewton.epsilon is {epsilon}; expected more than zero, for log det H to be finite")
+        if distance_scale is not None and distance_scale <= 0:
+            raise ValueError(f"GaussNewton.distance_scale is {distance_scale}; expected more than zero level pixels")
         self.second_weight = second_weight
+        self.distance_scale = distance_scale
         self.vicinity = vicinity
         self.epsilon = epsilon
         self.gradient = gradient
@@ -103,5 +117,6 @@ class GaussNewton(Term):
             offset=offset,
             epsilon=self.epsilon,
             second_weight=self.second_weight,
+            distance_scale=self.distance_scale,
             gradient=self.gradient,
         )
