@@ -98,6 +98,23 @@ def test_it_holds_the_references_and_their_observations(scene, town):
     np.testing.assert_allclose(np.linalg.norm(town.global_descriptors, axis=1), 1, atol=1e-5)
 
 
+def test_what_is_described_is_where_the_reference_observes_a_point(scene, tmp_path):
+    """Not where its pose, which may be off, projects it; where they are far apart, nothing is described."""
+    reference = next(i for i in scene.images.values() if i.is_reference)
+    observed = (*np.asarray(reference.keypoints), 1.5, -0.5)
+    observed[::7] += 20
+    one = replace(scene, images={reference.name: replace(reference, keypoints=observed)}, pairs=())
+    found = compiled(tmp_path / "one", one, small_unet(), points=500).observations(torch.tensor([0]))
+    row = {int(i): n for n, i in enumerate(reference.point_ids)}
+    rows = np.array([row[i] for i in found.ids.tolist()])
+    np.testing.assert_allclose(found.keypoints, observed[rows], atol=1e-3)
+    assert not found.valid[torch.from_numpy(rows % 7 == 0)].any() and found.valid[torch.from_numpy(rows % 7 > 0)].any()
+    with torch.no_grad():
+        pyramid = small_unet()(read_image(reference.path)[None])
+    descriptors, _ = sample_descriptors(pyramid, found.keypoints[None])
+    torch.testing.assert_close(found.descriptors[1], descriptors[1][0], atol=1e-3, rtol=1e-3)
+
+
 def test_observations_come_in_the_order_of_the_rows_asked_for(town):
     both = town.observations(torch.tensor([4, 1]))
     parts = [town.observations(torch.tensor([row])) for row in (4, 1)]

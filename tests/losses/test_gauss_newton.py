@@ -14,7 +14,7 @@ def offsets(pair, seed=1, vicinity=1.0):
     return (2 * draw - 1) * vicinity
 
 
-def literal_loss(pair, offset, *, epsilon, second_weight):
+def literal_loss(pair, offset, *, epsilon, second_weight, distance_scale=None):
     """The formulas of the paper, a point at a time, with torch's own inverse and determinant."""
     first, second, keep = {}, {}, {}
     height, width = pair.map_b.shape[-2:]
@@ -31,7 +31,10 @@ def literal_loss(pair, offset, *, epsilon, second_weight):
         jacobian = torch.stack([along_x, along_y], -1)
         hessian = jacobian.T @ jacobian + epsilon * torch.eye(2, dtype=features.dtype)
         mu = torch.tensor([x, y], dtype=features.dtype) - torch.linalg.inv(hessian) @ (jacobian.T @ residual)
-        first[b, n] = (u_b - mu) @ hessian @ (u_b - mu) / 2
+        if distance_scale is None:
+            first[b, n] = (u_b - mu) @ hessian @ (u_b - mu) / 2
+        else:
+            first[b, n] = torch.log(1 + (u_b - mu) @ (u_b - mu) / (2 * distance_scale**2))
         second[b, n] = second_weight * (math.log(2 * math.pi) - torch.logdet(hessian) / 2)
     total = mean_of({k: first[k] + second[k] for k in first}, pair, keep)
     return total, mean_of(first, pair, keep), mean_of(second, pair, keep)
@@ -39,12 +42,13 @@ def literal_loss(pair, offset, *, epsilon, second_weight):
 
 @pytest.mark.parametrize("normalize", [True, False])
 @pytest.mark.parametrize("second_weight", [1.0, 2 / 7])
-def test_value_and_gradient_are_those_of_the_formulas(normalize, second_weight):
+@pytest.mark.parametrize("distance_scale", [None, 0.25])
+def test_value_and_gradient_are_those_of_the_formulas(normalize, second_weight, distance_scale):
     results = []
     for literal in (True, False):
         pair = make_pair(normalize=normalize, requires_grad=True)
         offset = offsets(pair, vicinity=1.7)  # some starts leave the map
-        settings = {"epsilon": 1e-4, "second_weight": second_weight}
+        settings = {"epsilon": 1e-4, "second_weight": second_weight, "distance_scale": distance_scale}
         if literal:
             loss, first, second = literal_loss(pair, offset, **settings)
         else:
@@ -73,6 +77,20 @@ def test_first_term_is_zero_where_the_step_is_exact_and_every_point_converges():
     _, parts = gauss_newton_loss(moved, offset=offsets(pair), epsilon=1e-12)
     assert parts["step"].item() == pytest.approx((0.2 * 0.8) ** 2 / 2, rel=1e-6)
     assert parts["converged"].item() == 0
+
+
+def test_by_distance_what_counts_is_where_the_step_ends_not_how_steep_the_map_is():
+    values = []
+    for slope in (0.02, 0.2, 2.0):
+        pair = linear_pair(slope, slope)
+        off = pair._replace(descriptors_a=pair.descriptors_a + torch.tensor([slope * 0.3, slope * 0.4, 0.0]))
+        likelihood, distance = (
+            gauss_newton_loss(off, offset=offsets(off), epsilon=1e-12, distance_scale=scale)[1]["step"].item()
+            for scale in (None, 0.5)
+        )
+        assert distance == pytest.approx(math.log(1 + 0.5**2 / (2 * 0.5**2)), rel=1e-6)
+        values.append(likelihood)
+    assert values[2] == pytest.approx(1e4 * values[0], rel=1e-6)  # of one error, by the likelihood
 
 
 def test_determinant_term_is_lower_for_steeper_maps():
@@ -133,3 +151,5 @@ def test_starts_are_drawn_within_the_vicinity(monkeypatch):
     assert offset.min() < -1.4 and offset.max() > 1.4
     with pytest.raises(ValueError, match="epsilon"):
         GaussNewton(epsilon=0)
+    with pytest.raises(ValueError, match="distance_scale"):
+        GaussNewton(distance_scale=0.0)
