@@ -151,8 +151,8 @@ class PairDataset(Dataset):
             generator: of the cuts.
         """
         extents = [(image.shape[-1], image.shape[-2]) for image in images]
-        share = self.crop**2 / np.prod(extents[0]) if endless else 1.0
-        wanted = min(self.correspondences, int(share * len(matches.weight))) // 4
+        share = min(1.0, self.crop**2 / np.prod(extents[0])) if endless else 1.0
+        wanted = max(1, min(self.correspondences, int(share * len(matches.weight))) // 4)
         likely = matches.weight.cumsum(dtype=np.float64)  # float32 rounds a draw up to the end, and beyond
         best, most = [], -1
         for _ in range(_TRIES):
