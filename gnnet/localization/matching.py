@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
@@ -56,6 +57,8 @@ class Matcher:
         dense: search every cell at stride 4 (or the finest, if that is coarser) with all levels at once, as
             S2DHM does, instead of coarse to fine.
         rank: of the similarity that the best is held against, as a share of the map's cells.
+        fine_weight: of every level but the coarsest in comparing places far apart; to place a match within a
+            cell each level counts in full. A coarse level tells places apart, a fine one where exactly.
 
     Raises:
         ValueError: if `candidates` is less than one.
@@ -67,14 +70,24 @@ class Matcher:
     ratio: float = 1.0
     dense: bool = False
     rank: float = 0.006
+    fine_weight: float = 1.0
 
     def __post_init__(self) -> None:
         if self.candidates < 1:
             raise ValueError(f"{self.candidates} candidates; expected at least 1")
 
-    def find(self, descriptors: tuple[Tensor, ...], pyramid: FeaturePyramid) -> Matches:
-        """As `find_matches`."""
-        return find_matches(descriptors, pyramid, candidates=self.candidates, subpixel=self.subpixel)
+    def _search(self, descriptors: tuple[Tensor, ...], pyramid: FeaturePyramid) -> tuple[Tensor, Tensor]:
+        """Keypoints (B, N, 2) where descriptors fit best, and which pass the ratio test (B, N)."""
+        if self.dense:
+            found = search_dense(
+                descriptors, pyramid, ratio=self.ratio, rank=self.rank, subpixel=self.subpixel,
+                fine_weight=self.fine_weight,
+            )  # fmt: skip
+            return found.keypoints, found.distinct
+        found = find_matches(
+            descriptors, pyramid, candidates=self.candidates, subpixel=self.subpixel, fine_weight=self.fine_weight
+        )
+        return found.keypoints, (found.distance <= self.ratio**2 * found.runner_up) | (self.ratio >= 1)
 
     @torch.no_grad()
     def match_observations(self, observations: Observations, pyramid: FeaturePyramid) -> KeypointMatches:
@@ -89,14 +102,8 @@ class Matcher:
         """
         descriptors = tuple(d[None] for d in observations.descriptors)
         kept = observations.valid.all(-1)
-        if self.dense:
-            found = search_dense(descriptors, pyramid, ratio=self.ratio, rank=self.rank, subpixel=self.subpixel)
-            keypoints, kept = found.keypoints[0], kept & found.distinct[0].to(kept.device)
-        else:
-            found = self.find(descriptors, pyramid)
-            keypoints = found.keypoints[0]
-            if self.ratio < 1:
-                kept = kept & (found.distance <= self.ratio**2 * found.runner_up)[0].to(kept.device)
+        found, distinct = self._search(descriptors, pyramid)
+        keypoints, kept = found[0], kept & distinct[0].to(kept.device)
         if self.mutual is not None:
             rows = kept.nonzero().squeeze(1)
             kept = kept.clone()
@@ -106,8 +113,8 @@ class Matcher:
     def _agree(self, observations: Observations, rows: Tensor, keypoints: Tensor, pyramid: FeaturePyramid) -> Tensor:
         """Which matches of some observations (M',) with the query's keypoints (M', 2) are mutual, (M',)."""
         back, valid = sample_descriptors(pyramid, keypoints[None])
-        columns = torch.cat([d[0] for d in back], -1)
-        references = torch.cat(observations.descriptors, -1)
+        columns = self._weighted([d[0] for d in back])
+        references = self._weighted(observations.descriptors)
         usable = observations.valid.all(-1)
         agree = torch.stack([v[0] for v in valid]).all(0).to(usable.device)
         for reference in observations.reference[rows].unique().tolist():
@@ -118,6 +125,10 @@ class Matcher:
             at = observations.keypoints[candidates[similarity.argmax(-1).to(candidates.device)]]
             agree[mine] &= (at - observations.keypoints[rows[mine]]).norm(dim=-1) <= self.mutual
         return agree
+
+    def _weighted(self, descriptors: Sequence[Tensor]) -> Tensor:
+        """All levels' descriptors side by side, so that inner products are weighted sums of the levels'."""
+        return torch.cat([descriptors[0], *(d * self.fine_weight**0.5 for d in descriptors[1:])], -1)
 
     @torch.no_grad()
     def match(self, a: FeaturePyramid, keypoints: Tensor, b: FeaturePyramid) -> KeypointMatches:
@@ -131,15 +142,13 @@ class Matcher:
         """
         a, b = (_expanded(pyramid, len(keypoints)) for pyramid in (a, b))
         descriptors, valid = sample_descriptors(a, keypoints)
-        found = self.find(descriptors, b)
-        kept = torch.stack(valid).all(0)
-        if self.ratio < 1:
-            kept &= found.distance <= self.ratio**2 * found.runner_up
+        found, kept = self._search(descriptors, b)
+        kept = kept & torch.stack(valid).all(0)
         if self.mutual is not None:
-            back, valid = sample_descriptors(b, found.keypoints)
-            returned = self.find(back, a).keypoints
+            back, valid = sample_descriptors(b, found)
+            returned, _ = self._search(back, a)
             kept &= torch.stack(valid).all(0) & ((returned - keypoints).norm(dim=-1) <= self.mutual)
-        return KeypointMatches(found.keypoints, kept)
+        return KeypointMatches(found, kept)
 
 
 def match_coarse_to_fine(
@@ -163,6 +172,7 @@ def find_matches(
     *,
     candidates: int = 1,
     subpixel: bool = False,
+    fine_weight: float = 1.0,
     values_at_once: int = VALUES_AT_ONCE,
 ) -> Matches:
     """Nearest cells of the coarsest map, then at each finer level the nearest cell of a window around each.
@@ -177,6 +187,7 @@ def find_matches(
         candidates: cells of the coarsest map that are followed.
         subpixel: move the match from the cell's centre to the least distance of the interpolated map,
             by Gauss-Newton at the finest level.
+        fine_weight: of the finer levels' squared distances in that sum.
         values_at_once: numbers held in memory together; points are searched in chunks of so many.
     """
     strides = pyramid.strides
@@ -188,7 +199,7 @@ def find_matches(
     windows = [candidates * (2 * r + 1) ** 2 * m.shape[1] for r, m in zip(radii, pyramid.maps, strict=True)]
     chunk = max(1, values_at_once // (batch * max(height * width, *windows)))
     parts = [
-        _find_chunk(part, pyramid, radii, candidates, subpixel)
+        _find_chunk(part, pyramid, radii, candidates, subpixel, fine_weight)
         for part in zip(*(level.split(chunk, 1) for level in descriptors), strict=True)
     ]
     return Matches(*(torch.cat(column, 1) for column in zip(*parts, strict=True)))
@@ -217,6 +228,7 @@ def search_dense(
     ratio: float = 1.0,
     rank: float = 0.006,
     subpixel: bool = False,
+    fine_weight: float = 1.0,
     values_at_once: int = DENSE_VALUES,
 ) -> DenseMatches:
     """Search descriptors in every cell of the query, all levels together (Germain et al., "S2DHM", 3DV 2019).
@@ -230,11 +242,12 @@ def search_dense(
         ratio: a match is distinct if the similarity at `rank` is at most `ratio` times the best; 1 keeps all.
         rank: as a share of the cells.
         subpixel: as in `find_matches`.
+        fine_weight: of the finer levels' inner products in that sum; S2DHM's is 1.
         values_at_once: similarities held in memory together.
     """
     stride = max(DENSE_STRIDE, pyramid.strides[-1])
     features, width = levels_at_stride(pyramid, stride)
-    columns = torch.cat(descriptors, -1)
+    columns = torch.cat([descriptors[0], *(fine_weight * d for d in descriptors[1:])], -1)
     found = [
         best_cells(rows, cells, ratio=ratio, rank=rank, values_at_once=values_at_once)
         for rows, cells in zip(columns, features, strict=True)
@@ -253,13 +266,18 @@ def search_dense(
 
 
 def _find_chunk(
-    descriptors: tuple[Tensor, ...], pyramid: FeaturePyramid, radii: list[int], candidates: int, subpixel: bool
+    descriptors: tuple[Tensor, ...],
+    pyramid: FeaturePyramid,
+    radii: list[int],
+    candidates: int,
+    subpixel: bool,
+    fine_weight: float,
 ) -> Matches:
     at, distance = _coarse_candidates(descriptors[0], pyramid.maps[0], candidates)  # [B, N, K, 2], [B, N, K]
     for i in range(1, len(radii)):
         at = at * (pyramid.strides[i - 1] / pyramid.strides[i])
         at, found = _best_in_window(descriptors[i], pyramid.maps[i], at, radii[i])
-        distance = distance + found
+        distance = distance + fine_weight * found
     order = distance.topk(min(2, distance.shape[-1]), largest=False)
     at = at.gather(2, order.indices[..., :1, None].expand(-1, -1, -1, 2)).squeeze(2)
     if subpixel:

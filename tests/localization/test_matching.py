@@ -133,3 +133,16 @@ def test_sift_matches_against_plain_numpy():
     assert match_sift(a, b, ratio=1, mutual=False).kept.all()
     assert not match_sift(a, b[:0]).kept.any() and len(match_sift(a[:0], b).nearest) == 0
     assert match_sift(a, b[:1]).kept.sum() == 1
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_fine_levels_of_little_weight_do_not_choose_between_places(dense):
+    """The coarse level prefers the first place by little, the fine one the second by much."""
+    coarse, fine = torch.zeros(1, 2, 8, 8), torch.zeros(1, 2, 16, 16)
+    coarse[0, 0, 2, 2], coarse[0, 0, 6, 6], fine[0, 0, 12, 12] = 1.0, 0.8, 1.0
+    pyramid = FeaturePyramid((coarse, fine), (8, 4))
+    wanted = torch.tensor([[[1.0, 0.0]]])
+    for weight, place in ((1.0, 50.0), (0.01, 20.0)):
+        matcher = Matcher(dense=dense, subpixel=False, mutual=None, fine_weight=weight)
+        found, _ = matcher._search((wanted, wanted), pyramid)
+        assert (found - place).abs().max() <= 8
