@@ -101,7 +101,7 @@ def test_it_holds_the_references_and_their_observations(scene, town):
 def test_what_is_described_is_where_the_reference_observes_a_point(scene, tmp_path):
     """Not where its pose, which may be off, projects it; where they are far apart, nothing is described."""
     reference = next(i for i in scene.images.values() if i.is_reference)
-    observed = (*np.asarray(reference.keypoints), 1.5, -0.5)
+    observed = np.asarray(reference.keypoints) + np.array([1.5, -0.5])
     observed[::7] += 20
     one = replace(scene, images={reference.name: replace(reference, keypoints=observed)}, pairs=())
     found = compiled(tmp_path / "one", one, small_unet(), points=500).observations(torch.tensor([0]))
