@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import map_coordinates, uniform_filter
 
+from gnnet.data.depth import Window
 from gnnet.scenes.correspondence_file import Correspondences
 from gnnet.scenes.scene import Scene
 
@@ -54,7 +55,7 @@ def still_correspondences(
     *,
     count: int,
     generator: np.random.Generator,
-    window: tuple[float, float, float, float] | None = None,
+    window: Window | None = None,
 ) -> Correspondences:
     """About `count` pixels spread evenly over an image, each corresponding to itself; weighted by structure.
 
@@ -65,7 +66,7 @@ def still_correspondences(
         structure: (h, w) of any resolution, see `lasting_structure`.
         count: before points without structure are left out.
         generator: of the points' positions in their cells.
-        window: left, top, right and bottom of what is spread over; None is the whole image.
+        window: what is spread over; None is the whole image.
     """
     width, height = size
     left, top, right, bottom = (0, 0, width, height) if window is None else window

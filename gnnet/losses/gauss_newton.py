@@ -29,7 +29,7 @@ def gauss_newton_loss(
     sums of squares plus ε, so det H cannot round to zero or below, however large the map's scale.
 
     Of features of unit norm H is bounded, and where it is small the likelihood hardly asks where the step
-    ends: errors of most of a cell cost a hundredth of what steeper features earn. With a `distance_scale` σ
+    ends: errors of most of a cell cost little beside what steeper features earn. With a `distance_scale` σ
     the first term is log(1 + |u_b − μ|² / 2σ²) instead, which asks for nothing else; robust, as on an edge
     the step may end anywhere along it.
 

@@ -50,6 +50,15 @@ def test_correspondences_are_even_weighted_and_the_pixel_itself(town):
     assert cells.min() > 0.4 * cells.mean()
 
 
+def test_a_window_gets_all_the_points():
+    window = (40.0, 30.0, 90.0, 80.0)
+    generator = np.random.default_rng(0)
+    found = still_correspondences((200, 100), np.ones((1, 1)), count=400, generator=generator, window=window)
+    assert len(found.weight) == 400
+    counts = np.histogram2d(*found.keypoints_a.T, bins=5, range=((40, 90), (30, 80)))[0]
+    assert (counts == 16).all()
+
+
 def test_structure_of_any_resolution_is_read_at_the_right_place():
     structure = np.zeros((10, 10), np.float32)
     structure[:, 5:] = 1

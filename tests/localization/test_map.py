@@ -74,6 +74,7 @@ def town(scene, tmp_path_factory) -> Map:
 def test_it_holds_the_references_and_their_observations(scene, town):
     references = {i.name: i for i in scene.images.values() if i.is_reference}
     assert town.names == tuple(sorted(references)) and town.levels == 2 and town.largest_side is None
+    assert town.retrieve_within == ("camera",)  # as the reader says
     assert town.places == tuple(references[name].place for name in town.names)
     network = small_unet()
     for row, name in enumerate(town.names):

@@ -80,7 +80,8 @@ def opened(photos: Path, tmp_path: Path):
 
 
 def assert_same_scene(found: Scene, expected: Scene) -> None:
-    assert (found.name, found.groups, found.problems) == (expected.name, expected.groups, expected.problems)
+    for kept in ("name", "groups", "problems", "retrieve_within"):
+        assert getattr(found, kept) == getattr(expected, kept)
     assert torch.equal(found.points, expected.points) and found.points.dtype == torch.float64
     assert list(found.images) == list(expected.images) and found.pairs == tuple(expected.pairs)
     for name in expected.images:
