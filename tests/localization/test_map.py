@@ -205,7 +205,7 @@ def moved(scene: Scene, **changes) -> Scene:
     return replace(scene, images=images, pairs=())
 
 
-def test_what_was_made_of_something_else_is_refused(scene, town):
+def test_what_was_made_of_something_else_is_refused(scene, town, monkeypatch):
     before = town.path.read_bytes()
 
     def refused(what: str, scene=scene, network=None, **settings):
@@ -226,6 +226,8 @@ def test_what_was_made_of_something_else_is_refused(scene, town):
     )
     refused("scene", scene=scene.with_places(scene.places[:2]))
     refused("local features", local_features=LocalFeatures("sift"), network=small_unet())
+    monkeypatch.setattr("gnnet.localization.map.VERSION", 1)
+    refused("version")
     assert town.path.read_bytes() == before
     empty = moved(scene, is_reference=lambda i: False)
     with pytest.raises(ValueError, match="no reference with pose"):

@@ -44,7 +44,7 @@ def read_photos(root: Path, *, place: str = "p", elsewhere: str = "", on_bad: On
     names = list(images)
     pairs = tuple(Pair(a, b, place, static=True) for a, b in pairwise(names))
     points = torch.arange(9, dtype=torch.float64).reshape(3, 3)
-    return Scene("photos", images, pairs, points, groups={"all": ("day",)}, problems=tuple(bad.problems))
+    return Scene("photos", images, pairs, points, {"all": ("day",)}, tuple(bad.problems), ("camera", "place"))
 
 
 def read_in_process(root: Path, index_dir: Path) -> None:
