@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -48,7 +49,7 @@ class Contrastive(Term):
     """`double_margin_contrastive_loss` with negatives mined among the hardest M(step) cells of the other image.
 
     Args:
-        weight, start_step, ramp_steps: see `Term`.
+        weight, start_step, ramp_steps, levels: see `Term`.
         positive_margin, negative_margin: M₊ and M₋, feature distances.
         exclusion: no negative lies nearer to the truth than this fraction of the map's larger side.
         hardest_start, hardest_min, hardest_decay: M(k), see `hardest_count`.
@@ -68,8 +69,9 @@ class Contrastive(Term):
         candidates: int | Literal["all"] = "all",
         start_step: int = 0,
         ramp_steps: int = 0,
+        levels: Sequence[int] | None = None,
     ):
-        super().__init__(weight=weight, start_step=start_step, ramp_steps=ramp_steps)
+        super().__init__(weight=weight, start_step=start_step, ramp_steps=ramp_steps, levels=levels)
         if candidates != "all" and not (isinstance(candidates, int) and candidates > 0):
             raise ValueError(f'Contrastive.candidates is {candidates!r}; expected "all" or a positive number of cells')
         if not 0 < hardest_min <= hardest_start:

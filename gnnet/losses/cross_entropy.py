@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -92,7 +94,7 @@ class CrossEntropy(Term):
     """`correspondence_cross_entropy` against every cell at coarse levels, and a window's at fine ones.
 
     Args:
-        weight, start_step, ramp_steps: see `Term`.
+        weight, start_step, ramp_steps, levels: see `Term`.
         temperature: τ.
         exclusion: in level cells.
         dense_cells: a map of at most so many cells is coarse: each cell is a candidate.
@@ -114,8 +116,9 @@ class CrossEntropy(Term):
         other_points: bool = True,
         start_step: int = 0,
         ramp_steps: int = 0,
+        levels: Sequence[int] | None = None,
     ):
-        super().__init__(weight=weight, start_step=start_step, ramp_steps=ramp_steps)
+        super().__init__(weight=weight, start_step=start_step, ramp_steps=ramp_steps, levels=levels)
         if temperature <= 0:
             raise ValueError(f"CrossEntropy.temperature is {temperature}; expected more than zero (0.07 is usual)")
         if window <= exclusion:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -79,7 +80,7 @@ class GaussNewton(Term):
     """`gauss_newton_loss` from starts drawn uniformly in [−vicinity, vicinity]² level pixels.
 
     Args:
-        weight, start_step, ramp_steps: see `Term`.
+        weight, start_step, ramp_steps, levels: see `Term`.
         vicinity: in level pixels.
         second_weight, distance_scale, epsilon, gradient: see `gauss_newton_loss`.
     """
@@ -95,8 +96,9 @@ class GaussNewton(Term):
         gradient: Gradient = "central",
         start_step: int = 0,
         ramp_steps: int = 0,
+        levels: Sequence[int] | None = None,
     ):
-        super().__init__(weight=weight, start_step=start_step, ramp_steps=ramp_steps)
+        super().__init__(weight=weight, start_step=start_step, ramp_steps=ramp_steps, levels=levels)
         if epsilon <= 0:
             raise ValueError(f"GaussNewton.epsilon is {epsilon}; expected more than zero, for log det H to be finite")
         if distance_scale is not None and distance_scale <= 0:

@@ -15,11 +15,12 @@ from gnnet.models.pyramid import FeaturePyramid
 
 
 class PairLoss(nn.Module):
-    """Σ over terms of weight × mean over levels and directions of the term.
+    """Σ over terms of weight × mean over the term's levels and both directions.
 
     Args:
         terms: by the name under which each is logged, such as {"dmc": Contrastive(), "gn": GaussNewton()}.
-        levels: positions of the pyramid levels that count, 0 the coarsest; None: all.
+        levels: positions of the pyramid levels that count, 0 the coarsest; None: all. A term may count
+            on some of these alone (`Term.levels`).
 
     Raises:
         ValueError: if no term counts from the first step on, as there would be nothing to train.
@@ -61,7 +62,7 @@ class PairLoss(nn.Module):
             one stride, the second is called `stride8_2`.
 
         Raises:
-            ValueError: if the two pyramids' strides differ.
+            ValueError: if the two pyramids' strides differ, or a term counts on a level that they do not have.
         """
         if tuple(pyramid_a.strides) != tuple(pyramid_b.strides):
             raise ValueError(
@@ -72,11 +73,13 @@ class PairLoss(nn.Module):
             pyramid_a, pyramid_b = pyramid_a.select(self.levels), pyramid_b.select(self.levels)
         weights = {name: term.weight_at(step) for name, term in self.terms.items()}
         active = [name for name, weight in weights.items() if weight > 0]
+        positions = {name: _positions(name, term.levels, pyramid_a.strides) for name, term in self.terms.items()}
         losses: dict[str, list[Tensor]] = defaultdict(list)
         logged: dict[str, list[Tensor]] = defaultdict(list)
         with torch.autocast(pyramid_a.maps[0].device.type, enabled=False):
-            for level, forth in _level_pairs(pyramid_a, pyramid_b, batch):
-                for name, pair in product(active, (forth, forth.swap())):
+            for position, (level, forth) in enumerate(_level_pairs(pyramid_a, pyramid_b, batch)):
+                here = [name for name in active if position in positions[name]]
+                for name, pair in product(here, (forth, forth.swap())):
                     loss, parts = self.terms[name](pair, step=step, generator=generator)
                     losses[name].append(loss)
                     for key, value in {"": loss.detach(), **{f"/{k}": v for k, v in parts.items()}}.items():
@@ -84,6 +87,19 @@ class PairLoss(nn.Module):
                         logged[f"{name}/{level}{key}"].append(value)
             total = sum(weights[name] * torch.stack(losses[name]).mean() for name in active)
         return total, {name: torch.stack(values).mean() for name, values in logged.items()}
+
+
+def _positions(name: str, levels: Sequence[int] | None, strides: Sequence[int]) -> set[int]:
+    """A term's levels, counted from the coarsest."""
+    count = len(strides)
+    if levels is None:
+        return set(range(count))
+    if not levels or not all(-count <= i < count for i in levels):
+        raise ValueError(
+            f"loss.terms.{name}.levels is {list(levels)}, of a pyramid with strides {list(strides)}; "
+            f"expected some of 0 to {count - 1}, or null for all"
+        )
+    return {i % count for i in levels}
 
 
 def _level_pairs(

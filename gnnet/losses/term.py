@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -52,18 +53,26 @@ class LevelPair(NamedTuple):
 
 
 class Term(nn.Module):
-    """One summand of the loss: its weight, from which step it counts, and its value for a `LevelPair`.
+    """One summand of the loss: its weight, where and from when it counts, and its value for a `LevelPair`.
 
     Args:
         weight: factor in the total.
         start_step: the term is off (and not computed) before this global step.
         ramp_steps: from `start_step` on, the weight rises linearly over so many steps.
+        levels: positions of the pyramid levels on which it counts, 0 the coarsest, −1 the finest; None: all.
 
     Raises:
         ValueError: if one of them is negative.
     """
 
-    def __init__(self, *, weight: float = 1.0, start_step: int = 0, ramp_steps: int = 0):
+    def __init__(
+        self,
+        *,
+        weight: float = 1.0,
+        start_step: int = 0,
+        ramp_steps: int = 0,
+        levels: Sequence[int] | None = None,
+    ):
         super().__init__()
         for key, value in {"weight": weight, "start_step": start_step, "ramp_steps": ramp_steps}.items():
             if value < 0:
@@ -71,6 +80,7 @@ class Term(nn.Module):
         self.weight = weight
         self.start_step = start_step
         self.ramp_steps = ramp_steps
+        self.levels = None if levels is None else list(levels)
 
     def weight_at(self, step: int) -> float:
         """Weight at a global step: 0 before `start_step`, then rising to `weight`."""

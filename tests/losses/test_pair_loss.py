@@ -181,6 +181,28 @@ def test_terms_switch_on_and_levels_are_chosen():
     assert "dmc/stride8" not in after
 
 
+def test_a_term_counts_on_its_levels_alone():
+    a, b, batch = make_inputs()
+    terms = {"dmc": Contrastive(hardest_start=1, hardest_min=1), "gn": GaussNewton(vicinity=0.0, levels=[-1])}
+    total, parts = PairLoss(terms=terms)(a, b, batch, step=0)
+    assert {key for key in parts if key.startswith("gn/stride")} >= {"gn/stride2"}
+    assert "gn/stride8" not in parts and "dmc/stride8" in parts
+    torch.testing.assert_close(parts["gn"], parts["gn/stride2"])
+    torch.testing.assert_close(total, parts["dmc"] + parts["gn/stride2"])
+    # Of a loss on some levels, a term's are counted among these.
+    _, parts = PairLoss(terms=terms, levels=[0, 1])(a, b, batch, step=0)
+    assert "gn/stride8_2" in parts and "gn/stride8" not in parts
+
+
+@pytest.mark.parametrize("levels", [[3], [-4], []])
+def test_a_level_that_the_pyramid_lacks_is_explained(levels):
+    a, b, batch = make_inputs()
+    # At the first step already, though the term is off.
+    loss = PairLoss(terms={"dmc": Contrastive(), "gn": GaussNewton(start_step=100, levels=levels)})
+    with pytest.raises(ValueError, match=r"loss\.terms\.gn\.levels is .*strides \[8, 8, 2\].*expected some of 0 to 2"):
+        loss(a, b, batch, step=0)
+
+
 def test_bad_input_is_explained():
     a, b, batch = make_inputs()
     with pytest.raises(ValueError, match=r"terms \(empty\)"):
