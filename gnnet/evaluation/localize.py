@@ -27,8 +27,9 @@ from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, pose_errors
 from gnnet.localization.localization import Localization, Status
 from gnnet.localization.localizer import Localizer
-from gnnet.localization.map import compile_map, fingerprint
+from gnnet.localization.map_compilation import compile_map
 from gnnet.localization.retrieval import nearest_by_pose
+from gnnet.models.fingerprint import fingerprint
 from gnnet.scenes.pose_files import read_pairs_file, write_pose_file
 from gnnet.scenes.scene import Scene
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -12,11 +12,9 @@ from torch import Tensor, nn
 
 from gnnet.data.depth import lift_keypoints
 from gnnet.data.sift import detect_sift, match_sift
+from gnnet.localization.map import Observations
 from gnnet.localization.matching import KeypointMatches
 from gnnet.scenes.scene import Scene, SceneImage
-
-if TYPE_CHECKING:
-    from gnnet.localization.map import Observations
 
 NEAR_POINT = 3.0  # pixels within which a detection takes the depth of a known point
 

@@ -18,7 +18,7 @@ from gnnet.geometry.pose import Pose
 from gnnet.localization.hypotheses import Hypothesis, choose_hypothesis, pose_hypotheses
 from gnnet.localization.local_features import LocalFeatures
 from gnnet.localization.localization import Localization, Status
-from gnnet.localization.map import Map, Observations, fingerprint
+from gnnet.localization.map import Map, Observations
 from gnnet.localization.matching import KeypointMatches, Matcher
 from gnnet.localization.pnp import PoseSolver
 from gnnet.localization.refinement import Refinement, refine_pose, sample_descriptors
@@ -26,6 +26,7 @@ from gnnet.localization.retrieval import gem, nearest_by_pose, nearest_reference
 from gnnet.localization.robust import Robust
 from gnnet.localization.stopwatch import Stopwatch
 from gnnet.models.checkpoint import network_of_checkpoint
+from gnnet.models.fingerprint import fingerprint
 from gnnet.models.pyramid import FeaturePyramid
 
 Mode = Literal["nearest", "sparse", "sparse_to_dense", "refine"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +13,9 @@ from torch import Tensor
 
 from gnnet.geometry.interpolation import sample_with_gradient
 from gnnet.localization.dense_search import DENSE_VALUES, best_cells, levels_at_stride
+from gnnet.localization.map import Observations
 from gnnet.localization.refinement import sample_descriptors
 from gnnet.models.pyramid import FeaturePyramid
-
-if TYPE_CHECKING:
-    from gnnet.localization.map import Observations
 
 VALUES_AT_ONCE = 1 << 26  # 256 MB in float32
 PEAK_STEPS = 3  # more change nothing

@@ -19,7 +19,7 @@ from gnnet.evaluation.queries import Query
 from gnnet.evaluation.report import Line, Report
 from gnnet.geometry.pose import perturb
 from gnnet.localization.localization import Localization, Status
-from gnnet.localization.map import compile_map
+from gnnet.localization.map_compilation import compile_map
 from gnnet.models.grey import GreyValues
 from gnnet.scenes.robotcar import load_robotcar
 

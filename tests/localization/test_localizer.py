@@ -17,7 +17,7 @@ from gnnet.geometry.pose import Pose, perturb, pose_errors
 from gnnet.localization.local_features import LocalFeatures
 from gnnet.localization.localization import Status
 from gnnet.localization.localizer import Localizer
-from gnnet.localization.map import compile_map
+from gnnet.localization.map_compilation import compile_map
 from gnnet.localization.matching import Matcher, match_coarse_to_fine
 from gnnet.localization.pnp import PoseSolver
 from gnnet.localization.refinement import sample_descriptors

@@ -23,7 +23,8 @@ from gnnet.geometry.pose import Pose
 from gnnet.localization.array_file import ArrayFile
 from gnnet.localization.covisibility import covisible_by_depth, covisible_by_points
 from gnnet.localization.local_features import LocalFeatures
-from gnnet.localization.map import Map, compile_map
+from gnnet.localization.map import Map
+from gnnet.localization.map_compilation import compile_map
 from gnnet.localization.refinement import sample_descriptors
 from gnnet.localization.retrieval import gem
 from gnnet.models.pyramid import FeaturePyramid
@@ -226,7 +227,7 @@ def test_what_was_made_of_something_else_is_refused(scene, town, monkeypatch):
     )
     refused("scene", scene=scene.with_places(scene.places[:2]))
     refused("local features", local_features=LocalFeatures("sift"), network=small_unet())
-    monkeypatch.setattr("gnnet.localization.map.VERSION", 1)
+    monkeypatch.setattr("gnnet.localization.map_compilation.VERSION", 1)
     refused("version")
     assert town.path.read_bytes() == before
     empty = moved(scene, is_reference=lambda i: False)
