@@ -66,7 +66,7 @@ def _stages(folder: Path, device: torch.device, count: int) -> dict[str, float]:
     """Mean seconds a query of each stage; the first query is left out."""
     network = UNet(widths=[24, 48, 96, 128], channels=32, strides=[8, 2], upsampling="bilinear", stem_stride=2)
     scene = load_toy(folder / "town")
-    settings = Localizer(robust=Robust(kind="cauchy", scale=0.3), matcher=Matcher(dense=True, ratio=0.9), references=10)
+    settings = Localizer(robust=Robust(kind="cauchy", scale=0.3), matcher=Matcher(ratio=0.9), references=10)
     localizer = prepare_localizer(settings, network, scene, MapSettings(folder / "maps"), device=device)
     queries = [q for q in queries_of_scene(scene) if q.camera is not None][: count + 1]
     sums: dict[str, float] = {}

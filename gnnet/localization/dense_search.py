@@ -66,20 +66,20 @@ def _count_above(values: Tensor, thresholds: Tensor) -> Tensor:
     return sums.view(torch.uint8).sum(-1, dtype=torch.int64)
 
 
-def levels_at_stride(pyramid: FeaturePyramid, stride: int) -> tuple[Tensor, int]:
-    """All levels at the centres of cells of one stride, as columns (B, ΣC, H·W), and W."""
+def levels_at_stride(pyramid: FeaturePyramid, stride: int) -> tuple[list[Tensor], int]:
+    """Every level at the centres of cells of one stride, as columns (B, C_l, H·W), and W."""
     finest, fine_stride = pyramid.maps[-1], pyramid.strides[-1]
     height, width = (max(1, side * fine_stride // stride) for side in finest.shape[-2:])
     x = torch.arange(width, device=finest.device) + 0.5
     y = torch.arange(height, device=finest.device) + 0.5
     centers = stride * torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
-    columns = []
+    levels = []
     for features, own in zip(*pyramid, strict=True):
         if own == stride and features.shape[-2:] == (height, width):
-            columns.append(features.flatten(2))
+            levels.append(features.flatten(2))
             continue
         # Beyond the outer centres a coarse map goes on as it is there.
         last = centers.new_tensor([features.shape[-1], features.shape[-2]]) - 0.5
         xy = (centers / own).clamp(min=0.5).minimum(last).expand(len(features), -1, -1)
-        columns.append(sample(features, xy)[0].mT)
-    return torch.cat(columns, 1).contiguous(), width
+        levels.append(sample(features, xy)[0].mT)
+    return levels, width

@@ -130,7 +130,7 @@ class Localizer:
             FileNotFoundError, ValueError: if one is missing or broken, or the map is of another network.
         """
         network = network_of_checkpoint(path).eval().to(device)
-        defaults = {"robust": Robust(kind="cauchy", scale=0.3), "matcher": Matcher(dense=True, ratio=0.9)}
+        defaults = {"robust": Robust(kind="cauchy", scale=0.3), "matcher": Matcher(ratio=0.9)}
         return cls(**{**defaults, **settings}).on(network, Map.open(map))
 
     def on(self, network: nn.Module, map: Map, retrieval_network: nn.Module | None = None) -> Localizer:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from gnnet.geometry.interpolation import sample_with_gradient
 from gnnet.localization.dense_search import DENSE_VALUES, best_cells, levels_at_stride
@@ -43,32 +44,33 @@ class KeypointMatches(NamedTuple):
 
 @dataclass(frozen=True)
 class Matcher:
-    """Settings of matching, see `find_matches`, and which matches to keep.
+    """Settings of matching, see `search_dense` and `find_matches`, and which matches to keep.
 
     Args:
-        candidates: cells of the coarsest map that are followed through the finer levels.
-        subpixel: place matches between the centres of the finest level's cells.
+        dense: search every cell at stride 4 (or the finest, if that is coarser) with all levels at once, as
+            S2DHM does; otherwise coarse to fine.
+        fine_weight: of the finest level in comparing places far apart; to place a match within a cell each
+            level counts in full. Coarse levels tell places apart, the finest one where exactly.
+        ratio: a match is kept if, in a dense search, the similarity at `rank` is at most `ratio` times the best
+            (S2DHM's test); coarse to fine, if its feature distance is at most `ratio` times the runner-up's.
+            1 keeps all.
+        rank: of the similarity that the best is held against, as a share of the map's cells.
         mutual: pixels; a match is kept if matching it back ends within so many of where it began.
             None keeps all.
-        ratio: a match is kept if its feature distance is at most `ratio` times the runner-up's; with a dense
-            search, if the similarity at `rank` is at most `ratio` times the best (S2DHM's test). 1 keeps all.
-        dense: search every cell at stride 4 (or the finest, if that is coarser) with all levels at once, as
-            S2DHM does, instead of coarse to fine.
-        rank: of the similarity that the best is held against, as a share of the map's cells.
-        fine_weight: of every level but the coarsest in comparing places far apart; to place a match within a
-            cell each level counts in full. A coarse level tells places apart, a fine one where exactly.
+        subpixel: place matches between the centres of the finest level's cells.
+        candidates: cells of the coarsest map that are followed through the finer levels, coarse to fine.
 
     Raises:
         ValueError: if `candidates` is less than one.
     """
 
-    candidates: int = 8
-    subpixel: bool = True
-    mutual: float | None = 2.0
+    dense: bool = True
+    fine_weight: float = 0.25
     ratio: float = 1.0
-    dense: bool = False
     rank: float = 0.006
-    fine_weight: float = 1.0
+    mutual: float | None = 2.0
+    subpixel: bool = True
+    candidates: int = 8
 
     def __post_init__(self) -> None:
         if self.candidates < 1:
@@ -126,7 +128,7 @@ class Matcher:
 
     def _weighted(self, descriptors: Sequence[Tensor]) -> Tensor:
         """All levels' descriptors side by side, so that inner products are weighted sums of the levels'."""
-        return torch.cat([descriptors[0], *(d * self.fine_weight**0.5 for d in descriptors[1:])], -1)
+        return torch.cat([*descriptors[:-1], descriptors[-1] * self.fine_weight**0.5], -1)
 
     @torch.no_grad()
     def match(self, a: FeaturePyramid, keypoints: Tensor, b: FeaturePyramid) -> KeypointMatches:
@@ -185,7 +187,7 @@ def find_matches(
         candidates: cells of the coarsest map that are followed.
         subpixel: move the match from the cell's centre to the least distance of the interpolated map,
             by Gauss-Newton at the finest level.
-        fine_weight: of the finer levels' squared distances in that sum.
+        fine_weight: of the finest level's squared distance in that sum.
         values_at_once: numbers held in memory together; points are searched in chunks of so many.
     """
     strides = pyramid.strides
@@ -209,8 +211,9 @@ DENSE_STRIDE = 4  # of the cells that a dense search goes through, S2DHM's
 class DenseMatches(NamedTuple):
     """Where N descriptors fit best in each of B images, searched in every cell.
 
-    `keypoints` (B, N, 2) image pixels; `similarity` (B, N) there, summed over levels; `distinct` (B, N)
-    whether the ratio test keeps them.
+    `keypoints` (B, N, 2) image pixels; `similarity` (B, N) of the best cell, weighted sum over levels of
+    |d|² − ½|d − c|² for descriptor d and cell c, which is ⟨d, c⟩ where both are of unit length; `distinct`
+    (B, N) whether the ratio test keeps them.
     """
 
     keypoints: Tensor
@@ -231,8 +234,8 @@ def search_dense(
 ) -> DenseMatches:
     """Search descriptors in every cell of the query, all levels together (Germain et al., "S2DHM", 3DV 2019).
 
-    The maps are brought to one stride, `DENSE_STRIDE` or the finest if that is coarser, where the inner
-    products of all levels are summed: the hypercolumn's. The best cell is then placed within finer levels.
+    The maps are brought to one stride, `DENSE_STRIDE` or the finest if that is coarser, where the
+    similarities of all levels are summed: the hypercolumn's. The best cell is then placed within finer levels.
 
     Args:
         descriptors: (B, N, C_l) of each level, coarse to fine.
@@ -240,15 +243,21 @@ def search_dense(
         ratio: a match is distinct if the similarity at `rank` is at most `ratio` times the best; 1 keeps all.
         rank: as a share of the cells.
         subpixel: as in `find_matches`.
-        fine_weight: of the finer levels' inner products in that sum; S2DHM's is 1.
+        fine_weight: of the finest level in that sum; S2DHM's is 1.
         values_at_once: similarities held in memory together.
     """
     stride = max(DENSE_STRIDE, pyramid.strides[-1])
-    features, width = levels_at_stride(pyramid, stride)
-    columns = torch.cat([descriptors[0], *(fine_weight * d for d in descriptors[1:])], -1)
+    levels, width = levels_at_stride(pyramid, stride)
+    weights = [1.0] * (len(levels) - 1) + [fine_weight]
+    # Nearest, not of the largest product: between centres of cells features are shorter, and some networks' are
+    # of any length. The squares stand as channels, so that all of it is one product.
+    own = sum(w * d.square().sum(-1, keepdim=True) for w, d in zip(weights, descriptors, strict=True)) / 2
+    theirs = sum(w * vector_norm(c, dim=1, keepdim=True).square() for w, c in zip(weights, levels, strict=True)) / 2
+    columns = torch.cat([*(w * d for w, d in zip(weights, descriptors, strict=True)), own, torch.ones_like(own)], -1)
+    cells = torch.cat([*levels, torch.ones_like(theirs), -theirs], 1)
     found = [
-        best_cells(rows, cells, ratio=ratio, rank=rank, values_at_once=values_at_once)
-        for rows, cells in zip(columns, features, strict=True)
+        best_cells(rows, image, ratio=ratio, rank=rank, values_at_once=values_at_once)
+        for rows, image in zip(columns, cells, strict=True)
     ]
     index, similarity, distinct = (torch.stack(column) for column in zip(*found, strict=True))
     at, before = torch.stack([index % width, index // width], -1)[:, :, None] + 0.5, stride
@@ -275,7 +284,7 @@ def _find_chunk(
     for i in range(1, len(radii)):
         at = at * (pyramid.strides[i - 1] / pyramid.strides[i])
         at, found = _best_in_window(descriptors[i], pyramid.maps[i], at, radii[i])
-        distance = distance + fine_weight * found
+        distance = distance + (fine_weight if i == len(radii) - 1 else 1.0) * found
     order = distance.topk(min(2, distance.shape[-1]), largest=False)
     at = at.gather(2, order.indices[..., :1, None].expand(-1, -1, -1, 2)).squeeze(2)
     if subpixel:

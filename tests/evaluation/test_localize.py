@@ -35,7 +35,7 @@ def scene(toy_root):
 
 
 def localizer_on(scene, folder, **settings) -> Localizer:
-    settings = {"robust": Robust(kind="cauchy", scale=0.3), "matcher": Matcher(dense=True), "references": 3, **settings}
+    settings = {"robust": Robust(kind="cauchy", scale=0.3), "matcher": Matcher(), "references": 3, **settings}
     return prepare_localizer(
         Localizer(**settings), GreyValues(strides=[8, 2]), scene, MapSettings(folder, points=100), device="cpu"
     )

@@ -50,7 +50,7 @@ def search_by_loops(descriptors, maps: FeaturePyramid, image: int, row: int, *, 
         for j in range(width):
             for features, descriptor, s in zip(levels, own, maps.strides, strict=True):
                 cell = interpolate(features, (j + 0.5) * stride / s, (i + 0.5) * stride / s)
-                similarities[i, j] += cell @ descriptor
+                similarities[i, j] += descriptor @ descriptor - ((cell - descriptor) ** 2).sum() / 2
     best_y, best_x = np.unravel_index(similarities.argmax(), similarities.shape)
     ordered = np.sort(similarities.ravel())[::-1]
     at_rank = ordered[max(2, round(rank * ordered.size)) - 1]
@@ -165,6 +165,8 @@ def observed(strides=(8, 4), *, references=(4, 9), per_reference=25, seed=0):
 
 def mutual_by_loops(observations: Observations, keypoints, query: FeaturePyramid, limit: float) -> list[bool]:
     usable = observations.valid.all(1).tolist()
+    *coarse, fine = observations.descriptors
+    weight = np.r_[np.ones(sum(d.shape[1] for d in coarse)), np.full(fine.shape[1], Matcher.fine_weight)]
     own = [np.concatenate([d[i] for d in observations.descriptors]).astype(float) for i in range(len(usable))]
     there, known = sample_descriptors(query, keypoints)
     agree = []
@@ -174,7 +176,7 @@ def mutual_by_loops(observations: Observations, keypoints, query: FeaturePyramid
             agree.append(False)
             continue
         column = np.concatenate([t[0, i] for t in there]).astype(float)
-        back = min(others, key=lambda j: ((own[j] - column) ** 2).sum())
+        back = min(others, key=lambda j: weight @ (own[j] - column) ** 2)
         bx, by = observations.keypoints[back].tolist()
         agree.append(float(np.hypot(bx - x, by - y)) <= limit)
     return agree
@@ -199,7 +201,7 @@ def test_mutual_matches_are_those_of_a_loop(dense, limit):
 
 def test_order_and_other_references_change_nothing():
     observations, query = observed(), pyramid((8, 4), (48, 64), seed=10)
-    whole = Matcher(dense=True).match_observations(observations, query)
+    whole = Matcher().match_observations(observations, query)
     order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
 
     def take(rows):
@@ -207,7 +209,7 @@ def test_order_and_other_references_change_nothing():
         return Observations(*(levels if isinstance(v, tuple) else v[rows] for v in observations))
 
     for rows in (order, torch.arange(25), torch.arange(25, 50)):
-        part = Matcher(dense=True).match_observations(take(rows), query)
+        part = Matcher().match_observations(take(rows), query)
         torch.testing.assert_close(part.keypoints[0], whole.keypoints[0][rows])
         assert torch.equal(part.kept[0], whole.kept[0][rows])
     nothing = Matcher().match_observations(take(order[:0]), query)
@@ -216,7 +218,7 @@ def test_order_and_other_references_change_nothing():
 
 def test_observations_of_the_query_itself_are_found():
     observations, query = observed(references=(4,)), pyramid((8, 4), (48, 64), seed=10)
-    for matcher in (Matcher(), Matcher(dense=True), Matcher(dense=True, ratio=0.95), Matcher(ratio=0.9)):
+    for matcher in (Matcher(dense=False), Matcher(), Matcher(ratio=0.95), Matcher(dense=False, ratio=0.9)):
         found = matcher.match_observations(observations, query)
         error = (found.keypoints[0] - observations.keypoints).norm(dim=-1)[found.kept[0]]
         assert found.kept.sum() > 10 and error.median() < 2.5

@@ -232,7 +232,7 @@ def test_failures_are_records(town, middle):
     strict = localizer(solver=PoseSolver(min_inliers=100000)).on(network, town)
     result = localize(strict, image)
     assert result.status == Status.NO_POSE and "100000 needed" in result.reason and result.matches > 0
-    nothing = localizer(matcher=Matcher(dense=True, ratio=0.01)).on(network, town)
+    nothing = localizer(matcher=Matcher(ratio=0.01)).on(network, town)
     assert localize(nothing, image).status == Status.NO_MATCHES
 
 
@@ -366,7 +366,7 @@ def write_checkpoint(path, network, **changes):
 def test_a_localizer_of_a_checkpoint(town, middle, tmp_path):
     path = write_checkpoint(tmp_path / "best.ckpt", untrained())
     # By default it matches as conf/localizer/sparse_to_dense.yaml; an untrained network has no match so distinct.
-    assert Localizer.from_checkpoint(path, town.path).matcher == Matcher(dense=True, ratio=0.9)
+    assert Localizer.from_checkpoint(path, town.path).matcher == Matcher(ratio=0.9)
     found = Localizer.from_checkpoint(str(path), str(town.path), references=4, matcher=Matcher())
     assert not found.network.training and found.references == 4
     expected = localize(localizer().on(untrained(), town), middle[0])

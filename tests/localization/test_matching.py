@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -60,18 +62,20 @@ def test_subpixel_peaks_are_nearer_than_cells():
     assert (peaks - cells).abs().max() <= 1.5 + 1e-5  # 0.75 cells of the finest map
 
 
-def test_one_image_serves_many_and_the_mutual_check_drops_what_is_not_there():
+@pytest.mark.parametrize("dense", [True, False])
+def test_one_image_serves_many_and_the_mutual_check_drops_what_is_not_there(dense):
     a, other = smooth_maps(), smooth_maps(batch=1, seed=5)
     first = FeaturePyramid(tuple(m[:1] for m in a.maps), a.strides)
     xy = torch.rand(2, 100, 2, generator=torch.Generator().manual_seed(2)) * 46 + 9
-    matches = Matcher().match(a, xy, first)
+    matches = Matcher(dense=dense).match(a, xy, first)
     assert matches.kept[0].float().mean() > 0.95
     assert (matches.keypoints - xy)[0].norm(dim=-1).median() < 0.5
     assert matches.kept[1].float().mean() < 0.2
-    assert Matcher(mutual=None).match(a, xy, other).kept.all()
-    assert Matcher(mutual=None, ratio=0.5).match(a, xy, other).kept.float().mean() < 0.2
+    unchecked = Matcher(dense=dense, mutual=None)
+    assert unchecked.match(a, xy, other).kept.all()
+    assert replace(unchecked, ratio=0.5).match(a, xy, other).kept.float().mean() < 0.2
     outside = torch.full((2, 1, 2), 1.0)  # descriptors need four cells of the map
-    assert not Matcher(mutual=None).match(a, outside, first).kept.any()
+    assert not unchecked.match(a, outside, first).kept.any()
 
 
 def test_matcher_settings_are_checked():
