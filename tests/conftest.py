@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gnnet.scenes.toy import render_toy_town
 
@@ -16,3 +18,24 @@ def toy_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three places of three 96×96 references and two images of each other condition; with depth. Read only."""
     root = tmp_path_factory.mktemp("toy") / "town"
     return render_toy_town(root, **TOY_SETTINGS, write_depth=True, progress=False)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Elements of the largest tensor that any operation gave."""
+
+    def __init__(self):
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.elements = max(self.elements, tensor.numel())
+        return result
+
+
+@pytest.fixture
+def largest_tensor() -> LargestTensor:
+    """To compute within, and ask for `elements` after."""
+    return LargestTensor()

@@ -92,6 +92,25 @@ def test_it_finds_what_a_loop_finds(strides, size):
         torch.testing.assert_close(a, b)
 
 
+def test_features_of_any_length_are_searched_for_the_nearest():
+    """A cell twice as long has the larger product with a descriptor, and is no nearer to it."""
+    features = torch.zeros(1, 2, 6, 6)
+    features[0, :, 1, 1], features[0, :, 4, 4] = torch.tensor([1.0, 0.0]), torch.tensor([2.0, 1.0])
+    found = search_dense((torch.tensor([[[1.0, 0.0], [2.0, 1.0]]]),), FeaturePyramid((features,), (4,)))
+    assert found.keypoints[0].tolist() == [[6.0, 6.0], [18.0, 18.0]]
+    assert found.similarity[0].tolist() == [1.0, 5.0]
+
+
+def test_memory_is_the_maps_and_the_chunk(largest_tensor):
+    query = pyramid((8, 2), (256, 256))
+    xy = torch.rand(1, 500, 2, generator=torch.Generator().manual_seed(2)) * 200 + 20
+    descriptors, _ = sample_descriptors(query, xy)
+    with largest_tensor:
+        search_dense(descriptors, query, ratio=0.9, values_at_once=1 << 14)
+    cells, channels = (256 // DENSE_STRIDE) ** 2, CHANNELS[8] + CHANNELS[2] + 2
+    assert largest_tensor.elements <= max(query.maps[1].numel(), cells * channels)
+
+
 def test_every_image_of_a_batch_is_searched_alone_and_none_is_no_error():
     query = pyramid((8, 2), (40, 56), batch=3)
     xy = torch.rand(3, 9, 2, generator=torch.Generator().manual_seed(2)) * 24 + 8

@@ -5,26 +5,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from scipy.spatial.transform import Rotation
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gnnet.geometry.pose import Pose
 from gnnet.localization.retrieval import Whitening, fit_whitening, gem, nearest_by_pose, nearest_references
 from gnnet.models.pyramid import FeaturePyramid
-
-
-class LargestTensor(TorchDispatchMode):
-    """Elements of the largest tensor that any operation gave."""
-
-    def __init__(self):
-        super().__init__()
-        self.elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(tensor, torch.Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return result
 
 
 def random(*shape, seed=0):
@@ -176,12 +160,12 @@ def test_repeated_descriptors():
 
 
 @pytest.mark.parametrize(("count", "largest"), [(1, 10), (2, 10), (20, 20)])
-def test_no_square_of_the_width(count, largest):
+def test_no_square_of_the_width(count, largest, largest_tensor):
     width = 3000
-    with LargestTensor() as watched:
+    with largest_tensor:
         whitening = fit_whitening(correlated_wide(count, width), 10)
     assert whitening.projection.shape == (width, 10)
-    assert watched.elements <= largest * width
+    assert largest_tensor.elements <= largest * width
 
 
 def correlated_wide(count, width):
@@ -289,15 +273,15 @@ class Recording(np.ndarray):
         return self.view(np.ndarray)[index]
 
 
-def test_memory_is_bounded_and_references_are_read_once():
+def test_memory_is_bounded_and_references_are_read_once(largest_tensor):
     queries = random(300, 16)
     references = random(500, 16, seed=1).numpy().view(Recording)
     references.read = []
-    with LargestTensor() as largest:
+    with largest_tensor:
         nearest_references(queries, references, 3, values_at_once=6400)
     assert references.read == [(start, 100) for start in range(0, 500, 100)]
     # Besides the results, there is no tensor of queries or references as a whole, or of all similarities.
-    assert largest.elements <= max(6400, 300 * 16)
+    assert largest_tensor.elements <= max(6400, 300 * 16)
 
 
 def test_order_of_all_kinds_of_numbers():
