@@ -58,6 +58,7 @@ def prepare_localizer(
 
     Raises:
         FileNotFoundError, ValueError: from weights, scene or map, see `compile_map`.
+        ConnectionError: if weights of local features cannot be fetched.
     """
     retrieval_network = None
     if settings.retrieval == "netvlad":
@@ -65,6 +66,8 @@ def prepare_localizer(
 
         retrieval_network = load_netvlad(settings.netvlad).eval().to(device)
     local = settings.local_features if settings.mode == "sparse" else None
+    if local is not None:
+        local.load()
     file = map.file
     if file is None:
         kind = "maps" if local is None else local.name

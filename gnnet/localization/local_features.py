@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -28,67 +28,133 @@ class Detections(NamedTuple):
 
 @dataclass(frozen=True)
 class LocalFeatures:
-    """A detector with its descriptors.
+    """A detector with its descriptors, and how they are matched.
 
     Args:
-        name: `sift` (COLMAP's, no weights needed), or `disk` (kornia's; weights from torch hub's cache or network).
+        name: `sift` (COLMAP's, no weights needed), or kornia's `disk` (Tyszkiewicz et al., NeurIPS 2020) or `aliked`
+            (Zhao et al., IEEE TIM 2023), whose weights come from torch hub's cache or the network.
         count: at most so many detections an image.
+        lightglue: match by LightGlue (Lindenberger et al., ICCV 2023; kornia's, weights as above) instead of by
+            nearest descriptors with a ratio test. Not for SIFT.
 
     Raises:
-        ValueError: if the name is not known.
+        ValueError: if the name is not known, or LightGlue does not know the features.
     """
 
-    name: Literal["sift", "disk"] = "sift"
+    name: Literal["sift", "disk", "aliked"] = "sift"
     count: int = 4096
+    lightglue: bool = False
 
     def __post_init__(self) -> None:
-        if self.name not in ("sift", "disk"):
-            raise ValueError(f"local features {self.name!r} are not known; expected sift or disk")
+        if self.name not in ("sift", "disk", "aliked"):
+            raise ValueError(f"local features {self.name!r} are not known; expected sift, disk or aliked")
+        if self.lightglue and self.name == "sift":
+            raise ValueError("local_features.lightglue=true goes with name=disk or name=aliked, not with sift")
 
     @property
     def channels(self) -> int:
         """Of a descriptor."""
         return 128
 
+    def load(self) -> None:
+        """Load what weights there are to load, before the first image is asked for.
+
+        Raises:
+            ConnectionError: if they are not in the cache and cannot be fetched.
+        """
+        if self.name != "sift":
+            _load_network(self.name)
+        if self.lightglue:
+            _load_network(f"lightglue-{self.name}")
+
     def detect(self, image: Tensor) -> Detections:
         """Of an image (3, H, W) uint8."""
-        if self.name == "disk":
-            return _disk(image, self.count)
+        if self.name != "sift":
+            return _detect_learned(self.name, image, self.count)
         found = detect_sift(image)
         order = found.strength.argsort(descending=True, stable=True)[: self.count]
         return Detections(found.keypoints[order], found.descriptors[order])
 
-    def match(self, observations: Observations, image: Tensor, *, ratio: float) -> KeypointMatches:
-        """Match what references observe (M,) with detections in a query (3, H, W) uint8, reference by reference."""
+    def match(
+        self, observations: Observations, image: Tensor, *, reference_sizes: Tensor, ratio: float
+    ) -> KeypointMatches:
+        """Match what references observe (M,) with detections in a query (3, H, W) uint8, reference by reference.
+
+        Args:
+            observations: of some references.
+            image: the query.
+            reference_sizes: (R, 2) width and height of all references' images, in pixels of the observations.
+            ratio: of Lowe's test, where LightGlue does not match.
+        """
         detected = self.detect(image)
+        if not len(detected.keypoints):
+            nothing = torch.zeros(len(observations.points), dtype=torch.bool)
+            return KeypointMatches(torch.zeros(len(nothing), 2, dtype=torch.float64), nothing)
         keypoints = torch.zeros(len(observations.points), 2, dtype=torch.float64)
         kept = torch.zeros(len(observations.points), dtype=torch.bool)
         for row in observations.reference.unique().tolist():
             mine = (observations.reference == row).nonzero().squeeze(1)
             descriptors = torch.nn.functional.normalize(observations.descriptors[0][mine], dim=-1)
-            found = match_sift(descriptors, detected.descriptors, ratio=ratio)
-            if len(detected.keypoints):
-                keypoints[mine] = detected.keypoints[found.nearest].double()
-            kept[mine] = found.kept
+            if self.lightglue:
+                there = Detections(observations.keypoints[mine], descriptors)
+                sizes = reference_sizes[row], torch.tensor([image.shape[-1], image.shape[-2]])
+                nearest, known = _match_learned(self.name, there, detected, sizes)
+            else:
+                nearest, _, known = match_sift(descriptors, detected.descriptors, ratio=ratio)
+            keypoints[mine] = detected.keypoints[nearest].double()
+            kept[mine] = known
         return KeypointMatches(keypoints, kept)
 
 
-def _disk(image: Tensor, count: int) -> Detections:
-    with torch.no_grad():
-        found = _load_disk()(image[None].float() / 255, n=count, pad_if_not_divisible=True)[0]
-    order = found.detection_scores.argsort(descending=True)
-    return Detections(found.keypoints[order] + 0.5, found.descriptors[order])  # kornia's first centre is (0, 0)
+_FIRST_CENTER = 0.5  # kornia's is (0, 0)
 
 
-@lru_cache(maxsize=1)
-def _load_disk() -> nn.Module:
-    from kornia.feature import DISK  # slow to import
+@torch.no_grad()
+def _detect_learned(name: str, image: Tensor, count: int) -> Detections:
+    network, image = _load_network(name), image[None].float() / 255
+    if name == "disk":
+        found = network(image, n=count, pad_if_not_divisible=True)[0]
+        scores = found.detection_scores
+    else:
+        found = network(image)[0]
+        scores = found.keypoint_scores
+    order = scores.argsort(descending=True, stable=True)[:count]
+    return Detections(found.keypoints[order] + _FIRST_CENTER, found.descriptors[order])
+
+
+@torch.no_grad()
+def _match_learned(name: str, a: Detections, b: Detections, sizes: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Row of b's detections for each of a's, and whether LightGlue matches them, both (N,)."""
+    sides = {
+        key: {
+            "keypoints": side.keypoints[None].float() - _FIRST_CENTER,
+            "descriptors": side.descriptors[None],
+            "image_size": size[None].float(),
+        }
+        for key, side, size in zip(("image0", "image1"), (a, b), sizes, strict=True)
+    }
+    matched = _load_network(f"lightglue-{name}")(sides)["matches0"][0]
+    return matched.clamp(min=0), matched >= 0
+
+
+@cache
+def _load_network(name: str) -> nn.Module:
+    """A detector, or `lightglue-` with the name of one; with weights, in evaluation mode.
+
+    Raises:
+        ConnectionError: if the weights are not in the cache and cannot be fetched.
+    """
+    from kornia import feature  # slow to import
 
     try:
-        return DISK.from_pretrained("depth").eval()
+        if name == "disk":
+            return feature.DISK.from_pretrained("depth").eval()
+        if name == "aliked":
+            return feature.ALIKED.from_pretrained("aliked-n16").eval()
+        return feature.LightGlue(name.removeprefix("lightglue-")).eval()
     except (OSError, RuntimeError) as error:
         raise ConnectionError(
-            f"the weights of DISK could not be fetched ({error}); place them in {torch.hub.get_dir()}/checkpoints, "
+            f"the weights of {name} could not be fetched ({error}); place them in {torch.hub.get_dir()}/checkpoints, "
             "or take localizer.local_features.name=sift, which needs none"
         ) from error
 

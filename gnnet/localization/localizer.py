@@ -334,7 +334,9 @@ class Localizer:
     ) -> KeypointMatches:
         device = pyramid.maps[0].device
         if self.mode == "sparse":
-            return self.local_features.match(observations, image, ratio=self.ratio)
+            return self.local_features.match(
+                observations, image, reference_sizes=self.map.image_sizes, ratio=self.ratio
+            )
         found = self.matcher.match_observations(_descriptors_on(observations, device), pyramid)
         keypoints = found.keypoints[0].cpu().double()
         return found._replace(keypoints=keypoints, kept=found.kept[0].cpu() & camera.contains(keypoints))

@@ -111,6 +111,14 @@ class Map:
         return Camera(values[:, :2], values[:, 2:])
 
     @property
+    def image_sizes(self) -> Tensor:
+        """(R, 2) width and height of the references' images in the pixels of their keypoints."""
+        sizes = self.cameras.size
+        if self.largest_side is None:
+            return sizes
+        return sizes * (self.largest_side / sizes.amax(-1, keepdim=True)).clamp(max=1)
+
+    @property
     def global_descriptors(self) -> np.ndarray:
         """(R, d) float32 of length 1, mapped."""
         return self.file["global"]

@@ -9,6 +9,7 @@ import torch
 
 from gnnet.localization import local_features
 from gnnet.localization.local_features import LocalFeatures
+from gnnet.localization.map import Observations
 
 
 def test_sift_comes_strongest_first_and_not_more_than_asked():
@@ -21,7 +22,7 @@ def test_sift_comes_strongest_first_and_not_more_than_asked():
 def test_disk_gives_colmap_pixels_strongest_first(monkeypatch):
     torch.manual_seed(0)
     network = kornia.feature.DISK().eval()  # random: its weights are not at hand everywhere
-    monkeypatch.setattr(local_features, "_load_disk", lambda: network)
+    monkeypatch.setattr(local_features, "_load_network", lambda name: network)
     image = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (3, 96, 130), dtype=np.uint8))  # not of 16
     found = LocalFeatures("disk", 50).detect(image)
     assert found.descriptors.shape == (len(found.keypoints), LocalFeatures("disk").channels)
@@ -35,13 +36,95 @@ def test_disk_gives_colmap_pixels_strongest_first(monkeypatch):
     assert torch.equal(found.keypoints[0], best)
 
 
-def test_weights_that_cannot_be_fetched_are_said(monkeypatch):
+def test_aliked_gives_colmap_pixels_strongest_first(monkeypatch):
+    torch.manual_seed(0)
+    network = kornia.feature.ALIKED(detection_threshold=0.0, max_num_keypoints=80).eval()
+    monkeypatch.setattr(local_features, "_load_network", lambda name: network)
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (3, 96, 130), dtype=np.uint8))
+    found = LocalFeatures("aliked", 50).detect(image)
+    assert found.descriptors.shape == (50, LocalFeatures("aliked").channels)
+    torch.testing.assert_close(found.descriptors.norm(dim=-1), torch.ones(50))
+    with torch.no_grad():
+        raw = network(image[None].float() / 255)[0]
+    best = raw.keypoint_scores.argsort(descending=True, stable=True)[:50]
+    torch.testing.assert_close(found.keypoints, raw.keypoints[best] + 0.5)
+
+
+def seen(*detections) -> Observations:
+    """What references, of any number of detections each, observe."""
+    counts = torch.tensor([len(d.keypoints) for d in detections])
+    points = torch.zeros(int(counts.sum()), 3, dtype=torch.float64)
+    keypoints, descriptors = (torch.cat(column) for column in zip(*detections, strict=True))
+    return Observations(
+        points, torch.zeros(len(points), dtype=torch.int64), keypoints, (descriptors,),
+        torch.ones(len(points), 1, dtype=torch.bool), torch.arange(len(detections)).repeat_interleave(counts),
+    )  # fmt: skip
+
+
+def test_lightglue_matches_reference_by_reference_in_its_own_pixels(monkeypatch):
+    torch.manual_seed(0)
+    glue = kornia.feature.LightGlue(None, input_dim=128, filter_threshold=0.0, n_layers=2).eval()  # random, so 0
+    monkeypatch.setattr(local_features, "_load_network", lambda name: {"lightglue-disk": glue}[name])
+    generator = torch.Generator().manual_seed(1)
+
+    def detections(count, width, height):
+        at = torch.rand(count, 2, generator=generator) * torch.tensor([width, height])
+        described = torch.randn(count, 128, generator=generator)
+        return local_features.Detections(at, torch.nn.functional.normalize(described, dim=-1))
+
+    references, query = [detections(30, 120, 80), detections(20, 60, 90)], detections(40, 130, 96)
+    sizes = torch.tensor([[120.0, 80.0], [60.0, 90.0]])
+    monkeypatch.setattr(LocalFeatures, "detect", lambda self, image: query)
+    features, image = LocalFeatures("disk", lightglue=True), torch.zeros(3, 96, 130, dtype=torch.uint8)
+    found = features.match(seen(*references), image, reference_sizes=sizes, ratio=0.8)
+    expected, kept = [], []
+    for reference, size in zip(references, sizes, strict=True):
+        sides = [
+            {"keypoints": d.keypoints[None] - 0.5, "descriptors": d.descriptors[None], "image_size": s[None]}
+            for d, s in ((reference, size), (query, torch.tensor([130.0, 96.0])))
+        ]
+        with torch.no_grad():
+            nearest = glue({"image0": sides[0], "image1": sides[1]})["matches0"][0]
+        kept.append(nearest >= 0)
+        expected.append(query.keypoints[nearest])
+    kept, expected = torch.cat(kept), torch.cat(expected).double()
+    assert 5 < kept.sum() < 50 and torch.equal(found.kept, kept)
+    torch.testing.assert_close(found.keypoints[kept], expected[kept])
+
+
+@pytest.mark.parametrize("features", [LocalFeatures("sift"), LocalFeatures("disk", lightglue=True)])
+def test_a_query_without_detections_matches_nothing(monkeypatch, features):
+    nothing = local_features.Detections(torch.zeros(0, 2), torch.zeros(0, 128))
+    monkeypatch.setattr(LocalFeatures, "detect", lambda self, image: nothing)
+    observations = seen(local_features.Detections(torch.zeros(3, 2), torch.ones(3, 128)))
+    image = torch.zeros(3, 96, 130, dtype=torch.uint8)
+    found = features.match(observations, image, reference_sizes=torch.tensor([[120.0, 80.0]]), ratio=0.8)
+    assert found.keypoints.shape == (3, 2) and not found.kept.any()
+
+
+@pytest.mark.parametrize("name", ["DISK", "ALIKED"])
+def test_weights_that_cannot_be_fetched_are_said(monkeypatch, name):
     def fail(*_):
         raise OSError("no network")
 
-    monkeypatch.setattr(kornia.feature.DISK, "from_pretrained", fail)
-    local_features._load_disk.cache_clear()
-    with pytest.raises(ConnectionError, match="DISK could not be fetched"):
-        LocalFeatures("disk").detect(torch.zeros(3, 64, 64, dtype=torch.uint8))
+    monkeypatch.setattr(getattr(kornia.feature, name), "from_pretrained", fail)
+    local_features._load_network.cache_clear()
+    with pytest.raises(ConnectionError, match=f"{name.lower()} could not be fetched"):
+        LocalFeatures(name.lower()).load()
+    with pytest.raises(ConnectionError, match=f"{name.lower()} could not be fetched"):
+        LocalFeatures(name.lower()).detect(torch.zeros(3, 64, 64, dtype=torch.uint8))
+
+
+def test_weights_of_lightglue_are_asked_for_before_the_first_query(monkeypatch):
+    asked = []
+    monkeypatch.setattr(local_features, "_load_network", asked.append)
+    LocalFeatures("sift").load()
+    LocalFeatures("aliked", lightglue=True).load()
+    assert asked == ["aliked", "lightglue-aliked"]
+
+
+def test_settings_are_checked():
     with pytest.raises(ValueError, match="superpoint"):
         LocalFeatures("superpoint")
+    with pytest.raises(ValueError, match="not with sift"):
+        LocalFeatures("sift", lightglue=True)

@@ -75,6 +75,7 @@ def town(scene, tmp_path_factory) -> Map:
 def test_it_holds_the_references_and_their_observations(scene, town):
     references = {i.name: i for i in scene.images.values() if i.is_reference}
     assert town.names == tuple(sorted(references)) and town.levels == 2 and town.largest_side is None
+    assert town.image_sizes.tolist() == [[96, 96]] * len(references)
     assert town.retrieve_within == ("camera",)  # as the reader says
     assert town.places == tuple(references[name].place for name in town.names)
     network = small_unet()
@@ -134,6 +135,7 @@ def test_largest_side_is_that_of_keypoints_and_descriptors(scene, tmp_path):
     network = Counting(small_unet())
     found = compiled(tmp_path / "small", scene, network, points=50, largest_side=60)
     assert set(network._calls[1:]) == {(1, 3, 60, 60)} and found.largest_side == 60
+    assert found.image_sizes.tolist() == [[60, 60]] * len(found.names)
     observations = found.observations(torch.tensor([0]))
     reference = scene.images[found.names[0]]
     image, factors = limit_size(read_image(reference.path), 60)
