@@ -21,8 +21,7 @@ from torch import nn
 from gnnet.data.loaders import Data, all_of
 from gnnet.data.matching_pairs import MatchingDataset
 from gnnet.data.queries import LocalizationDataset
-from gnnet.evaluation.comparison import compare_networks, draw_basin, grey_values_like, make_report
-from gnnet.evaluation.examples import draw_examples, draw_matches
+from gnnet.evaluation.inspect.pairs import sample_evenly
 from gnnet.evaluation.localize import (
     LocalizedQueries,
     MapSettings,
@@ -39,13 +38,14 @@ from gnnet.evaluation.matching_report import (
     write_matching,
 )
 from gnnet.evaluation.metrics import INDOOR, OUTDOOR
-from gnnet.evaluation.pair_measures import sample_evenly
-from gnnet.evaluation.report import Report, join_reports, print_report, write_results
+from gnnet.evaluation.networks import compare_networks, draw_basin, grey_values_like, make_report
+from gnnet.evaluation.report.examples import draw_examples, draw_matches
+from gnnet.evaluation.starts import StartPoses
+from gnnet.evaluation.tables import Report, join_reports, print_report, write_results
 from gnnet.localization.localizer import Localizer
-from gnnet.localization.start_poses import StartPoses
 from gnnet.models.checkpoint import read_checkpoint
 from gnnet.models.weights import load_weights
-from gnnet.scenes.pose_files import read_pose_file, read_query_list
+from gnnet.scenes.formats.poses import read_pose_file, read_query_list
 
 
 def run(cfg: DictConfig) -> Results | list[LocalizedQueries]:

@@ -24,7 +24,7 @@ from torch import nn
 from evaluate import Results, evaluate_networks
 from gnnet.data.datamodule import CorrespondenceData
 from gnnet.data.mixture import MixtureData
-from gnnet.evaluation.figures import loss_curves
+from gnnet.evaluation.report.charts import loss_curves
 from gnnet.models.weights import load_weights
 from gnnet.training.checkpoints import check_resume
 from gnnet.training.module import FeatureLearning

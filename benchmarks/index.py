@@ -78,7 +78,7 @@ def measure(folder: Path, start: str) -> dict[str, float]:
 
     from gnnet.data.datamodule import CorrespondenceData
     from gnnet.scenes.index import open_scene
-    from gnnet.scenes.robotcar import load_robotcar
+    from gnnet.scenes.layouts.robotcar import load_robotcar
 
     before = memory()
     begin = time.perf_counter()
@@ -193,7 +193,7 @@ def _write_model(folder: Path, place: np.ndarray, names: list[str], points: int)
 
 
 def _write_pair(root: Path, work: tuple[int, str, str]) -> None:
-    from gnnet.scenes.toy_layout import correspondence_path, write_correspondences
+    from gnnet.toy.layout import correspondence_path, write_correspondences
 
     number, reference, query = work
     xy = np.random.default_rng(number).uniform(1, 47, (20, 2))

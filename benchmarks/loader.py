@@ -26,14 +26,14 @@ from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from gnnet.data.images import read_image
 from gnnet.data.pairs import PairDataset, collate_pairs
-from gnnet.data.transforms import read_image
-from gnnet.scenes.colmap import load_colmap
-from gnnet.scenes.rgbd import load_rgbd
+from gnnet.scenes.layouts.colmap import load_colmap
+from gnnet.scenes.layouts.rgbd import load_rgbd
+from gnnet.scenes.layouts.sevenscenes import load_sevenscenes
+from gnnet.scenes.layouts.timelapse import load_timelapse
 from gnnet.scenes.scene import Scene
-from gnnet.scenes.sevenscenes import load_sevenscenes
-from gnnet.scenes.timelapse import load_timelapse
-from gnnet.scenes.toy import load_toy
+from gnnet.toy.town import load_toy
 
 LIMIT = 0.8
 CROP, POINTS, BATCH = 256, 256, 4

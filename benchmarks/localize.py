@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import torch
 
-from gnnet.data.transforms import read_image
+from gnnet.data.images import read_image
 from gnnet.evaluation.localize import MapSettings, prepare_localizer, queries_of_scene
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, perturb
@@ -30,7 +30,7 @@ from gnnet.localization.refinement import refine_pose, sample_descriptors
 from gnnet.localization.robust import Robust
 from gnnet.models.pyramid import FeaturePyramid
 from gnnet.models.unet import UNet
-from gnnet.scenes.toy import load_toy
+from gnnet.toy.town import load_toy
 
 POSES_LIMIT = 5000  # refined a second on a GPU, 512 points, 128 channels, 3 levels
 

@@ -26,7 +26,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from gnnet.data.batches import PairBatch
-from gnnet.scenes.toy import ensure_toy_town
+from gnnet.toy.town import ensure_toy_town
 from gnnet.training.module import FeatureLearning
 
 LIMITS = {"unet_small": 0.30, "vgg16": 0.15}
@@ -71,7 +71,7 @@ def main() -> None:
 def measure(overrides: list[str], root: Path, steps: int, device: torch.device) -> tuple[float, float]:
     """Median seconds of a whole step and of the network alone, timed in turns as the machine's speed drifts."""
     # The toy run's settings; the town is there already, so it is read as RobotCar Seasons is.
-    reader = "dataset.scene._target_=gnnet.scenes.robotcar.load_robotcar"
+    reader = "dataset.scene._target_=gnnet.scenes.layouts.robotcar.load_robotcar"
     cfg = compose_config([*overrides, reader, f"dataset.root={root}"])
     data = instantiate(cfg.dataset, _convert_="all")
     data.setup()

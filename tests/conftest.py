@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gnnet.scenes.toy import render_toy_town
+from gnnet.toy.town import render_toy_town
 
 TOY_SETTINGS = {"places": 3, "frames": 3, "query_frames": 2, "image_size": 96, "seed": 0}
 

@@ -8,9 +8,9 @@ from functools import partial
 import numpy as np
 
 from gnnet.data.depth import Window, depth_correspondences, read_view
-from gnnet.data.still_camera import lasting_structure, still_correspondences
-from gnnet.scenes.correspondence_file import Correspondences, read_correspondence_file
-from gnnet.scenes.files import image_size
+from gnnet.data.timelapse import lasting_structure, still_correspondences
+from gnnet.scenes.formats.correspondences import Correspondences, read_correspondence_file
+from gnnet.scenes.formats.images import image_size
 from gnnet.scenes.scene import Pair, Scene, SceneImage
 
 

@@ -22,8 +22,8 @@ from gnnet.data.matching_pairs import MatchingDataset
 from gnnet.data.pairs import PairDataset, collate_pairs
 from gnnet.data.queries import LocalizationDataset
 from gnnet.data.sampler import TrainingSampler
-from gnnet.scenes.bad_input import OnBad
 from gnnet.scenes.index import open_scene
+from gnnet.scenes.problems import OnBad
 from gnnet.scenes.scene import Scene
 
 _log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gnnet.geometry.camera import MIN_DEPTH, Camera
 from gnnet.geometry.pose import Pose
-from gnnet.scenes.correspondence_file import Correspondences
+from gnnet.scenes.formats.correspondences import Correspondences
 from gnnet.scenes.scene import SceneImage
 
 _UNKNOWN = 65535  # as 7-Scenes writes it; others write 0

@@ -9,8 +9,7 @@ from torch.utils.data import Dataset
 
 from gnnet.data.batches import PairBatch, pad_rows, stack_images
 from gnnet.data.correspondences import PairPoints
-from gnnet.data.still_camera import PlaceStructure
-from gnnet.data.transforms import (
+from gnnet.data.images import (
     cut_image,
     even_subset,
     limit_size,
@@ -19,8 +18,9 @@ from gnnet.data.transforms import (
     random_homography,
     read_image,
 )
-from gnnet.scenes.bad_input import OnBad
-from gnnet.scenes.correspondence_file import Correspondences
+from gnnet.data.timelapse import PlaceStructure
+from gnnet.scenes.formats.correspondences import Correspondences
+from gnnet.scenes.problems import OnBad
 from gnnet.scenes.scene import Pair, Scene
 
 _TRIES = 4  # of cutting a pair, until it keeps a quarter of the correspondences wanted

@@ -12,8 +12,8 @@ from torch.utils.data import Dataset
 
 from gnnet.data.batches import LocalizationBatch, View, pad_rows, stack_images
 from gnnet.data.depth import depth_points, lift_keypoints
+from gnnet.data.images import limit_size, read_image
 from gnnet.data.sift import detect_sift, strongest_spread
-from gnnet.data.transforms import limit_size, read_image
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, rotation_angle
 from gnnet.scenes.scene import Scene, SceneImage

@@ -12,7 +12,7 @@ import torch
 
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
-from gnnet.localization.localization import Localization
+from gnnet.localization.result import Localization
 from gnnet.scenes.scene import Scene, SceneImage
 
 _BESIDE = "localized/"  # before the name of a query that is a reference too

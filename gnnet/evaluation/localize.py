@@ -15,23 +15,22 @@ import torch
 from rich.progress import track
 from torch import nn
 
+from gnnet.data.images import read_image
 from gnnet.data.queries import observes
-from gnnet.data.transforms import read_image
 from gnnet.evaluation.colmap_export import write_colmap_model
-from gnnet.evaluation.localization_html import write_html_report
 from gnnet.evaluation.metrics import Thresholds, summarize_errors
-from gnnet.evaluation.queries import Query
-from gnnet.evaluation.report import Line, Report, write_results
+from gnnet.evaluation.report.page import write_html_report
 from gnnet.evaluation.submission import write_submission
+from gnnet.evaluation.tables import Line, Report, write_results
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, pose_errors
-from gnnet.localization.localization import Localization, Status
+from gnnet.localization.compile import compile_map
 from gnnet.localization.localizer import Localizer
-from gnnet.localization.map_compilation import compile_map
+from gnnet.localization.result import Localization, Status
 from gnnet.localization.retrieval import nearest_by_pose
 from gnnet.models.fingerprint import fingerprint
-from gnnet.scenes.pose_files import read_pairs_file, write_pose_file
-from gnnet.scenes.scene import Scene
+from gnnet.scenes.formats.poses import read_pairs_file, write_pose_file
+from gnnet.scenes.scene import Scene, SceneImage
 
 
 @dataclass(frozen=True)
@@ -82,30 +81,27 @@ def prepare_localizer(
     return settings.on(network, compiled, retrieval_network)
 
 
-def queries_of_scene(scene: Scene) -> list[Query]:
+def queries_of_scene(scene: Scene) -> list[SceneImage]:
     """The images that are no references; where all are, each of them, to be localized without its own observations."""
     images = list(scene.images.values())
     chosen = [i for i in images if not i.is_reference]
     if not chosen:
         chosen = [i for i in images if i.cam_from_world is not None and observes(i)]
-    return [
-        Query(i.name, i.path, i.camera, i.condition, i.place, i.cam_from_world)
-        for i in sorted(chosen, key=lambda i: i.name)
-    ]
+    return sorted(chosen, key=lambda image: image.name)
 
 
-def queries_of_list(cameras: Mapping[str, Camera], images: Path, scene: Scene | None = None) -> list[Query]:
+def queries_of_list(cameras: Mapping[str, Camera], images: Path, scene: Scene | None = None) -> list[SceneImage]:
     """Queries of a list with intrinsics; pose and condition are known where the scene has an image of the name."""
     queries = []
     for name, camera in sorted(cameras.items()):
         known = scene.images.get(name) if scene is not None else None
         condition, truth = ("", None) if known is None else (known.condition, known.cam_from_world)
-        queries.append(Query(name, images / name, camera, condition, None, truth))
+        queries.append(SceneImage(name, images / name, condition, camera=camera, cam_from_world=truth))
     return queries
 
 
 def localize_queries(
-    localizer: Localizer, queries: Iterable[Query], *, starts: Mapping[str, Pose] | None = None
+    localizer: Localizer, queries: Iterable[SceneImage], *, starts: Mapping[str, Pose] | None = None
 ) -> Iterator[Localization]:
     """Localize queries one by one; one that cannot be localized is a record that says why, and the rest goes on.
 
@@ -124,10 +120,10 @@ def localize_queries(
         if localizer.retrieval == "pairs":
             references = pairs.get(query.name, ())
         elif localizer.retrieval == "oracle":
-            if query.truth is None:
+            if query.cam_from_world is None:
                 yield replace(result, status=Status.NO_REFERENCE, reason="retrieval=oracle, and its pose is not known")
                 continue
-            rows = nearest_by_pose(query.truth, localizer.map.poses, localizer.references + 1)
+            rows = nearest_by_pose(query.cam_from_world, localizer.map.poses, localizer.references + 1)
             references = [localizer.map.names[row] for row in rows.tolist()]
         start = None if starts is None else starts.get(query.name)
         if starts is not None and start is None:
@@ -139,7 +135,7 @@ def localize_queries(
             yield replace(result, reason=str(error))
             continue
         yield localizer.localize(
-            image, query.camera, name=query.name, condition=query.condition, place=query.place,
+            image, query.camera, name=query.name, condition=query.condition, place=query.place or None,
             references=references, start=start,
         )  # fmt: skip
 
@@ -154,7 +150,7 @@ class LocalizedQueries(NamedTuple):
 
 def localize_dataset(
     localizer: Localizer,
-    queries: Sequence[Query],
+    queries: Sequence[SceneImage],
     output: Path,
     *,
     scene: Scene,
@@ -180,7 +176,7 @@ def localize_dataset(
             track(results, description="Localizing", total=len(queries), transient=True), queries, strict=True
         ):
             found.append(result)
-            file.write(json.dumps(to_record(result, query.truth)) + "\n")
+            file.write(json.dumps(to_record(result, query.cam_from_world)) + "\n")
             file.flush()
     report = make_localization_report(
         localizer, found, queries, title=title, thresholds=thresholds, settings=dict(settings or {})
@@ -245,7 +241,7 @@ def _errors(pose: Pose | None, truth: Pose) -> tuple[float, float]:
 def make_localization_report(
     localizer: Localizer,
     localizations: Sequence[Localization],
-    queries: Sequence[Query],
+    queries: Sequence[SceneImage],
     *,
     title: str,
     thresholds: Thresholds,
@@ -255,13 +251,13 @@ def make_localization_report(
 
     Queries without a known pose are left out of it; those that failed count with infinite errors.
     """
-    known = [(r, q) for r, q in zip(localizations, queries, strict=True) if q.truth is not None]
-    methods = {"nearest": [_errors(_nearest(localizer, r), q.truth) for r, q in known]}
+    known = [(r, q) for r, q in zip(localizations, queries, strict=True) if q.cam_from_world is not None]
+    methods = {"nearest": [_errors(_nearest(localizer, r), q.cam_from_world) for r, q in known]}
     if localizer.mode != "nearest":
         before = "given" if localizer.mode == "refine" else "PnP"
-        methods[before] = [_errors(r.start, q.truth) for r, q in known]
+        methods[before] = [_errors(r.start, q.cam_from_world) for r, q in known]
     if localizer.refine_poses:
-        methods["refined"] = [_errors(r.cam_from_world, q.truth) for r, q in known]
+        methods["refined"] = [_errors(r.cam_from_world, q.cam_from_world) for r, q in known]
     present = sorted({q.condition for _, q in known})
     lines = []
     for condition in ("all", *(present if len(present) > 1 else ())) if known else ():

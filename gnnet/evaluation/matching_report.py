@@ -17,7 +17,6 @@ from rich.text import Text
 from torch import nn
 
 from gnnet.data.batches import MatchingPair
-from gnnet.evaluation.atomic_file import write_json
 from gnnet.evaluation.matching import (
     THRESHOLDS,
     MatchingMetrics,
@@ -25,7 +24,8 @@ from gnnet.evaluation.matching import (
     match_pair,
     match_pair_with_sift,
 )
-from gnnet.evaluation.report import Setting
+from gnnet.evaluation.tables import Setting
+from gnnet.files import write_json
 from gnnet.localization.matching import Matcher
 
 FORMAT = "gnnet matching 1"

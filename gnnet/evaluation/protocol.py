@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from gnnet.data.batches import LocalizationBatch
+from gnnet.evaluation.starts import StartPoses
 from gnnet.geometry.pose import Pose, pose_errors
 from gnnet.localization.localizer import Localizer
 from gnnet.localization.refinement import Refinement, RefinementStatus
-from gnnet.localization.start_poses import StartPoses
 from gnnet.models.pyramid import FeaturePyramid
 
 

@@ -19,13 +19,13 @@ import torch
 from scipy.spatial import cKDTree
 
 from gnnet.geometry.pose import Pose, rotation_angle
-from gnnet.localization.localization import Localization
-from gnnet.scenes.bad_input import BadInput
-from gnnet.scenes.cmu_slice import parse_name
+from gnnet.localization.result import Localization
+from gnnet.scenes.formats.poses import PoseLine, read_pose_lines, write_pose_file
 from gnnet.scenes.index import open_scene
-from gnnet.scenes.pose_files import PoseLine, read_pose_lines, write_pose_file
-from gnnet.scenes.readers import DATASETS, reader_of
-from gnnet.scenes.robotcar_models import CAMERAS
+from gnnet.scenes.layouts.cmu_slice import parse_name
+from gnnet.scenes.layouts.registry import DATASETS, reader_of
+from gnnet.scenes.layouts.robotcar_models import CAMERAS
+from gnnet.scenes.problems import BadInput
 from gnnet.scenes.scene import Scene, SceneImage
 
 _LIKE_ROBOTCAR = ("robotcar", "toy")

@@ -60,6 +60,11 @@ class Pose:
         return cls(torch.stack(rows, -1).unflatten(-1, (3, 3)), translation)
 
     @classmethod
+    def from_center(cls, rotation: Tensor, center: Tensor) -> Pose:
+        """`cam_from_world` of a camera with centre (..., 3) in the world, t = −R·C; NVM and CMU files store it so."""
+        return cls(rotation, -(rotation @ center[..., None]).squeeze(-1))
+
+    @classmethod
     def stack(cls, poses: list[Pose], dim: int = 0) -> Pose:
         return cls(
             torch.stack([p.rotation for p in poses], dim),
@@ -110,6 +115,13 @@ class Pose:
     def center(self) -> Tensor:
         """Origin of the target frame in the source frame, (..., 3): a camera's centre -Rᵀt."""
         return -(self.rotation.transpose(-1, -2) @ self.translation[..., None]).squeeze(-1)
+
+    def shifted(self, origin: Tensor) -> Pose:
+        """The same pose in a world moved by `origin` (..., 3), x_moved = x − origin; `shifted(-origin)` moves it back.
+
+        Near its own origin float32 holds a pose to less than a micrometre.
+        """
+        return Pose(self.rotation, self.translation + (self.rotation @ origin[..., None]).squeeze(-1))
 
     def retract(self, delta: Tensor) -> Pose:
         """Update on the left: exp(delta) @ self, delta (..., 6) = (translation, rotation)."""
@@ -207,4 +219,4 @@ def perturb(pose: Pose, position: float | Tensor, rotation_degrees: float | Tens
     angle = torch.deg2rad(torch.as_tensor(rotation_degrees, dtype=dtype, device=pose.device))[..., None]
     center = pose.center() + direction() * position
     rotation = so3_exp(direction() * angle) @ pose.rotation
-    return Pose(rotation, -(rotation @ center[..., None]).squeeze(-1))
+    return Pose.from_center(rotation, center)

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
-from gnnet.localization.localization import Localization
 from gnnet.localization.map import Observations
 from gnnet.localization.matching import KeypointMatches
 from gnnet.localization.pnp import PoseSolver
 from gnnet.localization.refinement import Refinement, RefinementStatus
+from gnnet.localization.result import Localization
 
 KEPT_INLIERS = 0.9  # a refined pose keeps so many of the inliers at least, or it is none
 

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 from gnnet.data.batches import LocalizationBatch
-from gnnet.data.transforms import limit_size
+from gnnet.data.images import limit_size
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.interpolation import Gradient
 from gnnet.geometry.pose import Pose
 from gnnet.localization.hypotheses import Hypothesis, choose_hypothesis, pose_hypotheses
 from gnnet.localization.local_features import LocalFeatures
-from gnnet.localization.localization import Localization, Status
 from gnnet.localization.map import Map, Observations
 from gnnet.localization.matching import KeypointMatches, Matcher
 from gnnet.localization.pnp import PoseSolver
 from gnnet.localization.refinement import Refinement, refine_pose, sample_descriptors
+from gnnet.localization.result import Localization, Status
 from gnnet.localization.retrieval import gem, nearest_by_pose, nearest_references
 from gnnet.localization.robust import Robust
 from gnnet.localization.stopwatch import Stopwatch

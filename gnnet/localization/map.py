@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gnnet.arrays import ArrayFile
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
-from gnnet.localization.array_file import ArrayFile
 from gnnet.localization.retrieval import Whitening
 
 NEIGHBOURS = 32  # covisible references that are kept of each
@@ -43,7 +43,7 @@ class Observations(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Map:
-    """A compiled map, read from its file as it is needed, see `gnnet.localization.map_compilation`.
+    """A compiled map, read from its file as it is needed, see `gnnet.localization.compile`.
 
     Args:
         file: the open file.

@@ -11,12 +11,12 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from gnnet.scenes.bad_input import BadInput
 from gnnet.scenes.columns import CAMERA, FILE, KEYPOINTS, POINT_IDS, POSE, STATIC, ImageColumns
-from gnnet.scenes.correspondence_file import read_correspondence_header
-from gnnet.scenes.files import image_size
+from gnnet.scenes.formats.correspondences import read_correspondence_header
+from gnnet.scenes.formats.images import image_size
+from gnnet.scenes.problems import BadInput
 from gnnet.scenes.scene import Scene
-from gnnet.scenes.tables import ImageTable, PairTable
+from gnnet.scenes.table import ImageTable, PairTable
 
 _THREADS = 16  # they wait for the disk most of the time
 _ROTATION_TOLERANCE = 1e-3  # of the entries of RᵀR

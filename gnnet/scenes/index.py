@@ -20,12 +20,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gnnet.scenes.bad_input import BadInput, OnBad
+from gnnet.files import locked
 from gnnet.scenes.check import checked
 from gnnet.scenes.columns import ImageColumns, PairColumns, Strings
-from gnnet.scenes.files import locked
+from gnnet.scenes.problems import BadInput, OnBad
 from gnnet.scenes.scene import Scene
-from gnnet.scenes.tables import ImageTable, PairTable
+from gnnet.scenes.table import ImageTable, PairTable
 
 VERSION = 2  # of the files of an index; raise it whenever their meaning changes
 _MAX_CHECKSUM = 1 << 26  # bytes; larger files are checked by their size and header alone

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gnnet.scenes.tables import ImageTable, PairTable
+from gnnet.scenes.table import ImageTable, PairTable
 from gnnet.scenes.values import Depth, Pair, SceneImage
 
 __all__ = ["Depth", "Pair", "Scene", "SceneImage"]

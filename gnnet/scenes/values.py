@@ -33,8 +33,9 @@ class SceneImage:
     Args:
         name: unique in the scene, as the dataset's own files name it (posix path).
         path: the file on disk.
-        condition: `night`, `snow`, …; `reference` where a dataset has one condition only.
-        place: unit of the train/validation split: images of two places see nothing in common.
+        condition: `night`, `snow`, …; `reference` where a dataset has one condition only; empty where it is not known.
+        place: unit of the train/validation split: images of two places see nothing in common;
+            empty where it is not known.
         camera: intrinsics, unbatched, float64.
         cam_from_world: pose, unbatched, float64, metres.
         is_reference: part of the map, so a localization sample may start from it.
@@ -45,8 +46,8 @@ class SceneImage:
 
     name: str
     path: Path
-    condition: str
-    place: str
+    condition: str = ""
+    place: str = ""
     camera: Camera | None = None
     cam_from_world: Pose | None = None
     is_reference: bool = False

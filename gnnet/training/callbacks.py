@@ -11,9 +11,9 @@ from gnnet.data.matching_pairs import MatchingDataset
 from gnnet.evaluation.matching import MatchingMetrics, MatchingSummary, match_pair
 from gnnet.evaluation.metrics import LocalizationMetrics, LocalizationSummary
 from gnnet.evaluation.protocol import localize_batch
+from gnnet.evaluation.starts import StartPoses
 from gnnet.localization.localizer import Localizer
 from gnnet.localization.matching import Matcher
-from gnnet.localization.start_poses import StartPoses
 
 RIGHT = 3.0  # pixels within which a match counts in the score
 

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 
 from gnnet.data.datamodule import CorrespondenceData
 from gnnet.data.pairs import PairDataset
-from gnnet.scenes.robotcar import load_robotcar
+from gnnet.scenes.layouts.robotcar import load_robotcar
 
 
 def test_toy_and_robotcar_train_and_validate_on_different_places(toy_root):

@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from gnnet.data.agreement import match_agreement
 from gnnet.data.depth import depth_correspondences, depth_points, lift_keypoints, read_depth, read_view
+from gnnet.evaluation.inspect.agreement import match_agreement
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, exp
 from gnnet.scenes.scene import Depth, Pair, Scene, SceneImage

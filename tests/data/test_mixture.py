@@ -15,8 +15,8 @@ from gnnet.data.matching_pairs import MatchingDataset
 from gnnet.data.mixture import MixtureData
 from gnnet.data.queries import LocalizationDataset
 from gnnet.data.sampler import MixtureSampler
-from gnnet.scenes.robotcar import load_robotcar
-from gnnet.scenes.timelapse import load_timelapse
+from gnnet.scenes.layouts.robotcar import load_robotcar
+from gnnet.scenes.layouts.timelapse import load_timelapse
 
 
 def sample(lengths=(10, 5), weights=(3, 1), *, batches=200, mixed=False, epoch=0, seed=0):

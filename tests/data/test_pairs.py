@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gnnet.data.pairs import PairDataset, collate_pairs
-from gnnet.scenes.robotcar import load_robotcar
+from gnnet.scenes.layouts.robotcar import load_robotcar
 
 
 @pytest.fixture(scope="module")

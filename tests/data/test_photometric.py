@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gnnet.data import photometric
+from gnnet.data.images import read_image
 from gnnet.data.photometric import (
     Draw,
     Photometric,
@@ -26,7 +27,6 @@ from gnnet.data.photometric import (
     smooth_field,
     tone,
 )
-from gnnet.data.transforms import read_image
 
 ALL = Photometric(0.4, 0.5, 0.3, 0.15, 0.03, shade=1, night=1, blur=1, jpeg=1, grey=0.5)
 STAGES = {

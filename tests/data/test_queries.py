@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gnnet.data.queries import LocalizationDataset, collate_localization
-from gnnet.scenes.robotcar import load_robotcar
+from gnnet.scenes.layouts.robotcar import load_robotcar
 
 
 @pytest.fixture(scope="module")

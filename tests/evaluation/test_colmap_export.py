@@ -14,12 +14,12 @@ import torch
 from gnnet.evaluation.colmap_export import write_colmap_model
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, perturb
-from gnnet.localization.localization import Localization, Status
-from gnnet.scenes.cmu import load_cmu
-from gnnet.scenes.cmu_sample import write_cmu_sample
-from gnnet.scenes.colmap import load_colmap
-from gnnet.scenes.robotcar import load_robotcar
+from gnnet.localization.result import Localization, Status
+from gnnet.scenes.layouts.cmu import load_cmu
+from gnnet.scenes.layouts.colmap import load_colmap
+from gnnet.scenes.layouts.robotcar import load_robotcar
 from gnnet.scenes.scene import Scene
+from gnnet.toy.cmu_sample import write_cmu_sample
 
 
 @pytest.fixture(scope="module")

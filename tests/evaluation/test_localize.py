@@ -17,16 +17,16 @@ from gnnet.evaluation.localize import (
     queries_of_scene,
 )
 from gnnet.evaluation.metrics import INDOOR
-from gnnet.evaluation.report import read_results
 from gnnet.evaluation.submission import validate_submission
+from gnnet.evaluation.tables import read_results
 from gnnet.geometry.pose import perturb, pose_errors
-from gnnet.localization.localization import Status
 from gnnet.localization.localizer import Localizer
 from gnnet.localization.matching import Matcher
+from gnnet.localization.result import Status
 from gnnet.localization.robust import Robust
 from gnnet.models.grey import GreyValues
-from gnnet.scenes.pose_files import read_pose_file
-from gnnet.scenes.robotcar import load_robotcar
+from gnnet.scenes.formats.poses import read_pose_file
+from gnnet.scenes.layouts.robotcar import load_robotcar
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +43,12 @@ def localizer_on(scene, folder, **settings) -> Localizer:
 
 def perturbed(queries, position: float):
     generator = torch.Generator().manual_seed(0)
-    return {q.name: perturb(q.truth, position, 0.2, generator) for q in queries if q.truth is not None}
+    known = [q for q in queries if q.cam_from_world is not None]
+    return {q.name: perturb(q.cam_from_world, position, 0.2, generator) for q in known}
 
 
 def test_given_poses_are_refined_and_written_back_in_the_same_format(scene, tmp_path):
-    queries = [q for q in queries_of_scene(scene) if q.condition == "sun" and q.truth is not None]
+    queries = [q for q in queries_of_scene(scene) if q.condition == "sun" and q.cam_from_world is not None]
     starts = perturbed(queries, 0.02)
     localizer = localizer_on(scene, tmp_path / "maps", mode="refine")
     done = localize_dataset(
@@ -76,7 +77,7 @@ def test_given_poses_are_refined_and_written_back_in_the_same_format(scene, tmp_
 
 
 def test_a_query_that_fails_is_a_row_with_its_reason_and_the_run_goes_on(scene, tmp_path):
-    good, broken, blind, lost = [q for q in queries_of_scene(scene) if q.truth is not None][:4]
+    good, broken, blind, lost = [q for q in queries_of_scene(scene) if q.cam_from_world is not None][:4]
     (tmp_path / "broken.jpg").write_bytes(broken.path.read_bytes()[:200])
     small = tmp_path / "small.png"
     shutil.copy(next(iter(scene.images.values())).path, small)
@@ -87,9 +88,9 @@ def test_a_query_that_fails_is_a_row_with_its_reason_and_the_run_goes_on(scene, 
         good,
     ]
     localizer = localizer_on(scene, tmp_path / "maps", mode="refine")
-    found = list(localize_queries(localizer, queries, starts={good.name: good.truth}))
+    found = list(localize_queries(localizer, queries, starts={good.name: good.cam_from_world}))
     assert [r.status for r in found[:2]] == [Status.NO_POSE, Status.NO_CAMERA]
-    found = list(localize_queries(localizer, queries, starts={q.name: q.truth for q in queries}))
+    found = list(localize_queries(localizer, queries, starts={q.name: q.cam_from_world for q in queries}))
     assert [r.status for r in found] == [Status.UNREADABLE, Status.NO_CAMERA, Status.UNREADABLE, Status.LOCALIZED]
     assert "broken.jpg" in found[0].reason and "missing.jpg" in found[2].reason
     done = localize_dataset(
@@ -103,7 +104,7 @@ def test_a_query_that_fails_is_a_row_with_its_reason_and_the_run_goes_on(scene, 
 
 @pytest.mark.parametrize("retrieval", ["network", "oracle", "pairs"])
 def test_references_come_from_the_descriptor_the_truth_or_a_file(scene, tmp_path, retrieval):
-    query = next(q for q in queries_of_scene(scene) if q.truth is not None)
+    query = next(q for q in queries_of_scene(scene) if q.cam_from_world is not None)
     references = sorted(i.name for i in scene.images.values() if i.is_reference)
     pairs = tmp_path / "pairs.txt"
     pairs.write_text(f"{query.name} {references[3]}\n{query.name} {references[1]}\n{query.name} unknown.jpg\n")
@@ -116,19 +117,19 @@ def test_references_come_from_the_descriptor_the_truth_or_a_file(scene, tmp_path
         (other,) = localize_queries(localizer, [query._replace(name="other.jpg")])
         assert other.status == Status.NO_REFERENCE
     if retrieval == "oracle":
-        errors = [pose_errors(scene.images[r].cam_from_world, query.truth)[0].item() for r in found.references]
+        errors = [pose_errors(scene.images[r].cam_from_world, query.cam_from_world)[0].item() for r in found.references]
         assert errors[0] < 3
         (other,) = localize_queries(localizer, [query._replace(truth=None)])
         assert other.status == Status.NO_REFERENCE
 
 
 def test_queries_of_a_list_have_their_own_cameras(scene, tmp_path):
-    known = next(q for q in queries_of_scene(scene) if q.truth is not None)
+    known = next(q for q in queries_of_scene(scene) if q.cam_from_world is not None)
     queries = queries_of_list({known.name: known.camera, "phone.jpg": known.camera}, tmp_path, scene)
     assert [q.name for q in queries] == sorted([known.name, "phone.jpg"])
     by_name = {q.name: q for q in queries}
-    assert by_name["phone.jpg"].truth is None and by_name["phone.jpg"].path == tmp_path / "phone.jpg"
-    assert by_name[known.name].truth is not None
+    assert by_name["phone.jpg"].cam_from_world is None and by_name["phone.jpg"].path == tmp_path / "phone.jpg"
+    assert by_name[known.name].cam_from_world is not None
 
 
 def test_where_all_images_are_references_each_is_a_query(scene):

@@ -13,8 +13,8 @@ from rich.console import Console
 from torch import nn
 
 from gnnet.data.batches import MatchingPair
+from gnnet.data.images import read_image
 from gnnet.data.sift import detect_sift, strongest_spread
-from gnnet.data.transforms import read_image
 from gnnet.evaluation.matching import (
     GreyPatches,
     MatchingMetrics,
@@ -31,7 +31,7 @@ from gnnet.evaluation.matching_report import (
 )
 from gnnet.localization.matching import Matcher
 from gnnet.models.grey import GreyValues
-from gnnet.scenes.robotcar import load_robotcar
+from gnnet.scenes.layouts.robotcar import load_robotcar
 
 CONDITIONS = ("day-day", "day-night")
 

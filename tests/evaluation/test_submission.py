@@ -13,13 +13,13 @@ import torch
 
 from gnnet.evaluation.submission import main, submitted_name, validate_submission, write_submission
 from gnnet.geometry.pose import Pose, perturb, pose_errors
-from gnnet.localization.localization import Localization, Status
-from gnnet.scenes.cmu import load_cmu
-from gnnet.scenes.cmu_sample import write_cmu_sample
-from gnnet.scenes.colmap import load_colmap
-from gnnet.scenes.pose_files import read_pose_file
-from gnnet.scenes.robotcar import load_robotcar
+from gnnet.localization.result import Localization, Status
+from gnnet.scenes.formats.poses import read_pose_file
+from gnnet.scenes.layouts.cmu import load_cmu
+from gnnet.scenes.layouts.colmap import load_colmap
+from gnnet.scenes.layouts.robotcar import load_robotcar
 from gnnet.scenes.scene import Scene
+from gnnet.toy.cmu_sample import write_cmu_sample
 
 QUERIES = 3 * 2 * 4  # of the toy town: places, frames, conditions
 

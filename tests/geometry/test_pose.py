@@ -222,3 +222,19 @@ def test_matrices_indexing_and_stacking(size):
     close(stacked[1], poses[1])
     close(Pose.from_matrix(stacked.matrix()[..., :size, :]), stacked)
     assert stacked.to(torch.float32).dtype == torch.float32
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (4,), (2, 3)])
+def test_a_pose_from_its_centre_has_it(shape):
+    center = torch.randn(*shape, 3, dtype=torch.float64)
+    rotation = so3_exp(torch.randn(*shape, 3, dtype=torch.float64))
+    torch.testing.assert_close(Pose.from_center(rotation, center).center(), center)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (4,), (2, 3)])
+def test_a_shifted_pose_sees_shifted_points_alike_and_comes_back(shape):
+    pose = exp(torch.randn(*shape, 6, dtype=torch.float64))
+    origin, points = torch.randn(*shape, 3, dtype=torch.float64), torch.randn(*shape, 5, 3, dtype=torch.float64)
+    moved = pose.shifted(origin)
+    torch.testing.assert_close(moved.transform(points - origin[..., None, :]), pose.transform(points))
+    torch.testing.assert_close(moved.shifted(-origin).translation, pose.translation)

@@ -6,13 +6,13 @@ import pytest
 
 from gnnet.data.queries import LocalizationDataset, collate_localization
 from gnnet.evaluation.protocol import localize_batch
+from gnnet.evaluation.starts import StartPoses
 from gnnet.geometry.camera import Camera
 from gnnet.localization.localizer import Localizer
 from gnnet.localization.robust import Robust
-from gnnet.localization.start_poses import StartPoses
 from gnnet.models.grey import GreyValues
-from gnnet.scenes.cmu import load_cmu
-from gnnet.scenes.cmu_sample import write_cmu_sample
+from gnnet.scenes.layouts.cmu import load_cmu
+from gnnet.toy.cmu_sample import write_cmu_sample
 
 
 @pytest.fixture(scope="module")

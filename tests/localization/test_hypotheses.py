@@ -17,11 +17,11 @@ from gnnet.localization.hypotheses import (
     covisibility_clusters,
     pose_hypotheses,
 )
-from gnnet.localization.localization import Localization, Status
 from gnnet.localization.map import Observations
 from gnnet.localization.matching import KeypointMatches
 from gnnet.localization.pnp import PoseSolver
 from gnnet.localization.refinement import Refinement, RefinementStatus
+from gnnet.localization.result import Localization, Status
 
 CAMERA = Camera.from_colmap("PINHOLE", 640, 480, (500.0, 500.0, 320.0, 240.0), dtype=torch.float64)
 TRUTH = Pose(torch.eye(3, dtype=torch.float64), torch.tensor([0.1, -0.2, 0.3], dtype=torch.float64))

@@ -9,25 +9,25 @@ import pytest
 import torch
 from torch import nn
 
+from gnnet.data.images import read_image
 from gnnet.data.queries import LocalizationDataset, collate_localization
-from gnnet.data.transforms import read_image
 from gnnet.evaluation.protocol import localize_batch
+from gnnet.evaluation.starts import StartPoses
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, perturb, pose_errors
+from gnnet.localization.compile import compile_map
 from gnnet.localization.local_features import LocalFeatures
-from gnnet.localization.localization import Status
 from gnnet.localization.localizer import Localizer
-from gnnet.localization.map_compilation import compile_map
 from gnnet.localization.matching import Matcher, match_coarse_to_fine
 from gnnet.localization.pnp import PoseSolver
 from gnnet.localization.refinement import sample_descriptors
+from gnnet.localization.result import Status
 from gnnet.localization.retrieval import nearest_by_pose
 from gnnet.localization.robust import Robust
-from gnnet.localization.start_poses import StartPoses
 from gnnet.models.grey import GreyValues
 from gnnet.models.pyramid import FeaturePyramid
 from gnnet.models.unet import UNet
-from gnnet.scenes.robotcar import load_robotcar
+from gnnet.scenes.layouts.robotcar import load_robotcar
 
 
 @pytest.fixture(scope="module")

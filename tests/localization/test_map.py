@@ -17,20 +17,20 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 from torch import nn
 
-from gnnet.data.transforms import limit_size, read_image
+from gnnet.arrays import ArrayFile
+from gnnet.data.images import limit_size, read_image
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
-from gnnet.localization.array_file import ArrayFile
+from gnnet.localization.compile import compile_map
 from gnnet.localization.covisibility import covisible_by_depth, covisible_by_points
 from gnnet.localization.local_features import LocalFeatures
 from gnnet.localization.map import Map
-from gnnet.localization.map_compilation import compile_map
 from gnnet.localization.refinement import sample_descriptors
 from gnnet.localization.retrieval import gem
 from gnnet.models.pyramid import FeaturePyramid
 from gnnet.models.unet import UNet
-from gnnet.scenes.rgbd import load_rgbd
-from gnnet.scenes.robotcar import load_robotcar
+from gnnet.scenes.layouts.rgbd import load_rgbd
+from gnnet.scenes.layouts.robotcar import load_robotcar
 from gnnet.scenes.scene import Scene, SceneImage
 
 
@@ -174,7 +174,7 @@ from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[3])
 from test_map import Counting, compiled, small_unet
-from gnnet.scenes.robotcar import load_robotcar
+from gnnet.scenes.layouts.robotcar import load_robotcar
 torch.set_num_threads(int(sys.argv[4]))
 network = Counting(small_unet())
 images = network.forward
@@ -229,7 +229,7 @@ def test_what_was_made_of_something_else_is_refused(scene, town, monkeypatch):
     )
     refused("scene", scene=scene.with_places(scene.places[:2]))
     refused("local features", local_features=LocalFeatures("sift"), network=small_unet())
-    monkeypatch.setattr("gnnet.localization.map_compilation.VERSION", 1)
+    monkeypatch.setattr("gnnet.localization.compile.VERSION", 1)
     refused("version")
     assert town.path.read_bytes() == before
     empty = moved(scene, is_reference=lambda i: False)

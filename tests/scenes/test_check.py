@@ -12,10 +12,10 @@ from PIL import Image
 
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
-from gnnet.scenes.bad_input import BadInput
 from gnnet.scenes.check import checked
+from gnnet.scenes.problems import BadInput
 from gnnet.scenes.scene import Depth, Pair, Scene, SceneImage
-from gnnet.scenes.toy_layout import write_correspondences
+from gnnet.toy.layout import write_correspondences
 
 NAMES = ("0", "1", "2", "3")
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from gnnet.scenes.__main__ import main
-from gnnet.scenes.correspondence_file import read_correspondence_file
-from gnnet.scenes.readers import DATASETS
-from gnnet.scenes.robotcar import load_robotcar
-from gnnet.scenes.toy_layout import write_correspondences
+from gnnet.scenes.formats.correspondences import read_correspondence_file
+from gnnet.scenes.layouts.registry import DATASETS
+from gnnet.scenes.layouts.robotcar import load_robotcar
+from gnnet.toy.layout import write_correspondences
 
 
 @pytest.fixture

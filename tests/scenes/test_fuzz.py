@@ -22,15 +22,15 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from layouts import IMAGES_OF, LAYOUTS, Layout
 from PIL import Image
 
 import gnnet
 from gnnet.data.pairs import NothingInCommon, PairDataset
 from gnnet.scenes.index import open_scene
+from gnnet.scenes.layouts.timelapse import load_timelapse
 from gnnet.scenes.scene import Scene
-from gnnet.scenes.timelapse import load_timelapse
-from gnnet.scenes.toy_layout import write_correspondences
+from gnnet.toy.layout import write_correspondences
+from tests.scenes.sample_layouts import IMAGES_OF, LAYOUTS, Layout
 
 SECONDS = 20  # for reading one damaged folder
 

@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_tables import assert_equal
 
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.scenes import index
-from gnnet.scenes.bad_input import BadInput, OnBad
-from gnnet.scenes.files import image_size
+from gnnet.scenes.formats.images import image_size
 from gnnet.scenes.index import fingerprint, open_scene
-from gnnet.scenes.robotcar import load_robotcar
+from gnnet.scenes.layouts.robotcar import load_robotcar
+from gnnet.scenes.problems import BadInput, OnBad
 from gnnet.scenes.scene import Pair, Scene, SceneImage
+from tests.scenes.test_table import assert_equal
 
 READS: list[Path] = []
 

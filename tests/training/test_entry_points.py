@@ -18,10 +18,10 @@ from omegaconf import DictConfig, open_dict
 
 import evaluate
 import train
-from gnnet.data.transforms import read_image
-from gnnet.evaluation.report import read_results
+from gnnet.data.images import read_image
+from gnnet.evaluation.tables import read_results
 from gnnet.localization.localizer import Localizer
-from gnnet.scenes.robotcar import load_robotcar
+from gnnet.scenes.layouts.robotcar import load_robotcar
 
 ROOT = Path(__file__).parents[2]
 SMALL = [

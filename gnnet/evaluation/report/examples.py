@@ -1,0 +1,111 @@
+"""Pictures of single queries: matches, features, and the pose before and after refinement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gnnet.data.batches import LocalizationBatch
+from gnnet.data.matching_pairs import MatchingDataset
+from gnnet.evaluation.protocol import refined_errors
+from gnnet.evaluation.report import charts as figures
+from gnnet.evaluation.starts import StartPoses
+from gnnet.geometry.pose import Pose, pose_errors
+from gnnet.localization.localizer import Localizer
+from gnnet.localization.matching import Matcher, match_coarse_to_fine
+from gnnet.localization.refinement import sample_descriptors
+
+
+@torch.no_grad()
+def draw_examples(
+    network: nn.Module,
+    samples: Iterable[LocalizationBatch],
+    folder: Path,
+    *,
+    localizer: Localizer,
+    starts: StartPoses,
+) -> None:
+    """Draw each sample's matches, features and refinement, and all of them in `overview.png`.
+
+    Args:
+        network: on the samples' device.
+        samples: batches of one query, best one a condition.
+        folder: where the pictures go.
+    """
+    network.eval()
+    rows = [_draw_example(network, batch, folder, localizer, starts) for batch in samples]
+    figures.overview(rows, path=folder / "overview.png")
+
+
+@torch.no_grad()
+def draw_matches(network: nn.Module, pairs: MatchingDataset, folder: Path) -> None:
+    """Draw where keypoints are matched, in a pair of each condition, coloured by how far off they are.
+
+    Args:
+        network: on the device where it runs.
+        pairs: of still cameras.
+        folder: where the pictures go.
+    """
+    network.eval()
+    device = next(network.parameters()).device
+    for condition, index in pairs.one_of_each_condition().items():
+        pair = pairs[0, index]
+        a, b = (network(image[None].to(device)) for image in (pair.image_a, pair.image_b))
+        found = Matcher().match(a, pair.keypoints_a[None].to(device), b).keypoints[0].cpu()
+        figures.matches(
+            pair.image_a, pair.image_b, pair.keypoints_a, found, errors=(found - pair.keypoints_b).norm(dim=-1),
+            path=folder / f"matches_{condition}.png",
+        )  # fmt: skip
+        figures.feature_maps(pair.image_a, a.cpu(), path=folder / f"features_{condition}_a.png")
+        figures.feature_maps(pair.image_b, b.cpu(), path=folder / f"features_{condition}_b.png")
+
+
+def _draw_example(
+    network: nn.Module, batch: LocalizationBatch, folder: Path, localizer: Localizer, starts: StartPoses
+) -> figures.OverviewRow:
+    query, reference = localizer.features(network, batch)
+    initial = starts.draw(batch, 0)
+    refinement = localizer.refine(query, reference, batch, initial)
+    keypoints, in_reference = _project(batch, batch.reference.camera, batch.reference.cam_from_world)
+    truth, in_query = _project(batch, batch.query.camera, batch.query.cam_from_world)
+    shown = batch.valid[0] & in_reference & in_query
+
+    def seen_from(pose: Pose) -> Tensor:
+        xy, valid = _project(batch, batch.query.camera, pose)
+        return torch.where(valid[:, None], xy, torch.nan)[shown].cpu()
+
+    name, image = batch.condition[0], batch.query.image[0].cpu()
+    before = "{:.2f} m, {:.1f}°".format(*(e.item() for e in pose_errors(initial, batch.query.cam_from_world)))
+    after = "{:.3f} m, {:.2f}°".format(*(e.item() for e in refined_errors(refinement, batch.query.cam_from_world)))
+    projections = {
+        "xy_truth": truth[shown].cpu(),
+        "xy_before": seen_from(initial),
+        "xy_after": seen_from(refinement.cam_from_world),
+    }
+    figures.before_after(image, **projections, before=before, after=after, path=folder / f"before_after_{name}.png")
+    figures.feature_maps(image, query.cpu(), path=folder / f"features_{name}.png")
+
+    descriptors, _ = sample_descriptors(reference, keypoints[None])
+    matched = match_coarse_to_fine(descriptors, query)[0]
+    figures.matches(
+        batch.reference.image[0].cpu(),
+        image,
+        keypoints[shown].cpu(),
+        matched[shown].cpu(),
+        errors=(matched - truth).norm(dim=-1)[shown].cpu(),
+        path=folder / f"matches_{name}.png",
+    )
+    finest = query.maps[-1][0].float().cpu()
+    errors = {"before": before, "after": after}
+    return figures.OverviewRow(
+        condition=name, image=image, features=finest, stride=query.strides[-1], **projections, **errors
+    )
+
+
+def _project(batch: LocalizationBatch, camera, pose: Pose) -> tuple[Tensor, Tensor]:
+    """Pixels (N, 2) and validity (N,) of the points of a batch of one."""
+    xy, valid = camera.project(pose.transform(batch.points))
+    return xy[0], valid[0]

@@ -1,0 +1,1 @@
+"""One module a file format: bytes to values, and nothing of any dataset."""

@@ -1,0 +1,100 @@
+"""Image files of a dataset: which there are, their sizes, and whether they are whole, without decoding a pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+_END_MARKS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders directly in a folder, by name; hidden ones are left out; none where there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The JPEG and PNG files directly in a folder, by name; hidden ones are left out."""
+    return sorted(
+        p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file()
+    )
+
+
+def image_size(path: Path) -> tuple[int, int]:
+    """Width and height of an image whose header is readable and whose end is there; pixels are not decoded.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an empty, truncated or foreign file, or no file at all; it is named.
+    """
+    if not path.is_file():
+        if path.exists():
+            raise ValueError(f"image {path} is a folder or device; expected a JPEG or PNG file")
+        raise FileNotFoundError(f"image {path} does not exist; put it there, or take it out of the dataset's lists")
+    bytes_found = path.stat().st_size
+    try:
+        with open(path, "rb") as file:
+            with Image.open(file) as image:
+                size, kind = image.size, image.format
+            mark = _END_MARKS.get(kind)
+            complete = mark is None or _has_end(file, mark, start=0 if kind == "PNG" else _scan_start(file))
+    except Exception as error:  # Pillow raises many types on a damaged file
+        raise ValueError(
+            f"image {path} ({bytes_found} bytes) cannot be read ({(str(error) or type(error).__name__)[:120]!r}); "
+            "fetch it again, or remove it from the dataset"
+        ) from error
+    if not complete:
+        raise ValueError(
+            f"image {path} ({bytes_found} bytes) is truncated: the {kind} ends before its end mark; "
+            "fetch it again, or remove it from the dataset"
+        )
+    return size
+
+
+def usual_size(paths: Sequence[Path], *, looked_at: int = 5) -> tuple[int, int]:
+    """The size that most of the first readable images have: one of them may be of another size, or damaged.
+
+    Raises:
+        FileNotFoundError, ValueError: if none can be read; what is wrong with the last.
+    """
+    sizes: list[tuple[int, int]] = []
+    problem: Exception = ValueError("no image to take a size from")
+    for path in paths:
+        try:
+            sizes.append(image_size(path))
+        except (OSError, ValueError) as error:  # said where all images are checked
+            problem = error
+        if len(sizes) == looked_at:
+            break
+    if not sizes:
+        raise problem
+    return max(sizes, key=sizes.count)
+
+
+def _scan_start(file: BinaryIO) -> int:
+    """Where a JPEG's compressed pixels begin: behind its headers, which may hold a thumbnail with an end mark."""
+    position = 2
+    while True:
+        file.seek(position)
+        marker = file.read(4)
+        if len(marker) < 4 or marker[0] != 0xFF:
+            raise ValueError(f"no JPEG marker at byte {position}")
+        if marker[1] == 0xFF:  # a fill byte
+            position += 1
+            continue
+        position += 2 + int.from_bytes(marker[2:], "big")
+        if marker[1] == 0xDA:
+            return position
+
+
+def _has_end(file: BinaryIO, mark: bytes, *, start: int, within: int = 4096) -> bool:
+    """Whether the mark stands in the last bytes, after `start`; some cameras write notes of their own behind it."""
+    size = file.seek(0, 2)
+    file.seek(max(start, size - within))
+    return mark in file.read()

@@ -1,0 +1,277 @@
+"""Extended CMU Seasons (Sattler et al., CVPR 2018) with cross-season correspondences (Larsson et al., CVPR 2019)."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from rich.progress import track
+from scipy.spatial import cKDTree
+
+from gnnet.scenes.formats.correspondences import read_correspondence_header
+from gnnet.scenes.layouts.cmu_slice import Slice, condition_groups, parse_name, read_intrinsics, read_slice
+from gnnet.scenes.layouts.colmap import covisible_pairs, stretches_of
+from gnnet.scenes.problems import BadInput, OnBad
+from gnnet.scenes.scene import Pair, Scene, SceneImage
+
+SLICE_GROUPS = {
+    "urban": tuple(range(2, 9)),
+    "suburban": tuple(range(9, 18)),
+    "park": tuple(range(18, 26)),
+    "train": (*range(7, 13), *range(22, 26)),
+    "test": (*range(2, 7), *range(13, 22)),
+}
+_NEAR_IN_TIME = 5_000_000  # microseconds: some tens of metres of a drive
+_TREE = """\
+  <dataset.root>/cmu/              (or this folder itself)
+    images/                        (or the slices directly)
+      intrinsics.txt
+      slice<N>/{database,query}/img_<5 digits>_c{0,1}_<microseconds>us.jpg
+      slice<N>/sparse/{cameras,images,points3D}.bin
+      slice<N>/ground-truth-database-images-slice<N>.txt
+      slice<N>/camera-poses/*.txt
+      slice<N>/test-images-slice<N>.txt
+    correspondence/correspondence_slice<N>_*.mat
+It comes from: Extended CMU Seasons, visuallocalization.net; cross-season correspondences, Larsson et al., CVPR 2019."""
+
+_log = logging.getLogger(__name__)
+
+
+class _Layout(NamedTuple):
+    """The folder of the slices, those chosen (ascending), and the correspondence files of each."""
+
+    images: Path
+    slices: tuple[int, ...]
+    files: dict[int, list[Path]]
+
+
+def load_cmu(
+    root: str | Path,
+    *,
+    slices: int | str | Iterable[int | str] | None = None,
+    cameras: Iterable[str] = ("c0", "c1"),
+    images: str = "images",
+    places: int = 5,
+    min_shared_points: int = 30,
+    pairs_per_image: int = 8,
+    on_bad: OnBad = "raise",
+    progress: bool = True,
+) -> Scene:
+    """The database images with their 3D points, the queries, and the pairs with correspondences.
+
+    The images are distorted, and the cameras keep k1, k2, p1, p2. Names are `slice<N>/query/img_….jpg`;
+    the benchmark's result lines have the last part. The condition (`sunny-foliage`) follows from the
+    day of the drive; a day that the data set does not list is the condition itself. `Scene.groups`
+    are kinds of light and foliage (`low-sun`, `mixed-foliage`).
+
+    A slice is a place: slices see nothing in common. One that is read alone is cut into `places`
+    stretches of equally many database images along its longer axis, so that it can be split as well;
+    neighbouring stretches may still see common points at their border. A query is in the stretch of
+    the nearest database image; one of unknown pose in that of the image taken next to it in time, or
+    else of its partner in a pair, or it is left out. So are pairs across stretches.
+
+    Pairs are those of the correspondence files; in a slice without any, database images that see
+    common points of its model.
+
+    Args:
+        root: the folder that holds `cmu/`, or `cmu` itself, or Extended CMU Seasons as it is unpacked.
+        slices: numbers of slices and groups of them (`urban`, `suburban`, `park`, `train`, `test`), of
+            which those are read that are there; None reads all that are there.
+        cameras: of `c0`, `c1`.
+        images: folder inside `cmu/` of the slices and intrinsics.txt.
+        places: into how many stretches a slice that is read alone is cut.
+        min_shared_points: fewer common points make no covisible pair.
+        pairs_per_image: each database image is paired with so many others, those that share most points.
+        on_bad: `raise` at the first broken item, or `skip` (leave it out).
+        progress: show progress bars.
+
+    Raises:
+        FileNotFoundError: no such layout, a slice that is not there, or a file or image that is missing.
+        ValueError: a malformed file or setting, or no usable image is left.
+    """
+    bad, cameras = BadInput(on_bad), _check_cameras(cameras)
+    layout = _find_layout(Path(root), images, slices)
+    read = _read_slices(layout, cameras, bad, progress)
+    named, points = _joined(read, places if len(layout.slices) == 1 else 1)
+    pairs = _listed_pairs(layout, named, cameras, bad, progress)
+    named = _placed_by_partner(named, pairs)
+    for part in read:
+        observed = [named[n] for n in part.images if n in named and named[n].point_ids is not None]
+        if observed and not layout.files[part.number]:
+            pairs += covisible_pairs(observed, min_shared_points, pairs_per_image, progress)
+    groups = condition_groups({image.condition for image in named.values()})
+    pairs = _within_places(pairs, named)
+    within = ("camera", "place") if len(layout.slices) > 1 else ("camera",)  # stretches of one slice are ours alone
+    return Scene("cmu", named, pairs, points, groups, tuple(bad.problems), within)
+
+
+def _check_cameras(cameras: Iterable[str]) -> tuple[str, ...]:
+    cameras = (cameras,) if isinstance(cameras, str) else tuple(cameras)
+    if not cameras or not set(cameras) <= {"c0", "c1"}:
+        raise ValueError(f"dataset.cameras is {list(cameras)}; expected c0, c1 or both")
+    return cameras
+
+
+def _read_slices(layout: _Layout, cameras: tuple[str, ...], bad: BadInput, progress: bool) -> list[Slice]:
+    """The chosen slices that can be read; at least one of them has an image."""
+    intrinsics = read_intrinsics(layout.images, bad)
+    read: list[Slice] = []
+    for number in track(layout.slices, "Reading slices", disable=not progress, transient=True):
+        with bad.skipping():
+            read.append(read_slice(layout.images, number, cameras, intrinsics, bad))
+    if not any(part.images for part in read):
+        first = f"; the first problem: {bad.problems[0]}" if bad.problems else ""
+        raise ValueError(
+            f"{layout.images.absolute()} holds no usable image of {', '.join(cameras)} in the slices "
+            f"{', '.join(map(str, layout.slices))} (dataset.cameras, dataset.slices){first}"
+        )
+    return read
+
+
+def _find_layout(root: Path, images: str, slices: int | str | Iterable[int | str] | None) -> _Layout:
+    home = root / "cmu" if (root / "cmu").is_dir() else root
+    for folder in (home / images, home):
+        # Whole numbers: slice2 is not slice20.
+        present = [n for n, p in _numbered(folder, r"slice([1-9]\d{0,5})") if p.is_dir()]
+        if present:
+            chosen = _choose_slices(slices, sorted(present), folder)
+            files: dict[int, list[Path]] = {number: [] for number in chosen}
+            for number, path in _numbered(home / "correspondence", r"correspondence_slice([1-9]\d{0,5})_.*\.mat"):
+                if number in files:
+                    files[number].append(path)
+            return _Layout(folder, chosen, files)
+    raise FileNotFoundError(
+        f"Extended CMU Seasons: no folder slice<N> in {(home / images).absolute()} (dataset.root is {root}); "
+        f"expected\n{_TREE}"
+    )
+
+
+def _numbered(folder: Path, pattern: str) -> list[tuple[int, Path]]:
+    """Number and path of what in a folder has a name of the pattern, by name."""
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    matches = [(re.fullmatch(pattern, path.name, re.ASCII), path) for path in paths]
+    return [(int(match[1]), path) for match, path in matches if match]
+
+
+def _choose_slices(slices: int | str | Iterable[int | str] | None, present: list[int], folder: Path) -> tuple[int, ...]:
+    """Numbers of the slices asked for, ascending; of a group those that are there."""
+    if slices is None:
+        return tuple(present)
+    chosen: set[int] = set()
+    for entry in (slices,) if isinstance(slices, int | str) else slices:
+        if isinstance(entry, str) and entry in SLICE_GROUPS:
+            numbers, what = SLICE_GROUPS[entry], f"slice of {entry}"
+        elif not isinstance(entry, bool) and re.fullmatch(r"\d{1,6}", str(entry), re.ASCII):
+            numbers, what = (int(entry),), f"slice {entry}"
+        else:
+            raise ValueError(
+                f"dataset.slices names {entry!r}; expected numbers of slices, or of {', '.join(SLICE_GROUPS)}"
+            )
+        if not set(numbers) & set(present):
+            raise FileNotFoundError(
+                f"Extended CMU Seasons: no {what} in {folder.absolute()} (dataset.slices); there are the slices "
+                f"{', '.join(map(str, present))}, so choose of these, or unpack slice<N>.tar there"
+            )
+        chosen |= set(numbers) & set(present)
+    if not chosen:
+        raise ValueError("dataset.slices is empty; expected numbers of slices, groups of them, or null for all")
+    return tuple(sorted(chosen))
+
+
+def _joined(read: list[Slice], places: int) -> tuple[dict[str, SceneImage], torch.Tensor]:
+    """Images of all slices in their places, and the points; images without a place have an empty one."""
+    named: dict[str, SceneImage] = {}
+    first = 0
+    for part in read:
+        images = list(part.images.values())
+        for image, place in zip(images, _places(images, places), strict=True):
+            rows = None if image.point_ids is None else image.point_ids + first
+            named[image.name] = replace(image, place=place, point_ids=rows)
+        first += len(part.points)
+    return named, torch.from_numpy(np.concatenate([np.zeros((0, 3)), *(part.points for part in read)]))
+
+
+def _places(images: list[SceneImage], count: int) -> list[str]:
+    """Place of each image of a slice: the slice, or one of `count` stretches of it; empty where that is not known."""
+    posed = [image for image in images if image.cam_from_world is not None]
+    references = [image for image in posed if image.is_reference] or posed
+    if count <= 1 or not references:
+        return [image.place for image in images]
+    centers = np.stack([image.cam_from_world.center().numpy() for image in references])
+    of_reference = stretches_of(centers, count)
+    nearest = cKDTree(centers).query(np.stack([image.cam_from_world.center().numpy() for image in posed]))[1]
+    stretch = {image.name: int(of_reference[i]) for image, i in zip(posed, nearest.tolist(), strict=True)}
+    by_time = sorted((_time(image), stretch[image.name]) for image in posed)
+    times = np.array([time for time, _ in by_time])
+    places = []
+    for image in images:
+        if image.name not in stretch:
+            at = int(np.abs(times - _time(image)).argmin())
+            if abs(by_time[at][0] - _time(image)) <= _NEAR_IN_TIME:
+                stretch[image.name] = by_time[at][1]
+        places.append(f"{image.place}/{stretch[image.name]}" if image.name in stretch else "")
+    return places
+
+
+def _time(image: SceneImage) -> int:
+    return parse_name(image.path.name, image.path).time
+
+
+def _listed_pairs(
+    layout: _Layout, images: dict[str, SceneImage], cameras: tuple[str, ...], bad: BadInput, progress: bool
+) -> tuple[Pair, ...]:
+    """Pairs of the correspondence files; their place is yet empty."""
+    listed = [(number, path) for number, paths in layout.files.items() for path in paths]
+    pairs = []
+    for number, path in track(listed, "Reading pairs", disable=not progress, transient=True):
+        with bad.skipping():
+            header = read_correspondence_header(path)
+            names = [PurePosixPath(name).name for name in (header.name_a, header.name_b)]
+            if all(parse_name(name, path).camera in cameras for name in names):
+                a, b = (_image_of(layout.images / f"slice{number}", name, images, path) for name in names)
+                pairs.append(Pair(a, b, "", path, count=header.count))
+    return tuple(pairs)
+
+
+def _image_of(home: Path, name: str, images: dict[str, SceneImage], source: Path) -> str:
+    """Full name of an image among the queries, or else the database images, of a slice."""
+    for kind in ("query", "database"):
+        if f"{home.name}/{kind}/{name}" in images:
+            return f"{home.name}/{kind}/{name}"
+    raise FileNotFoundError(
+        f"image {home / 'query' / name} does not exist, nor in database/, but {source} names it; "
+        f"unpack {home.name}.tar there, or choose the slices you have (dataset.slices)"
+    )
+
+
+def _placed_by_partner(images: dict[str, SceneImage], pairs: tuple[Pair, ...]) -> dict[str, SceneImage]:
+    """Images without a place get that of their first partner in a pair that has one; the others are left out."""
+    partner: dict[str, str] = {}
+    for pair in pairs:
+        for name, other in ((pair.image_a, pair.image_b), (pair.image_b, pair.image_a)):
+            if not images[name].place and images[other].place:
+                partner.setdefault(name, images[other].place)
+    placed = {n: i if i.place else replace(i, place=partner.get(n, "")) for n, i in images.items()}
+    lost = sum(not image.place for image in placed.values())
+    if lost:
+        _log.info("%d of %d images left out, as nothing tells their stretch of the slice", lost, len(placed))
+    return {name: image for name, image in placed.items() if image.place}
+
+
+def _within_places(pairs: tuple[Pair, ...], images: dict[str, SceneImage]) -> tuple[Pair, ...]:
+    """Pairs of which both images are in one place, with that place."""
+    kept = []
+    for pair in pairs:
+        a, b = images.get(pair.image_a), images.get(pair.image_b)
+        if a is not None and b is not None and a.place == b.place:
+            kept.append(replace(pair, place=a.place))
+    crossing = len(pairs) - len(kept)
+    if crossing:
+        _log.info("%d of %d pairs left out, as their images belong to two stretches", crossing, len(pairs))
+    return tuple(kept)

@@ -1,0 +1,246 @@
+"""Any COLMAP reconstruction: photographs, and a model of them (binary or text), as COLMAP or hloc write it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import scipy.sparse
+import torch
+from rich.progress import track
+
+from gnnet.files import below
+from gnnet.geometry.pose import Pose
+from gnnet.scenes.formats.colmap import BinaryModel, read_binary_model
+from gnnet.scenes.formats.images import subfolders
+from gnnet.scenes.problems import BadInput, OnBad
+from gnnet.scenes.scene import Pair, Scene, SceneImage
+
+_CHUNK = 256  # images whose common points with all others are counted at once
+
+
+def load_colmap(
+    root: str | Path,
+    *,
+    images: str | Path = "images",
+    sparse: str | Path | None = None,
+    places: int = 5,
+    min_shared_points: int = 30,
+    pairs_per_image: int = 8,
+    on_bad: OnBad = "raise",
+    progress: bool = True,
+) -> Scene:
+    """Read a reconstruction: every image is both a reference and a query, pairs are covisible images.
+
+    Args:
+        root: the folder.
+        images: folder of the photographs, relative to `root` or absolute.
+        sparse: folder of the model (`cameras`, `images`, `points3D`, `.bin` or `.txt`), or the one above its
+            `0`, relative to `root` or absolute. None: `sparse`; else the only one of the root itself,
+            `sparse/0`, `sparse/1`, …, `sfm` and `sfm_*`.
+        places: into how many stretches of the camera's path the scene is cut for splitting; one
+            model has no places of its own, so neighbouring stretches may still see common points.
+        min_shared_points: fewer common points make no pair.
+        pairs_per_image: each image is paired with so many others, those that share most points.
+        on_bad: `raise`, or `skip` to leave out images that are not on disk (`Scene.problems`).
+        progress: show progress bars.
+
+    Raises:
+        FileNotFoundError: no model, more than one, or images of the model that are not on disk.
+        ValueError: a damaged model, an unsupported camera model, or no pair with enough common points.
+    """
+    root, bad = Path(root), BadInput(on_bad)
+    model_dir = _find_model(root, sparse)
+    scene_images, points = read_colmap_model(model_dir, image_dir=root / images, bad=bad)
+    if not scene_images:
+        first = f"; the first problem: {bad.problems[0]}" if bad.problems else ""
+        raise ValueError(f"{model_dir} holds no image that can be used (dataset.root){first}")
+    centers = Pose.stack([image.cam_from_world for image in scene_images]).center().numpy()
+    name = root.absolute().name
+    scene_images = [
+        replace(image, place=f"{name}/{stretch}")
+        for image, stretch in zip(scene_images, stretches_of(centers, places), strict=True)
+    ]
+    pairs = covisible_pairs(scene_images, min_shared_points, pairs_per_image, progress)
+    if not pairs:
+        raise ValueError(
+            f"{model_dir} holds no two images that share {min_shared_points} points; "
+            "lower min_shared_points, or reconstruct with more matches"
+        )
+    return Scene(
+        name=f"colmap {name}",
+        images={image.name: image for image in scene_images},
+        pairs=pairs,
+        points=points,
+        problems=tuple(bad.problems),
+    )
+
+
+def read_colmap_model(
+    model_dir: Path, *, image_dir: Path, bad: BadInput, condition: str = "reference"
+) -> tuple[list[SceneImage], torch.Tensor]:
+    """Images by name (with observations as rows of the points) and points (P, 3) of one COLMAP model.
+
+    Args:
+        model_dir: holds `cameras`, `images` and `points3D`, `.bin` or `.txt`.
+        image_dir: where the image files are.
+        bad: is told of images that are not on disk, whose name leaves `image_dir`, or stands there twice.
+        condition: given to all images.
+
+    Raises:
+        FileNotFoundError: images of the model that are not on disk, how many, and the first.
+        ValueError: a damaged model, or a camera model that is not supported; it names file and camera.
+    """
+    model = _read_model(model_dir)
+    found: dict[str, SceneImage] = {}
+    missing = []
+    for image in sorted(model.images, key=lambda image: image.name):
+        with bad.skipping():
+            path = below(image_dir, image.name, f"{model_dir}, images")
+            if image.name in found:
+                raise ValueError(f"{model_dir} has image {image.name} twice; take one of them out of the model")
+            if not path.is_file():
+                missing.append(path)
+                continue
+            found[image.name] = SceneImage(
+                name=image.name,
+                path=path,
+                condition=condition,
+                place=model_dir.name,
+                camera=image.camera,
+                cam_from_world=image.cam_from_world,
+                is_reference=True,
+                point_ids=image.point_rows,
+                keypoints=image.keypoints,
+            )
+    how = "put the images there, or name their folder (dataset.images)"
+    if missing and bad.on_bad == "raise":
+        raise FileNotFoundError(
+            f"{len(missing)} of {len(model.images)} images of {model_dir} are not on disk, "
+            f"the first: {missing[0]}; {how}"
+        )
+    for path in missing:
+        bad.report(FileNotFoundError(f"image {path}, which {model_dir} has, is not on disk; {how}"))
+    return list(found.values()), torch.from_numpy(model.points)
+
+
+def _read_model(folder: Path) -> BinaryModel:
+    """A binary model as it is; a text model turned into a binary one by pycolmap.
+
+    pycolmap reads text safely, but fills the memory, or never ends, where a binary file is damaged.
+    """
+    try:
+        if (folder / "images.bin").is_file():
+            return read_binary_model(folder)
+        return _read_text_model(folder)
+    except ValueError as error:
+        if "is not supported" not in str(error):
+            raise
+        raise ValueError(
+            f"{error}; COLMAP undistorts photographs and model together:\n  colmap image_undistorter "
+            f"--image_path IMAGES --input_path {folder} --output_path UNDISTORTED\nand dataset.root=UNDISTORTED"
+        ) from None
+
+
+def _read_text_model(folder: Path) -> BinaryModel:
+    import pycolmap  # slow to import
+
+    with tempfile.TemporaryDirectory() as binary:
+        try:
+            reconstruction = pycolmap.Reconstruction()
+            reconstruction.read_text(str(folder))
+            reconstruction.write_binary(binary)
+        except Exception as error:  # pycolmap raises many types
+            raise ValueError(
+                f"{folder} cannot be read as a COLMAP model ({str(error).strip()[:300]}); expected cameras, images "
+                "and points3D as .txt or .bin, so write the model again"
+            ) from error
+        try:
+            return read_binary_model(Path(binary))
+        except ValueError as error:
+            raise ValueError(str(error).replace(binary, str(folder)).replace(".bin", ".txt")) from None
+
+
+def _find_model(root: Path, sparse: str | Path | None) -> Path:
+    if sparse is not None:
+        asked = [root / sparse, root / sparse / "0"]
+        found = [folder for folder in asked if _holds_model(folder)][:1]
+    elif _holds_model(root / "sparse"):
+        found = [root / "sparse"]
+    else:
+        sfm = [folder for folder in subfolders(root) if folder.name.split("_")[0] == "sfm"]
+        below_root = sorted([*subfolders(root / "sparse"), *sfm])
+        found = [folder for folder in (root, *below_root) if _holds_model(folder)]
+    if len(found) == 1:
+        return found[0]
+    expected = (
+        "  <dataset.root>/images/…           the photographs; another folder: dataset.images\n"
+        "  <dataset.root>/sparse/            cameras, images, points3D as .bin or .txt; another: dataset.sparse\n"
+        'as COLMAP\'s automatic_reconstructor or hloc write it, see README "Your own data"'
+    )
+    if found:
+        raise FileNotFoundError(
+            f"{root.absolute()} holds {len(found)} COLMAP models (dataset.root): "
+            f"{', '.join(os.path.relpath(folder, root) for folder in found)}; name one by dataset.sparse; expected\n"
+            + expected
+        )
+    there = ", ".join(sorted(path.name for path in root.iterdir())[:20]) if root.is_dir() else "no such folder"
+    raise FileNotFoundError(
+        f"{(root / (sparse or 'sparse')).absolute()} holds no COLMAP model (dataset.root), and so do the places where "
+        f"one could be; found there: {there or 'nothing'}; expected\n{expected}"
+    )
+
+
+def _holds_model(folder: Path) -> bool:
+    return any((folder / f"images{ending}").is_file() for ending in (".bin", ".txt"))
+
+
+def stretches_of(centers: np.ndarray, count: int) -> np.ndarray:
+    """Index (N,) of the stretch that each camera centre (N, 3) lies in, of `count` along the path's main axis.
+
+    Stretches hold equally many centres, up to one; with fewer centres than `count`, each is one.
+    """
+    offsets = centers - centers.mean(0)
+    axis = np.linalg.svd(offsets, full_matrices=False)[2][0]
+    axis = axis * np.sign(axis[np.abs(axis).argmax()])  # the sign of a singular vector is arbitrary
+    rank = np.argsort(np.argsort(offsets @ axis, kind="stable"), kind="stable")
+    return rank * min(count, len(centers)) // len(centers)
+
+
+def covisible_pairs(images: list[SceneImage], min_shared: int, per_image: int, progress: bool) -> tuple[Pair, ...]:
+    """Each image with those `per_image` others that share most points, each pair once, with the count of these.
+
+    Args:
+        images: with `point_ids` of one set of points.
+        min_shared: fewer common points make no pair.
+        per_image: so many partners of an image are chosen, at most; others may choose it besides.
+        progress: show a progress bar.
+    """
+    owners = np.repeat(np.arange(len(images)), [len(image.point_ids) for image in images])
+    points = np.concatenate([image.point_ids for image in images])
+    seen = scipy.sparse.csr_array(
+        (np.ones(len(points), np.int32), (owners, points)), shape=(len(images), int(points.max(initial=-1)) + 1)
+    )
+    seen.sum_duplicates()
+    seen.data[:] = 1  # a point may be seen twice
+    seen_by = seen.T.tocsr()
+    chosen = []
+    for start in track(
+        range(0, len(images), _CHUNK), "Pairing images", disable=not progress, transient=True
+    ):  # fmt: skip
+        shared = (seen[start : start + _CHUNK] @ seen_by).tocoo()
+        a, b, count = shared.row + start, shared.col, shared.data
+        kept = (a != b) & (count >= min_shared)
+        a, b, count = a[kept], b[kept], count[kept]
+        order = np.lexsort((-b, -count, a))
+        a, b, count = a[order], b[order], count[order]
+        rank = np.arange(len(a)) - np.searchsorted(a, a)
+        best = rank < per_image
+        chosen.append(np.stack([np.minimum(a, b)[best], np.maximum(a, b)[best], count[best]], 1))
+    return tuple(
+        Pair(image_a=images[i].name, image_b=images[j].name, place=images[i].place, count=count)
+        for i, j, count in np.unique(np.concatenate(chosen), axis=0).tolist()
+    )

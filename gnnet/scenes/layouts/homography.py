@@ -1,0 +1,39 @@
+"""Any folder of photographs: each is paired with itself, under two homographies and two lights, for pretraining."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gnnet.scenes.formats.images import IMAGE_SUFFIXES
+from gnnet.scenes.problems import OnBad
+from gnnet.scenes.scene import Pair, Scene, SceneImage
+
+
+def load_homography(root: str | Path, *, on_bad: OnBad = "raise", progress: bool = True) -> Scene:
+    """Every JPEG and PNG below the folder, at any depth; a folder is a place, or each image where there is one folder.
+
+    Args:
+        root: the folder.
+        on_bad, progress: as of the other readers; nothing is read but names.
+
+    Raises:
+        FileNotFoundError: if the folder holds no image.
+    """
+    root = Path(root)
+    found = sorted(
+        p for p in root.rglob("*")
+        if p.suffix.lower() in IMAGE_SUFFIXES and not any(part.startswith(".") for part in p.relative_to(root).parts)
+        and p.is_file()
+    )  # fmt: skip
+    if not found:
+        raise FileNotFoundError(
+            f"{root.absolute()} holds no image (dataset.root); expected\n"
+            f"  <dataset.root>/**/*{{{','.join(IMAGE_SUFFIXES)}}}   any photographs"
+        )
+    names = [p.relative_to(root).as_posix() for p in found]
+    single = len({p.parent for p in found}) == 1
+    images = {
+        name: SceneImage(name, path, "photo", name if single else path.parent.relative_to(root).as_posix())
+        for name, path in zip(names, found, strict=True)
+    }
+    return Scene("homography", images, tuple(Pair(n, n, images[n].place, static=True) for n in names))

@@ -1,0 +1,200 @@
+"""Posed RGB-D sequences: `images/` and `depth/` beside `K.txt` and `poses.txt`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.progress import track
+
+from gnnet.files import parse_numbers, read_text
+from gnnet.geometry.camera import Camera
+from gnnet.geometry.pose import Pose
+from gnnet.scenes.formats.images import image_files, subfolders, usual_size
+from gnnet.scenes.problems import BadInput, OnBad
+from gnnet.scenes.scene import Depth, Pair, Scene, SceneImage
+
+_TREE = """\
+  <dataset.root>/            one sequence, or a folder of such folders
+    images/*.jpg or *.png    in the sequence's order, when sorted by name
+    depth/*.png              of the same names but for the ending; 16 bits, millimetres, 0 unknown
+    K.txt                    3×3 intrinsics of the images and of the depth maps, which are registered to them
+    poses.txt                camera to world, metres: 16 numbers a line, row by row, a line for each image
+See README "Posed RGB-D"."""
+_POSE = "a row-major 4×4 camera-to-world matrix (16 numbers, the last four 0 0 0 1)"
+_PROBES = torch.cartesian_prod(*2 * [torch.linspace(0.1, 0.9, 5, dtype=torch.float64)])  # (25, 2) of the image's size
+_PROBE_DEPTHS = (1.0, 2.0, 4.0)  # metres
+
+
+def load_rgbd(
+    root: str | Path,
+    *,
+    images: str = "images",
+    depth: str = "depth",
+    gaps: Sequence[int] = (2, 4, 8, 16),
+    min_overlap: float = 0.3,
+    places: int = 5,
+    on_bad: OnBad = "raise",
+    progress: bool = True,
+) -> Scene:
+    """Read posed RGB-D sequences: every image is both a reference and a query.
+
+    The principal point of `K.txt` is taken as OpenCV counts it, from the first pixel's centre, so half
+    a pixel is added.
+
+    Args:
+        root: a sequence's folder, or a folder of them; then names begin with the sequence's.
+        images: image folder inside a sequence.
+        depth: folder of the depth maps inside a sequence.
+        gaps: an image is paired with those so many images later, in order of their names.
+        min_overlap: pairs whose views share less, judged by their poses as if the room were 1 to 4 m
+            away, are left out.
+        places: into how many stretches along time each sequence is cut for splitting; neighbouring
+            stretches may still see the same surfaces. Pairs across stretches are left out.
+        on_bad: `raise` at the first broken item, or `skip` (leave it out).
+        progress: show a progress bar.
+
+    Raises:
+        FileNotFoundError: no such layout, or a file that is missing.
+        ValueError: a malformed file, or no image or no pair is left.
+    """
+    root, bad = Path(root), BadInput(on_bad)
+    if places < 1:
+        raise ValueError(f"dataset.places is {places}; expected 1 (each sequence a place) or more")
+    named = {f"{folder.name}/": folder for folder in subfolders(root) if _is_sequence(folder, images)}
+    if _is_sequence(root, images):
+        named = {"": root}
+    if not named:
+        raise FileNotFoundError(f"{root.absolute()} holds no posed RGB-D sequence (dataset.root); expected\n{_TREE}")
+    found: dict[str, SceneImage] = {}
+    pairs: list[Pair] = []
+    for prefix, folder in track(named.items(), "Reading sequences", disable=not progress, transient=True):
+        with bad.skipping():
+            for stretch in _read_sequence(folder, prefix, images, depth, places, bad):
+                found |= {image.name: image for image in stretch}
+                pairs += pairs_at_gaps(stretch, range(len(stretch)), gaps, min_overlap)
+    if not pairs:
+        raise ValueError(
+            f"{root.absolute()} holds {len(found)} usable images and no pair at gaps {list(gaps)} within one of "
+            f"{places} stretches; lower dataset.gaps, dataset.min_overlap or dataset.places, or add images"
+            + "".join(f"; broken: {problem}" for problem in bad.problems[:1])
+        )
+    return Scene(f"rgbd {root.absolute().name}", found, tuple(pairs), problems=tuple(bad.problems))
+
+
+def parse_pose(words: list[str], source: str) -> Pose:
+    """`cam_from_world` (float64) of the 16 words of a camera-to-world matrix; `source` names file and line.
+
+    Raises:
+        ValueError: if they are no such matrix.
+    """
+    matrix = parse_numbers(words, 16, source, _POSE).reshape(4, 4)
+    if not np.allclose(matrix[3], (0, 0, 0, 1), atol=1e-6):
+        raise ValueError(f"{source} ends with {' '.join(words[12:])[:80]}; expected {_POSE}")
+    return Pose.from_matrix(torch.from_numpy(matrix)).inverse()
+
+
+def pairs_at_gaps(
+    images: Sequence[SceneImage], numbers: Iterable[int], gaps: Iterable[int], min_overlap: float
+) -> list[Pair]:
+    """Pairs of one sequence's images whose numbers differ by a gap, if their views overlap.
+
+    Args:
+        images: of one place.
+        numbers: of each image, ascending. Where a number is missing, the next one stands in for it,
+            up to half a gap later.
+        gaps: positive differences.
+        min_overlap: see `view_overlap`.
+
+    Raises:
+        ValueError: if a gap is not positive.
+    """
+    numbers = np.fromiter(numbers, dtype=np.int64, count=len(images))
+    rows = set()
+    for gap in gaps:
+        if gap < 1:
+            raise ValueError(f"dataset.gaps holds {gap}; expected positive numbers")
+        later = np.searchsorted(numbers, numbers + gap)
+        first = np.flatnonzero(later < len(numbers))
+        later = later[first]
+        near = numbers[later] - numbers[first] <= 1.5 * gap
+        rows |= set(zip(first[near].tolist(), later[near].tolist(), strict=True))
+    return overlapping_pairs(images, sorted(rows), min_overlap)
+
+
+def overlapping_pairs(images: Sequence[SceneImage], rows: Sequence[tuple[int, int]], min_overlap: float) -> list[Pair]:
+    """Of the pairs of rows of `images`, those whose views share `min_overlap`, both ways."""
+    if not rows:
+        return []
+    a, b = (np.array(side) for side in zip(*rows, strict=True))
+    cameras = Camera.stack([image.camera for image in images])
+    poses = Pose.stack([image.cam_from_world for image in images])
+    overlap = torch.minimum(*(view_overlap(cameras[i], poses[i], cameras[j], poses[j]) for i, j in ((a, b), (b, a))))
+    return [
+        Pair(images[i].name, images[j].name, images[i].place)
+        for (i, j), share in zip(rows, overlap.tolist(), strict=True)
+        if share >= min_overlap
+    ]
+
+
+def view_overlap(camera_a: Camera, a_from_world: Pose, camera_b: Camera, b_from_world: Pose) -> torch.Tensor:
+    """Share (N,) of points 1, 2 and 4 m before cameras a (N,) that lie in images b (N,); no depth is read."""
+    rays = camera_a.unproject(camera_a.size[:, None, :] * _PROBES)  # [N, 25, 3]
+    points = torch.cat([rays * depth for depth in _PROBE_DEPTHS], 1)
+    _, seen = camera_b.project((b_from_world @ a_from_world.inverse()).transform(points))
+    return seen.double().mean(1)
+
+
+def _is_sequence(folder: Path, images: str) -> bool:
+    return (folder / images).is_dir() and ((folder / "K.txt").exists() or (folder / "poses.txt").exists())
+
+
+def _read_sequence(
+    folder: Path, prefix: str, images: str, depth: str, places: int, bad: BadInput
+) -> list[list[SceneImage]]:
+    """Usable images of each stretch."""
+    files = image_files(folder / images)
+    path = folder / "poses.txt"
+    lines = read_text(path, f"{_POSE} for each image").rstrip().splitlines()
+    if len(lines) != len(files):
+        raise ValueError(
+            f"{path} has {len(lines)} lines, {folder / images} has {len(files)} images; expected a line for each image"
+        )
+    if not files:
+        raise ValueError(f"{folder / images} holds no image; expected *.jpg or *.png")
+    camera = _read_camera(folder / "K.txt", files)
+    stretches: list[list[SceneImage]] = [[] for _ in range(min(places, len(files)))]
+    for i, (file, line) in enumerate(zip(files, lines, strict=True)):
+        with bad.skipping():
+            pose = parse_pose(line.split(), f"{path}, line {i + 1}")
+            depth_path = (folder / depth / file.name).with_suffix(".png")
+            if not depth_path.is_file():
+                raise FileNotFoundError(f"{file} has no depth map {depth_path}; put it there, or remove the image")
+            stretch = i * len(stretches) // len(files)
+            stretches[stretch].append(
+                SceneImage(
+                    name=f"{prefix}{file.name}",
+                    path=file,
+                    condition="reference",
+                    place=f"{folder.absolute().name}/{stretch}",
+                    camera=camera,
+                    cam_from_world=pose,
+                    is_reference=True,
+                    depth=Depth(depth_path),
+                )
+            )
+    return stretches
+
+
+def _read_camera(path: Path, files: list[Path]) -> Camera:
+    expected = "a 3×3 matrix fx 0 cx, 0 fy cy, 0 0 1 in pixels"
+    words = read_text(path, expected).split()
+    k = parse_numbers(words, 9, str(path), expected).reshape(3, 3)
+    # A skew of some hundredths of a pixel is left aside.
+    if min(k[0, 0], k[1, 1]) <= 0 or abs(k[0, 1]) > 0.1 or k[1, 0] != 0 or not np.array_equal(k[2], (0, 0, 1)):
+        raise ValueError(f"{path} holds {' '.join(words)[:120]}; expected {expected}")
+    width, height = usual_size(files)
+    parameters = (k[0, 0], k[1, 1], k[0, 2] + 0.5, k[1, 2] + 0.5)
+    return Camera.from_colmap("PINHOLE", width, height, parameters, dtype=torch.float64)

@@ -1,0 +1,198 @@
+"""Queries of RobotCar Seasons: their poses, through the rig too, and the places they belong to."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.spatial import cKDTree
+
+from gnnet.files import parse_numbers, read_text
+from gnnet.geometry.pose import Pose
+from gnnet.scenes.layouts.robotcar_models import (
+    FARTHEST,
+    REFERENCE,
+    Reference,
+    camera_of,
+    condition_of,
+    image_name,
+    moment,
+)
+from gnnet.scenes.problems import BadInput
+
+UNKNOWN = "unknown"  # place of an image of which no file tells it
+_REACH = 50.0  # metres; where a model is left out, a query farther from all references belonged to it
+
+
+class Chosen(NamedTuple):
+    """The cameras, and the conditions (None: all), whose images are wanted."""
+
+    cameras: tuple[str, ...]
+    conditions: frozenset[str] | None
+
+    def has(self, name: str) -> bool:
+        """Whether an image is wanted."""
+        return camera_of(name) in self.cameras and (self.conditions is None or condition_of(name) in self.conditions)
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What the data set tells of its queries.
+
+    Args:
+        poses: `cam_from_world` by image name.
+        places: of the images with pose.
+        locations: places that lists give, by `moment`; of the places that have references.
+        lost: names with pose, and moments, that belong to a model that was left out.
+        any_lost: whether a model was left out.
+    """
+
+    poses: dict[str, Pose]
+    places: dict[str, str]
+    locations: dict[tuple[str, str], str]
+    lost: frozenset[str | tuple[str, str]]
+    any_lost: bool
+
+    def belongs_to_lost(self, name: str) -> bool:
+        """Whether an image that is not in the scene is missing because its model was left out."""
+        if self.any_lost and condition_of(name) == REFERENCE:
+            return True
+        return name in self.lost or moment(name) in self.lost
+
+
+def read_queries(
+    home: Path, chosen: Chosen, references: dict[str, Reference], lost: set[str], on_disk: frozenset[str],
+    bad: BadInput,
+) -> Queries:  # fmt: skip
+    """Queries of robotcar_v2_train.txt; none have poses where the references have none.
+
+    The poses in the file are of the rear camera. A left or right image of the same moment gets its pose
+    by cam_from_rear = car_from_cam⁻¹ · car_from_rear, if it is on disk. A query is of the place that
+    `queries_per_location` lists it in, else of that of the nearest reference.
+
+    Args:
+        home: the folder `robotcar`.
+        chosen: which are wanted.
+        references: by name.
+        lost: places whose model was left out.
+        on_disk: names of the images that exist.
+        bad: broken lines and files are reported to it.
+    """
+    known = {reference.place for reference in references.values()}
+    listed = _read_locations(home, bad)
+    locations = {key: place for key, place in listed.items() if place in known}
+    gone: set = {key for key, place in listed.items() if place in lost}
+    poses = _query_poses(home, chosen.cameras, on_disk, bad) if references else {}
+    poses = {name: pose for name, pose in poses.items() if chosen.has(name)}
+    places = _nearest_places(poses, references, reach=_REACH if lost else np.inf)
+    for name in poses:
+        if moment(name) in locations:
+            places[name] = locations[moment(name)]
+        elif moment(name) in gone:
+            places.pop(name, None)
+    gone |= set(poses) - set(places)
+    return Queries({n: poses[n] for n in places}, places, locations, frozenset(gone), bool(lost))
+
+
+def read_test_queries(home: Path, chosen: Chosen, queries: Queries, bad: BadInput) -> dict[str, str]:
+    """Places of the wanted images that robotcar_v2_test.txt names, `UNKNOWN` where no list tells them."""
+    names = [name for name in _read_names(home / "robotcar_v2_test.txt", bad) if chosen.has(name)]
+    names = [name for name in names if not queries.belongs_to_lost(name)]
+    return {name: queries.locations.get(moment(name), UNKNOWN) for name in names}
+
+
+def _read_locations(home: Path, bad: BadInput) -> dict[tuple[str, str], str]:
+    """Places `NNN` of the queries' moments, from lists whose file name ends with the location's number."""
+    folder, locations = home / "3D-models" / "individual" / "queries_per_location", {}
+    for path in sorted(folder.glob("*.txt")):
+        numbers = re.findall(r"\d+", path.stem)
+        if numbers:
+            locations |= {moment(name): numbers[-1].zfill(3) for name in _read_names(path, bad)}
+    return locations
+
+
+def _read_names(path: Path, bad: BadInput) -> list[str]:
+    """Image names of a list, one a line."""
+    names = []
+    with bad.skipping():
+        for number, line in enumerate(read_text(path, "image names, one a line (dataset.root)").splitlines(), start=1):
+            with bad.skipping():
+                if line.strip():
+                    names.append(image_name(line.split()[0], f"{path} line {number}"))
+    return names
+
+
+def _query_poses(home: Path, cameras: tuple[str, ...], on_disk: frozenset[str], bad: BadInput) -> dict[str, Pose]:
+    path, listed = home / "robotcar_v2_train.txt", {}
+    if not path.exists():
+        return {}
+    with bad.skipping():
+        listed = _read_poses(path, bad)
+    poses = {name: pose for name, pose in listed.items() if camera_of(name) in cameras}
+    others = [camera for camera in cameras if camera != "rear"]
+    if not others or not listed:
+        return poses
+    with bad.skipping():
+        car_from_rear = _read_extrinsics(home, "rear")
+        for camera in others:
+            with bad.skipping():
+                cam_from_rear = _read_extrinsics(home, camera).inverse() @ car_from_rear
+                for name, rear_from_world in listed.items():
+                    other = f"{condition_of(name)}/{camera}/{PurePosixPath(name).name}"
+                    if camera_of(name) == "rear" and other in on_disk and other not in poses:
+                        poses[other] = cam_from_rear @ rear_from_world
+    return poses
+
+
+def _read_poses(path: Path, bad: BadInput) -> dict[str, Pose]:
+    """`cam_from_world` of lines `name` + 16 numbers: camera to world, row by row."""
+    poses, expected = {}, "a name and 16 numbers (4×4 camera to world, row by row)"
+    for number, line in enumerate(read_text(path, expected).splitlines(), start=1):
+        with bad.skipping():
+            name, *words = line.split() or [""]
+            if name:
+                source = f"{path} line {number}"
+                name = image_name(name, source)
+                if condition_of(name) == REFERENCE or name in poses:
+                    raise ValueError(f"{source} names {name}; expected a query, and each once")
+                poses[name] = _rigid(parse_numbers(words, 16, source, expected), source).inverse()
+    return poses
+
+
+def _read_extrinsics(home: Path, camera: str) -> Pose:
+    """`car_from_cam` of a camera."""
+    path = home / "extrinsics" / f"{camera}_extrinsics.txt"
+    expected = "a comma-separated 4×4, camera to car (needed for left and right queries; dataset.root)"
+    words = read_text(path, expected).replace(",", " ").split()
+    return _rigid(parse_numbers(words, 16, str(path), expected), str(path))
+
+
+def _rigid(numbers: np.ndarray, source: str) -> Pose:
+    """The rigid motion nearest to 16 numbers of a 4×4, whose rotation may be off by rounding (1e-3)."""
+    matrix = numbers.reshape(4, 4)
+    rotation = matrix[:3, :3]
+    rounding = np.abs(rotation @ rotation.T - np.eye(3)).max() if np.abs(rotation).max() < 2 else np.inf
+    if rounding > 1e-3 or np.linalg.det(rotation) < 0 or np.abs(matrix[3] - (0, 0, 0, 1)).max() > 1e-3:
+        raise ValueError(
+            f"{source} is not a rigid motion; expected a rotation (orthonormal to 1e-3, no reflection) in a 4×4 "
+            "whose last row is 0 0 0 1"
+        )
+    if np.abs(matrix[:3, 3]).max() > FARTHEST:
+        raise ValueError(f"{source} has the position {matrix[:3, 3]}; expected metres")
+    left, _, right = np.linalg.svd(rotation)
+    return Pose(torch.from_numpy(left @ right), torch.from_numpy(matrix[:3, 3].copy()))
+
+
+def _nearest_places(poses: dict[str, Pose], references: dict[str, Reference], reach: float) -> dict[str, str]:
+    """The place of the nearest reference, for the poses that have one within `reach` metres."""
+    if not poses:
+        return {}
+    tree = cKDTree(np.stack([r.cam_from_world.center().numpy() for r in references.values()]))
+    distances, nearest = tree.query(np.stack([pose.center().numpy() for pose in poses.values()]))
+    places = [reference.place for reference in references.values()]
+    found = zip(poses, distances.tolist(), nearest.tolist(), strict=True)
+    return {name: places[i] for name, distance, i in found if distance <= reach}

@@ -1,0 +1,1 @@
+"""The toy town: a rendered city with exact ground truth, in the layout of RobotCar Seasons."""

@@ -1,0 +1,204 @@
+"""COLMAP folders: the toy's own models read as such, and real ones where they are at hand."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import defaultdict
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gnnet.data.correspondences import PairPoints
+from gnnet.geometry.pose import Pose
+from gnnet.scenes.layouts.colmap import covisible_pairs, load_colmap
+from gnnet.scenes.scene import SceneImage
+
+
+@pytest.fixture(scope="module")
+def folder(toy_root, tmp_path_factory) -> Path:
+    """One street of the toy town as a COLMAP folder."""
+    root = tmp_path_factory.mktemp("colmap")
+    robotcar = toy_root / "robotcar"
+    model = sorted((robotcar / "3D-models/individual/colmap_reconstructions").iterdir())[0]
+    shutil.copytree(model, root / "sparse")
+    shutil.copytree(robotcar / "images", root / "images")
+    for path in (root / "sparse").glob("images.txt"):  # the model says .png, the files are .jpg
+        path.write_text(path.read_text().replace(".png", ".jpg"))
+    return root
+
+
+def reprojection_errors(scene) -> torch.Tensor:
+    errors = []
+    for image in scene.images.values():
+        xy, _ = image.camera.project(image.cam_from_world.transform(scene.points[image.point_ids]))
+        errors.append((xy - torch.from_numpy(image.keypoints)).norm(dim=-1))
+    return torch.cat(errors)
+
+
+def test_points_project_to_their_observations(folder):
+    scene = load_colmap(folder, places=2)
+    assert len(scene.images) == 3 and scene.pairs
+    assert reprojection_errors(scene).max() < 0.05
+    pair = scene.pairs[0]
+    matches = PairPoints(scene, pair).draw(100, np.random.default_rng(0))
+    a, b = scene.images[pair.image_a], scene.images[pair.image_b]
+    shared = np.intersect1d(a.point_ids, b.point_ids)
+    assert len(matches.weight) == len(shared) >= 30
+    xy, _ = b.camera.project(b.cam_from_world.transform(scene.points[shared]))
+    np.testing.assert_allclose(matches.keypoints_b, xy, atol=0.05)
+
+
+def test_missing_model_images_and_pairs_are_said(folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere.*no COLMAP model \(dataset\.root\)"):
+        load_colmap(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"3 of 3 images .* are not on disk"):
+        load_colmap(folder, images="elsewhere")
+    with pytest.raises(ValueError, match="share 100000 points"):
+        load_colmap(folder, min_shared_points=100_000)
+
+
+def as_binary(sparse: Path) -> None:
+    """Turn a text model into a binary one, in place."""
+    import pycolmap
+
+    model = pycolmap.Reconstruction(str(sparse))
+    shutil.rmtree(sparse)
+    sparse.mkdir()
+    model.write_binary(str(sparse))
+
+
+@pytest.fixture
+def copy(folder, tmp_path) -> Path:
+    shutil.copytree(folder, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+@pytest.mark.parametrize(
+    "model", ["OPENCV_FISHEYE 96 96 60 60 48 48 0 0 0 0", "FULL_OPENCV 96 96 60 60 48 48 0 0 0 0 0 0 0 0"]
+)
+@pytest.mark.parametrize("binary", [False, True])
+def test_unsupported_cameras_are_said(copy, model, binary):
+    (copy / "sparse/cameras.txt").write_text(f"2 {model}\n")
+    if binary:
+        as_binary(copy / "sparse")
+    with pytest.raises(ValueError, match=rf"copy/sparse/cameras.* {model.split()[0]} is not supported.*") as error:
+        load_colmap(copy, progress=False)
+    assert "colmap image_undistorter" in str(error.value)
+
+
+def test_text_and_binary_models_are_one(copy):
+    text = load_colmap(copy, progress=False)
+    as_binary(copy / "sparse")
+    binary = load_colmap(copy, progress=False)
+    assert binary.pairs == text.pairs and list(binary.images) == list(text.images)
+    assert torch.equal(binary.points, text.points)
+    for a, b in zip(binary.images.values(), text.images.values(), strict=True):
+        assert np.array_equal(a.point_ids, b.point_ids) and np.array_equal(a.keypoints, b.keypoints)
+        assert torch.equal(a.cam_from_world.rotation, b.cam_from_world.rotation)
+
+
+@pytest.mark.parametrize("place", [".", "sparse/0", "sparse/7", "sfm", "sfm_superpoint+superglue"])
+def test_models_are_found_where_colmap_and_hloc_put_them(copy, place):
+    (copy / "sparse").rename(copy / "model")
+    target = copy / place
+    target.mkdir(parents=True, exist_ok=True)
+    for path in (copy / "model").iterdir():
+        path.rename(target / path.name)
+    assert len(load_colmap(copy, progress=False).images) == 3
+
+
+def test_folders_elsewhere(copy, tmp_path):
+    (copy / "images").rename(tmp_path / "photos")
+    (copy / "sparse").rename(tmp_path / "model")
+    for images, sparse in (("../photos", "../model"), (tmp_path / "photos", str(tmp_path / "model"))):
+        assert len(load_colmap(copy, images=images, sparse=sparse, progress=False).images) == 3
+    assert len(load_colmap(tmp_path / "model", images="../photos", progress=False).images) == 3
+
+
+def test_several_models_are_listed(copy):
+    (copy / "sparse").rename(copy / "sfm_a")
+    shutil.copytree(copy / "sfm_a", copy / "sfm_b")
+    with pytest.raises(FileNotFoundError, match=r"holds 2 COLMAP models .*: sfm_a, sfm_b; name one by dataset\.sparse"):
+        load_colmap(copy, progress=False)
+    assert len(load_colmap(copy, sparse="sfm_b", progress=False).images) == 3
+    with pytest.raises(FileNotFoundError, match=r"copy/sfm_c holds no COLMAP .*found there: images, sfm_a, sfm_b"):
+        load_colmap(copy, sparse="sfm_c", progress=False)
+
+
+def test_images_that_are_not_on_disk(copy):
+    first = sorted(load_colmap(copy, progress=False).images)[0]
+    (copy / "images" / first).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"1 of 3 images .*{first}; put the images there"):
+        load_colmap(copy, progress=False)
+    scene = load_colmap(copy, on_bad="skip", progress=False)
+    assert len(scene.images) == 2 and first not in scene.images
+    assert len(scene.problems) == 1 and first in scene.problems[0]
+    shutil.rmtree(copy / "images")
+    with pytest.raises(ValueError, match="holds no image that can be used"):
+        load_colmap(copy, on_bad="skip", progress=False)
+
+
+def test_names_that_leave_the_folder(copy):
+    path = copy / "sparse/images.txt"
+    name = next(line.split()[9] for line in path.read_text().splitlines() if line.endswith(".jpg"))
+    path.write_text(path.read_text().replace(name, "../../etc/x.jpg"))
+    with pytest.raises(ValueError, match=r"names '\.\./\.\./etc/x\.jpg'; expected a path inside"):
+        load_colmap(copy, progress=False)
+    assert len(load_colmap(copy, on_bad="skip", progress=False).images) == 2
+
+
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("name", ["cameras", "images", "points3D"])
+def test_damaged_models_are_named_at_once(copy, binary, name):
+    """Also such as make pycolmap fill the memory or go round for ever."""
+    if binary:
+        as_binary(copy / "sparse")
+    path = next((copy / "sparse").glob(f"{name}.*"))
+    good, rng = path.read_bytes(), np.random.default_rng(0)
+    for trial in range(12):
+        content = bytearray(good if trial % 3 else good[: rng.integers(len(good))])
+        if trial % 3 == 1:
+            content[:8] = int(rng.choice([2**31, 2**40, 2**62])).to_bytes(8, "little")
+        for position in rng.integers(min(len(content), 2000), size=rng.integers(1, 12)) if content else ():
+            content[position] = rng.choice([0, 1, 127, 255, rng.integers(256)])
+        path.write_bytes(content)
+        for on_bad in ("raise", "skip"):
+            try:
+                load_colmap(copy, on_bad=on_bad, progress=False)
+            except (ValueError, FileNotFoundError) as error:
+                assert str(copy) in str(error)
+
+
+@pytest.mark.parametrize("per_image", [1, 3, 100])
+def test_pairs_are_those_that_share_most_points(per_image):
+    rng, pose = np.random.default_rng(0), Pose.identity()
+    seen = [rng.choice(400, rng.integers(0, 250)) for _ in range(300)]  # more images than are counted at once
+    images = [
+        SceneImage(f"{i:03d}", Path(f"{i}.jpg"), "day", "p", cam_from_world=pose, point_ids=ids)
+        for i, ids in enumerate(seen)
+    ]
+    points = [set(ids.tolist()) for ids in seen]
+    shared = {(i, j): len(points[i] & points[j]) for i, j in combinations(range(len(seen)), 2)}
+    partners = defaultdict(list)
+    for (i, j), count in shared.items():
+        if count >= 40:
+            partners[i].append((count, j))
+            partners[j].append((count, i))
+    best = {i: sorted(others, reverse=True)[:per_image] for i, others in partners.items()}
+    expected = {(min(i, j), max(i, j)): count for i, others in best.items() for count, j in others}
+    found = covisible_pairs(images, 40, per_image, progress=False)
+    assert {(int(p.image_a), int(p.image_b)): p.count for p in found} == expected
+    assert [(p.image_a, p.image_b) for p in found] == sorted((p.image_a, p.image_b) for p in found)
+    assert covisible_pairs(images, 401, per_image, progress=False) == ()
+
+
+@pytest.mark.skipif("GNNET_DATA" not in os.environ, reason="set GNNET_DATA to the folder that holds strecha/")
+@pytest.mark.parametrize("name", ["herz-jesus-p25", "entry-p10"])
+def test_real_reconstructions(name):
+    scene = load_colmap(Path(os.environ["GNNET_DATA"]) / "strecha" / name)
+    assert reprojection_errors(scene).median() < 0.4
+    assert len(scene.pairs) > len(scene.images)
