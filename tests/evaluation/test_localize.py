@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -82,9 +83,9 @@ def test_a_query_that_fails_is_a_row_with_its_reason_and_the_run_goes_on(scene, 
     small = tmp_path / "small.png"
     shutil.copy(next(iter(scene.images.values())).path, small)
     queries = [
-        broken._replace(path=tmp_path / "broken.jpg"),
-        blind._replace(camera=None),
-        lost._replace(path=tmp_path / "missing.jpg"),
+        replace(broken, path=tmp_path / "broken.jpg"),
+        replace(blind, camera=None),
+        replace(lost, path=tmp_path / "missing.jpg"),
         good,
     ]
     localizer = localizer_on(scene, tmp_path / "maps", mode="refine")
@@ -114,12 +115,12 @@ def test_references_come_from_the_descriptor_the_truth_or_a_file(scene, tmp_path
     assert found.status == Status.LOCALIZED
     if retrieval == "pairs":
         assert found.references == (references[3], references[1])
-        (other,) = localize_queries(localizer, [query._replace(name="other.jpg")])
+        (other,) = localize_queries(localizer, [replace(query, name="other.jpg")])
         assert other.status == Status.NO_REFERENCE
     if retrieval == "oracle":
         errors = [pose_errors(scene.images[r].cam_from_world, query.cam_from_world)[0].item() for r in found.references]
         assert errors[0] < 3
-        (other,) = localize_queries(localizer, [query._replace(truth=None)])
+        (other,) = localize_queries(localizer, [replace(query, cam_from_world=None)])
         assert other.status == Status.NO_REFERENCE
 
 

@@ -158,7 +158,7 @@ def test_failed_queries_come_first_then_the_largest_errors(run, toy_map, scene, 
                      .replace("'", "&#x27;"), results[1].name, results[5].name]  # fmt: skip
     assert sorted(page.ids) == ["q1", "q2", "q3"] == sorted(link.removeprefix("#") for link in page.links)
     # Without truths: the fewest inliers.
-    unknown = {name: query._replace(truth=None) for name, query in queries.items()}
+    unknown = {name: replace(query, cam_from_world=None) for name, query in queries.items()}
     write(tmp_path, (unknown, results), toy_map, scene, report=Report("t", (), ()))
     shown = re.findall(r"<h3>\d+\. (.*?)</h3>", (tmp_path / "report.html").read_text())
     assert shown[1:] == [results[0].name, results[1].name]
@@ -179,8 +179,8 @@ def test_odd_runs_have_a_report_too(run, toy_map, scene, tmp_path, quick_picture
     queries, results = run
     no_table = Report("t", ((5.0, 10.0),), ())
     failed = [Localization(r.name, Status.UNREADABLE, "cut off") for r in results]
-    unknown = {name: query._replace(truth=None) for name, query in queries.items()}
-    missing = {name: query._replace(path=tmp_path / "none.jpg", camera=None) for name, query in queries.items()}
+    unknown = {name: replace(query, cam_from_world=None) for name, query in queries.items()}
+    missing = {name: replace(query, path=tmp_path / "none.jpg", camera=None) for name, query in queries.items()}
     no_covariance = [replace(r, covariance=torch.full((6, 6), math.inf), seconds={}) for r in results]
     for k, (some, found, report) in enumerate([
         (unknown, results, no_table), (queries, failed, table()), (unknown, failed, no_table),
@@ -200,7 +200,7 @@ def test_odd_runs_have_a_report_too(run, toy_map, scene, tmp_path, quick_picture
 def test_names_that_are_no_text_and_many_queries(run, toy_map, scene, tmp_path, quick_pictures):
     queries, results = run
     name = "broken\udcff.jpg"
-    queries = {**queries, name: queries[results[0].name]._replace(name=name)}
+    queries = {**queries, name: replace(queries[results[0].name], name=name)}
     many = [replace(results[0], name=name, condition="$night\udcff")] * 2 + [results[3]] * 1500
     path = write(tmp_path, (queries, many), toy_map, scene, worst=1)
     page = Page(path)

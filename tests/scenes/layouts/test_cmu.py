@@ -366,7 +366,7 @@ def test_the_configuration_chooses_slices(sample, tmp_path, override):
     from hydra import compose, initialize_config_dir
     from hydra.utils import instantiate
 
-    with initialize_config_dir(str(Path(__file__).parents[2] / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(Path(__file__).parents[3] / "conf"), version_base="1.3"):
         overrides = ["dataset=cmu", f"dataset.root={sample}", f"dataset.index_dir={tmp_path}", override]
         config = compose("train", overrides)
     data = instantiate(config.dataset)
