@@ -1,1 +1,1 @@
-"""Losses over feature pyramids and pixel correspondences."""
+"""Training losses: feature pyramids of an image pair and its pixel correspondences give a scalar."""

@@ -1,8 +1,8 @@
-"""Double-margin contrastive loss with progressive hard negative mining."""
+"""Double-margin contrastive loss with progressive hard-negative mining (the report's section 3.3)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.linalg import vector_norm
 
 from gnnet.losses.mining import hardest_count, mine_hardest
-from gnnet.losses.term import LevelPair, Term, rows_at, weighted_mean
+from gnnet.losses.term import LevelPair, Loss, Term, rows_at, weighted_mean
 
 
 def double_margin_contrastive_loss(
@@ -20,22 +20,23 @@ def double_margin_contrastive_loss(
     has_negative: Tensor,
     positive_margin: float = 0.1,
     negative_margin: float = 1.0,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """L₊ + L₋ with L₊ = mean max(0, D − M₊)², L₋ = mean max(0, M₋ − D₋)².
+) -> Loss:
+    """Double-margin contrastive loss, L₊ + L₋ with L₊ = mean max(0, D − M₊)² and L₋ = mean max(0, M₋ − D₋)².
 
-    D = ‖F_a(u_a) − F_b(u_b)‖ is the distance of a correspondence, D₋ that of F_a(u_a) to a cell of b.
+    D = ‖F_a(u_a) − F_b(u_b)‖ is the feature distance of a correspondence, D₋ = ‖F_a(u_a) − F_b(u₋)‖ that of
+    the point of a to its negative, a cell u₋ of b. With M₊ = 0 this is GN-Net's contrastive loss.
 
     Args:
         pair: the correspondences.
-        negatives: (B, N) flat cell indices y·W + x in `map_b`.
-        has_negative: (B, N) bool; a point without one counts in L₊ only.
-        positive_margin: M₊; nearer correspondences cost nothing.
-        negative_margin: M₋; negatives farther off cost nothing.
+        negatives: (B, N) flat indices y·W + x of cells of `map_b`, one for each point.
+        has_negative: (B, N) bool; a point for which it is False counts in L₊ only.
+        positive_margin: M₊; correspondences that are nearer cost nothing.
+        negative_margin: M₋; negatives that are farther cost nothing.
 
     Returns:
-        The sum of both weighted means over valid points, and the parts `positive` and `negative`.
+        The sum of both weighted means over valid points, and its parts `positive` (L₊) and `negative` (L₋).
     """
-    # vector_norm's gradient at distance zero is zero; that of a plain sqrt would be NaN.
+    # At distance zero the gradient of vector_norm is zero; that of a plain sqrt would be NaN.
     distance = vector_norm(pair.descriptors_a - pair.descriptors_b, dim=-1)
     negative_distance = vector_norm(pair.descriptors_a - rows_at(pair.map_b, negatives), dim=-1)
     attraction = (distance - positive_margin).relu().square()
@@ -45,51 +46,42 @@ def double_margin_contrastive_loss(
     return positive + negative, {"positive": positive.detach(), "negative": negative.detach()}
 
 
+@dataclass(eq=False, kw_only=True)
 class Contrastive(Term):
-    """`double_margin_contrastive_loss` with negatives mined among the hardest M(step) cells of the other image.
+    """`double_margin_contrastive_loss`; each negative is drawn from the M(step) hardest cells of the other image.
 
     Args:
-        weight, start_step, ramp_steps, levels: see `Term`.
         positive_margin, negative_margin: M₊ and M₋, feature distances.
-        exclusion: no negative lies nearer to the truth than this fraction of the map's larger side.
+        exclusion: a negative is at least this far from the true point, as a fraction of the map's larger side.
         hardest_start, hardest_min, hardest_decay: M(k), see `hardest_count`.
-        candidates: `all` cells (the paper's rule) or the size of a random subset, see `mine_hardest`.
+        candidates: number of cells, drawn at random, among which negatives are sought; `all` is the paper's rule.
+        weight, start_step, ramp_steps, levels: see `Term`.
+
+    Raises:
+        ValueError: if `candidates`, `hardest_min` or `hardest_start` is out of range.
     """
 
-    def __init__(
-        self,
-        *,
-        weight: float = 1.0,
-        positive_margin: float = 0.1,
-        negative_margin: float = 1.0,
-        exclusion: float = 0.2,
-        hardest_start: int = 300,
-        hardest_min: int = 5,
-        hardest_decay: float = 0.6,
-        candidates: int | Literal["all"] = "all",
-        start_step: int = 0,
-        ramp_steps: int = 0,
-        levels: Sequence[int] | None = None,
-    ):
-        super().__init__(weight=weight, start_step=start_step, ramp_steps=ramp_steps, levels=levels)
-        if candidates != "all" and not (isinstance(candidates, int) and candidates > 0):
-            raise ValueError(f'Contrastive.candidates is {candidates!r}; expected "all" or a positive number of cells')
-        if not 0 < hardest_min <= hardest_start:
+    positive_margin: float = 0.1
+    negative_margin: float = 1.0
+    exclusion: float = 0.2
+    hardest_start: int = 300
+    hardest_min: int = 5
+    hardest_decay: float = 0.6
+    candidates: int | Literal["all"] = "all"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.candidates != "all" and not (isinstance(self.candidates, int) and self.candidates > 0):
             raise ValueError(
-                f"Contrastive.hardest_min is {hardest_min} and hardest_start {hardest_start}; "
+                f'Contrastive.candidates is {self.candidates!r}; expected "all" or a positive number of cells'
+            )
+        if not 0 < self.hardest_min <= self.hardest_start:
+            raise ValueError(
+                f"Contrastive.hardest_min is {self.hardest_min} and hardest_start {self.hardest_start}; "
                 "expected 0 < hardest_min <= hardest_start"
             )
-        self.positive_margin = positive_margin
-        self.negative_margin = negative_margin
-        self.exclusion = exclusion
-        self.hardest_start = hardest_start
-        self.hardest_min = hardest_min
-        self.hardest_decay = hardest_decay
-        self.candidates = candidates
 
-    def forward(
-        self, pair: LevelPair, *, step: int, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, pair: LevelPair, *, step: int, generator: torch.Generator | None = None) -> Loss:
         """See `Term.forward`."""
         negatives, found = mine_hardest(
             pair,

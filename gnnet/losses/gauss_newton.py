@@ -1,15 +1,19 @@
-"""Gauss-Newton loss (von Stumberg et al., GN-Net, RA-L 2020): one step from nearby must end at the truth."""
+"""Gauss-Newton loss: one step from a nearby start must end at the true point.
+
+From von Stumberg et al., "GN-Net: The Gauss-Newton Loss for Multi-Weather Relocalization" (RA-L 2020),
+and the report's section 3.4.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from gnnet.geometry.interpolation import Gradient, sample_stacked
-from gnnet.losses.term import LevelPair, Term, uniform, weighted_mean
+from gnnet.losses.term import LevelPair, Loss, Term, uniform, weighted_mean
 
 
 def gauss_newton_loss(
@@ -20,32 +24,32 @@ def gauss_newton_loss(
     second_weight: float = 2 / 7,
     distance_scale: float | None = None,
     gradient: Gradient = "central",
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Negative log-likelihood of the truth u_b under the Gauss-Newton step from u_b + offset.
+) -> Loss:
+    """Negative log-likelihood of the true point u_b under the Gauss-Newton step that starts at u_b + δ.
 
-    With r = F_b(u_b + δ) − F_a(u_a), J = ∂F_b/∂x there, H = JᵀJ + εI and μ = u_b + δ − H⁻¹Jᵀr,
-    the loss of a point is ½(u_b − μ)ᵀH(u_b − μ) + w₂(log 2π − ½ log det H).
+    With the residual r = F_b(u_b + δ) − F_a(u_a), the jacobian J = ∂F_b/∂x at u_b + δ, H = JᵀJ + εI and the
+    end of the step μ = u_b + δ − H⁻¹Jᵀr, a point costs ½(u_b − μ)ᵀH(u_b − μ) + w₂(log 2π − ½ log det H).
 
-    H is factored as LDLᵀ from the columns of J, never from its own entries: both pivots are then
-    sums of squares plus ε, so det H cannot round to zero or below, however large the map's scale.
+    H is factored as LDLᵀ from the columns of J, never from its own entries. Both pivots are then sums of
+    squares plus ε, so det H cannot round to zero or below, whatever the scale of the map.
 
-    Of features of unit norm H is bounded, and where it is small the likelihood hardly asks where the step
-    ends: errors of most of a cell cost little beside what steeper features earn. With a `distance_scale` σ
-    the first term is log(1 + |u_b − μ|² / 2σ²) instead, which asks for nothing else; robust, as on an edge
-    the step may end anywhere along it.
+    Where features have unit norm, H is bounded. Where H is small, this likelihood hardly depends on where
+    the step ends: an error of most of a cell costs little compared with the gain from steeper features.
+    With a `distance_scale` σ the first term is log(1 + |u_b − μ|² / 2σ²) instead. It depends on the error
+    alone, and it is robust, because on an edge the step may end anywhere along the edge.
 
     Args:
-        pair: the correspondences; residual and Jacobian both come from `map_b` as it is.
+        pair: the correspondences; residual and jacobian both come from `map_b`, without another normalization.
         offset: δ (B, N, 2) in level pixels.
-        epsilon: ε, added to JᵀJ, whose entries are about 1e-3 to 0.3 for unit-norm features.
-        second_weight: w₂; 1 in GN-Net.
+        epsilon: ε, added to JᵀJ, whose entries are about 1e-3 to 0.3 for features of unit norm.
+        second_weight: w₂; 1 in GN-Net, 2/7 in the report.
         distance_scale: σ in level pixels; None is GN-Net's likelihood.
-        gradient: how ∂F_b/∂x is taken, see `sample_with_gradient`.
+        gradient: how ∂F_b/∂x is computed, see `sample_with_gradient`.
 
     Returns:
-        The weighted mean over points that are valid and whose start's stencil lies in the map, and
-        the parts `step` (first term), `determinant` (second term, with w₂) and `converged` (share of
-        points whose step ends within half a level pixel of the truth).
+        The weighted mean over points that are valid and whose start has its whole stencil in the map, and its
+        parts: `step` (first term), `determinant` (second term, w₂ included), and `converged` (share of points
+        whose step ends within half a level pixel of the true point).
     """
     with torch.autocast(pair.map_b.device.type, enabled=False):
         stacked, inside = sample_stacked(pair.map_b, pair.xy_b + offset, gradient)
@@ -53,7 +57,7 @@ def gauss_newton_loss(
         residual = value - pair.descriptors_a
         pivot_x = jacobian_x.square().sum(-1) + epsilon
         ratio = (jacobian_x * jacobian_y).sum(-1) / pivot_x
-        rest = jacobian_y - ratio[..., None] * jacobian_x  # of ∂F/∂y, what ∂F/∂x does not explain
+        rest = jacobian_y - ratio[..., None] * jacobian_x  # the part of ∂F/∂y that ∂F/∂x does not explain
         pivot_y = rest.square().sum(-1) + epsilon * (1 + ratio.square())
         # u_b − μ = H⁻¹Jᵀr − δ, in the coordinates (x + ratio·y, y) where H is diagonal.
         delta_x, delta_y = offset.unbind(-1)
@@ -76,42 +80,37 @@ def gauss_newton_loss(
     return loss, parts
 
 
+@dataclass(eq=False, kw_only=True)
 class GaussNewton(Term):
-    """`gauss_newton_loss` from starts drawn uniformly in [−vicinity, vicinity]² level pixels.
+    """`gauss_newton_loss` with δ drawn uniformly from [−vicinity, vicinity]² level pixels.
 
     Args:
-        weight, start_step, ramp_steps, levels: see `Term`.
-        vicinity: in level pixels.
+        vicinity: largest offset of a start along x and along y, in level pixels.
         second_weight, distance_scale, epsilon, gradient: see `gauss_newton_loss`.
+        weight, start_step, ramp_steps, levels: see `Term`.
+
+    Raises:
+        ValueError: if `epsilon` or `distance_scale` is zero or negative.
     """
 
-    def __init__(
-        self,
-        *,
-        weight: float = 1.0,
-        second_weight: float = 2 / 7,
-        vicinity: float = 1.0,
-        distance_scale: float | None = None,
-        epsilon: float = 1e-5,
-        gradient: Gradient = "central",
-        start_step: int = 0,
-        ramp_steps: int = 0,
-        levels: Sequence[int] | None = None,
-    ):
-        super().__init__(weight=weight, start_step=start_step, ramp_steps=ramp_steps, levels=levels)
-        if epsilon <= 0:
-            raise ValueError(f"GaussNewton.epsilon is {epsilon}; expected more than zero, for log det H to be finite")
-        if distance_scale is not None and distance_scale <= 0:
-            raise ValueError(f"GaussNewton.distance_scale is {distance_scale}; expected more than zero level pixels")
-        self.second_weight = second_weight
-        self.distance_scale = distance_scale
-        self.vicinity = vicinity
-        self.epsilon = epsilon
-        self.gradient = gradient
+    second_weight: float = 2 / 7
+    vicinity: float = 1.0
+    distance_scale: float | None = None
+    epsilon: float = 1e-5
+    gradient: Gradient = "central"
 
-    def forward(
-        self, pair: LevelPair, *, step: int, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.epsilon <= 0:
+            raise ValueError(
+                f"GaussNewton.epsilon is {self.epsilon}; expected more than zero, for log det H to be finite"
+            )
+        if self.distance_scale is not None and self.distance_scale <= 0:
+            raise ValueError(
+                f"GaussNewton.distance_scale is {self.distance_scale}; expected more than zero level pixels"
+            )
+
+    def forward(self, pair: LevelPair, *, step: int, generator: torch.Generator | None = None) -> Loss:
         """See `Term.forward`."""
         offset = (2 * uniform(pair.xy_b.shape, like=pair.map_b, generator=generator) - 1) * self.vicinity
         return gauss_newton_loss(

@@ -1,4 +1,7 @@
-"""Hard negatives: for each point of one image, cells of the other image that look alike but lie far away."""
+"""Hard negatives: for each point of image a, cells of image b with a similar descriptor, far from the true point.
+
+The progressive mining of the report's section 3.3.
+"""
 
 from __future__ import annotations
 
@@ -6,29 +9,33 @@ import math
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from gnnet.losses.term import LevelPair, uniform
+from gnnet.losses.term import LevelPair, cell_centers, uniform
 
 
 def hardest_count(step: int, *, start: int = 300, minimum: int = 5, decay: float = 0.6) -> int:
-    """M(k) = max(minimum, start·exp(−decay·k/10000)) at global step k: negatives get harder as M falls."""
+    """M(k) = max(minimum, start·exp(−decay·k/10000)) at global step k: as M falls, negatives become harder."""
     return max(minimum, round(start * math.exp(-decay * step / 10_000)))
 
 
 def exclusion_penalty(
     xy: Tensor, *, x: Tensor, y: Tensor, radius: float, near: float, out: Tensor | None = None
 ) -> Tensor:
-    """0 for cells farther than `radius` from points (..., 2), `near` for the others: (..., R, K) for centres x, y.
+    """Penalty (..., R, K) to add to the scores of cells: `near` within `radius` of a point, 0 beyond.
 
-    The centres broadcast together to (R, K): (1, W) and (H, 1) are the whole map, (1, K) and (1, K)
-    are K cells; a batch may precede. All in level pixels. `out` may be given to write into. To be
-    added to what ranks the cells: three vectorised passes, where a boolean mask and its use cost
-    five times as much on a CPU.
+    Three vectorized passes; a boolean mask costs five times as much on a CPU.
+
+    Args:
+        xy: points (..., 2) in level pixels.
+        x, y: centres of the cells in level pixels; they broadcast to (R, K), or to (..., R, K). Shapes (1, W)
+            and (H, 1) make the whole map, (1, K) and (1, K) make K cells.
+        radius: in level pixels.
+        near: 0 or less.
+        out: memory (..., R, K) to write into.
     """
     square = torch.add((x - xy[..., 0, None, None]).square(), (y - xy[..., 1, None, None]).square(), out=out)
-    return F.threshold_(square, radius**2, near).clamp_(max=0)
+    return torch.threshold_(square, radius**2, near).clamp_(max=0)
 
 
 @torch.no_grad()
@@ -41,27 +48,27 @@ def mine_hardest(
     generator: torch.Generator | None = None,
     chunk_elements: int = 2**22,
 ) -> tuple[Tensor, Tensor]:
-    """Draw for each point of a one of the `hardest` cells of b, all of them equally likely.
+    """For each point of a, draw one of the `hardest` cells of b, all with the same probability.
 
     Candidates are the cells of `map_b` whose centre is farther from u_b than `exclusion` times the
-    map's larger side; the hardest are those nearest to F_a(u_a) in feature space.
+    map's larger side. The hardest candidates are those nearest to F_a(u_a) in feature space.
 
     Args:
         pair: the correspondences.
-        hardest: M; where fewer candidates are left, among those.
+        hardest: M; a point with fewer candidates draws among all of its own.
         exclusion: fraction of the larger side of the map.
-        candidates: `all` is the paper's rule. A number: a random subset of so many cells, drawn once
-            for the call; M shrinks by the same share, so that the draws stay as hard as over all cells.
-        generator: source of all draws.
-        chunk_elements: how many distances are held at once.
+        candidates: `all` takes every cell, the paper's rule. A number takes a random subset of that many
+            cells, drawn once for the call; M shrinks by the same share, so that negatives are as hard as
+            those among all cells.
+        generator: source of all random draws; None is torch's global one.
+        chunk_elements: number of distances held in memory at once.
 
     Returns:
-        Flat cell indices (B, N) = y·W + x, and whether a point has a candidate at all, bool (B, N).
+        Flat indices y·W + x of the cells, (B, N), and whether the point has any candidate, (B, N) bool.
     """
     features = pair.map_b.detach()
     height, width = features.shape[-2:]
-    x = torch.arange(width, device=features.device, dtype=features.dtype)[None] + 0.5
-    y = torch.arange(height, device=features.device, dtype=features.dtype)[:, None] + 0.5
+    x, y = cell_centers(features)
     columns, subset = features.flatten(2), None  # [B, C, cells]
     if candidates != "all" and candidates < height * width:
         order = uniform((height * width,), like=features, generator=generator)
@@ -73,8 +80,9 @@ def mine_hardest(
     half_square = torch.linalg.vector_norm(columns, dim=1).square_().div_(2)  # [B, cells]
     cells = torch.zeros_like(pair.valid, dtype=torch.long)
     found = torch.zeros_like(pair.valid)
-    memory = features.new_empty(0)  # of one chunk, used again: fresh memory costs as much as the sums in it
-    for part in _chunks(*pair.valid.shape, columns.shape[-1], chunk_elements):
+    memory = features.new_empty(0)  # reused by all chunks: allocating costs as much as computing
+    batch, points = pair.valid.shape
+    for part in _chunks(batch, points, columns.shape[-1], chunk_elements):
         xy = pair.xy_b[part].to(features.dtype)
         shape = torch.broadcast_shapes((*xy.shape[:-1], 1, 1), x.shape, y.shape)
         memory = memory if memory.numel() >= math.prod(shape) else features.new_empty(math.prod(shape))
@@ -90,26 +98,27 @@ def mine_hardest(
 
 
 def _chunks(batch: int, points: int, cells: int, elements: int) -> list[tuple[slice, slice]]:
-    """Slices of batch and points, so that no chunk's points times cells pass `elements` (one point at least)."""
+    """Slices of batch and points; points × cells of a chunk are at most `elements`, unless it is one point."""
     n = min(max(points, 1), max(1, elements // cells))
     b = max(1, elements // (n * cells))
     return [(slice(i, i + b), slice(j, j + n)) for i in range(0, batch, b) for j in range(0, points, n)]
 
 
 def _draw_among_largest(values: Tensor, count: int, draw: Tensor) -> tuple[Tensor, Tensor]:
-    """Index (B, N) of one of the `count` largest finite values (B, N, K), by `draw` in [0, 1); and if there is one.
+    """Index (B, N) of one of the `count` largest finite values (B, N, K), chosen by `draw` (B, N) in [0, 1).
 
-    An exact `topk` in two stages: each of the largest values lies in one of the `count` blocks with
-    the largest maxima, so that about 2·√(K·count) values pass through the slow selection, not K.
+    Also returns whether the row has a finite value, (B, N). An exact `topk` in two stages: each of the
+    `count` largest values lies in one of the `count` blocks with the largest maxima, so that the slow
+    selection sees about 2·√(K·count) values, not K.
     """
     rows, total = values.flatten(0, 1), values.shape[-1]
     count = min(count, total)
-    size = 2 ** round(math.log2(total / count) / 2)  # the best is √(total / count); powers of two leave no cells over
-    if size < 4:  # two stages would cost what they save
+    size = 2 ** round(math.log2(total / count) / 2)  # near the best, √(total / count); a power of two divides most maps
+    if size < 4:  # two stages would cost as much as they save
         largest, candidates = rows.topk(count, sorted=False)
         index, found = _pick_finite(largest, draw.reshape(-1, 1))
         return candidates.gather(1, index).view(draw.shape), found.view(draw.shape)
-    blocks = total // size  # block i holds cells i, i + blocks, i + 2·blocks, …; fewer than `size` are left over
+    blocks = total // size  # block i holds cells i, i + blocks, …; the last cells, fewer than `size`, are left over
     table = rows[:, : blocks * size].unflatten(1, (size, blocks))
     best = table.amax(1).topk(count, sorted=False).indices  # [R, count]
     members = table.gather(2, best[:, None].expand(-1, size, -1)).flatten(1)
@@ -125,7 +134,7 @@ def _draw_among_largest(values: Tensor, count: int, draw: Tensor) -> tuple[Tenso
 
 
 def _pick_finite(values: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
-    """Position (R, 1) of one of the finite values (R, K), all equally likely, by `draw` (R, 1); and if there is one."""
+    """Position (R, 1) of the finite value of (R, K) that `draw` (R, 1) in [0, 1) chooses, and whether there is one."""
     place = (values > -torch.inf).cumsum(1)
     available = place[:, -1:]
     chosen = (draw * available).long().minimum(available - 1) + 1

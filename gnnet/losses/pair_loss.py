@@ -3,32 +3,34 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from gnnet.data.batches import PairBatch
-from gnnet.losses.term import LevelPair, Term
+from gnnet.losses.term import LevelPair, Loss, Term
 from gnnet.models.pyramid import FeaturePyramid
 
 
 class PairLoss(nn.Module):
-    """Σ over terms of weight × mean over the term's levels and both directions.
+    """Σ over terms of the term's weight × its mean over levels and both directions.
 
     Args:
-        terms: by the name under which each is logged, such as {"dmc": Contrastive(), "gn": GaussNewton()}.
-        levels: positions of the pyramid levels that count, 0 the coarsest; None: all. A term may count
-            on some of these alone (`Term.levels`).
+        terms: the terms by the name under which each is logged, such as {"dmc": Contrastive(), "gn": GaussNewton()}.
+        levels: positions of the pyramid levels to use, 0 is the coarsest; None takes all. `Term.levels` counts
+            positions among these.
 
     Raises:
-        ValueError: if no term counts from the first step on, as there would be nothing to train.
+        ValueError: if no term has a weight at step 0, as there would be nothing to train.
     """
 
     def __init__(self, *, terms: Mapping[str, Term], levels: Sequence[int] | None = None):
         super().__init__()
-        self.terms = nn.ModuleDict(dict(terms))
+        # A ModuleDict, which its type does not say, so that a term may have parameters.
+        self.terms = cast(Mapping[str, Term], nn.ModuleDict(dict(terms)))
         self.levels = None if levels is None else list(levels)
         if not any(term.weight_at(0) > 0 for term in self.terms.values()):
             raise ValueError(
@@ -44,25 +46,25 @@ class PairLoss(nn.Module):
         *,
         step: int,
         generator: torch.Generator | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of a batch of pairs (scalar), and its parts, detached, for logging.
+    ) -> Loss:
+        """Loss of a batch of pairs (a scalar), and its parts, detached, to log.
 
-        Computed in float32 at least, whether or not autocast is on. A term that is off at `step` is
-        neither computed nor among the parts.
+        Computed in float32 at least, whether or not autocast is on. A term whose weight at `step` is zero is
+        not computed and has no parts.
 
         Args:
-            pyramid_a, pyramid_b: maps of `batch.image_a` and `batch.image_b`.
-            batch: keypoints in image pixels; each level is sampled at xy / stride.
+            pyramid_a, pyramid_b: feature pyramids of `batch.image_a` and `batch.image_b`.
+            batch: its keypoints are in image pixels; a level is sampled at xy / stride.
             step: global step, for the schedules.
-            generator: source of all random draws.
+            generator: source of all random draws; None is torch's global one.
 
         Returns:
-            The total, and parts: `gn` (mean over levels and directions, unweighted), `gn/stride8` (one
-            level), `gn/converged` and `gn/stride8/converged` (what the term reports). Of levels with
-            one stride, the second is called `stride8_2`.
+            The total, and parts: `gn` (mean over levels and directions, unweighted), `gn/stride8` (one level),
+            `gn/converged` and `gn/stride8/converged` (what the term reports). Where two levels have the same
+            stride, the second is called `stride8_2`.
 
         Raises:
-            ValueError: if the two pyramids' strides differ, or a term counts on a level that they do not have.
+            ValueError: if the strides of the two pyramids differ, or a term counts on a level that they lack.
         """
         if tuple(pyramid_a.strides) != tuple(pyramid_b.strides):
             raise ValueError(
@@ -71,13 +73,17 @@ class PairLoss(nn.Module):
             )
         if self.levels is not None:
             pyramid_a, pyramid_b = pyramid_a.select(self.levels), pyramid_b.select(self.levels)
+        strides = pyramid_a.strides
         weights = {name: term.weight_at(step) for name, term in self.terms.items()}
         active = [name for name, weight in weights.items() if weight > 0]
-        positions = {name: _positions(name, term.levels, pyramid_a.strides) for name, term in self.terms.items()}
+        positions = {name: _positions(name, term.levels, strides) for name, term in self.terms.items()}
         losses: dict[str, list[Tensor]] = defaultdict(list)
         logged: dict[str, list[Tensor]] = defaultdict(list)
         with torch.autocast(pyramid_a.maps[0].device.type, enabled=False):
-            for position, (level, forth) in enumerate(_level_pairs(pyramid_a, pyramid_b, batch)):
+            levels = zip(_level_names(strides), strides, pyramid_a.maps, pyramid_b.maps, strict=True)
+            for position, (level, stride, map_a, map_b) in enumerate(levels):
+                xy_a, xy_b = batch.keypoints_a / stride, batch.keypoints_b / stride
+                forth = LevelPair.from_maps(map_a, map_b, xy_a=xy_a, xy_b=xy_b, weight=batch.weight, valid=batch.valid)
                 here = [name for name in active if position in positions[name]]
                 for name, pair in product(here, (forth, forth.swap())):
                     loss, parts = self.terms[name](pair, step=step, generator=generator)
@@ -85,12 +91,12 @@ class PairLoss(nn.Module):
                     for key, value in {"": loss.detach(), **{f"/{k}": v for k, v in parts.items()}}.items():
                         logged[f"{name}{key}"].append(value)
                         logged[f"{name}/{level}{key}"].append(value)
-            total = sum(weights[name] * torch.stack(losses[name]).mean() for name in active)
+            total = torch.stack([weights[name] * torch.stack(losses[name]).mean() for name in active]).sum()
         return total, {name: torch.stack(values).mean() for name, values in logged.items()}
 
 
 def _positions(name: str, levels: Sequence[int] | None, strides: Sequence[int]) -> set[int]:
-    """A term's levels, counted from the coarsest."""
+    """Positions, 0 or more, of the levels on which a term counts."""
     count = len(strides)
     if levels is None:
         return set(range(count))
@@ -102,27 +108,8 @@ def _positions(name: str, levels: Sequence[int] | None, strides: Sequence[int]) 
     return {i % count for i in levels}
 
 
-def _level_pairs(
-    pyramid_a: FeaturePyramid, pyramid_b: FeaturePyramid, batch: PairBatch
-) -> Iterator[tuple[str, LevelPair]]:
-    """Each level's name and its correspondences at xy / stride."""
-    levels = zip(pyramid_a.strides, pyramid_a.maps, pyramid_b.maps, strict=True)
-    for name, (stride, map_a, map_b) in zip(_level_names(pyramid_a.strides), levels, strict=True):
-        yield (
-            name,
-            LevelPair.from_maps(
-                map_a,
-                map_b,
-                xy_a=batch.keypoints_a / stride,
-                xy_b=batch.keypoints_b / stride,
-                weight=batch.weight,
-                valid=batch.valid,
-            ),
-        )
-
-
 def _level_names(strides: Sequence[int]) -> list[str]:
-    """`stride8` of each level; a second level of the same stride is `stride8_2`."""
+    """`stride8` for each level; a second level with the same stride is `stride8_2`."""
     names = []
     for i, stride in enumerate(strides):
         same = list(strides[: i + 1]).count(stride)

@@ -1,8 +1,9 @@
-"""What a loss term is given, one pyramid level in one direction, and what it gives back."""
+"""One term of the training loss, its schedule, and what it is given: one pyramid level in one direction."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -10,13 +11,18 @@ from torch import Tensor, nn
 
 from gnnet.geometry.interpolation import sample
 
+Loss = tuple[Tensor, dict[str, Tensor]]  # a scalar with its graph, and its parts by name: detached scalars to log
+
 
 class LevelPair(NamedTuple):
-    """Correspondences a → b at one pyramid level: a's points are sought among b's cells.
+    """Correspondences from image a to image b at one pyramid level; each point of a is sought among the cells of b.
 
-    Shapes: maps (B, C, H, W) (a and b may differ in H and W); xy_a, xy_b (B, N, 2) level pixels,
-    first cell centre at (0.5, 0.5); descriptors_a, descriptors_b (B, N, C) the maps' samples there;
-    weight (B, N) confidence; valid (B, N) bool, not padding and inside both maps.
+    Fields:
+        map_a, map_b: feature maps (B, C, H, W); H and W of the two may differ.
+        xy_a, xy_b: (B, N, 2) in level pixels; the centre of the first cell is (0.5, 0.5).
+        descriptors_a, descriptors_b: (B, N, C), the maps sampled at these points.
+        weight: (B, N) confidence of each correspondence, 0 or more.
+        valid: (B, N) bool; False for padding and for points outside either map.
     """
 
     map_a: Tensor
@@ -32,10 +38,10 @@ class LevelPair(NamedTuple):
     def from_maps(
         cls, map_a: Tensor, map_b: Tensor, *, xy_a: Tensor, xy_b: Tensor, weight: Tensor, valid: Tensor
     ) -> LevelPair:
-        """Sample both maps at their points; points that leave their map become invalid.
+        """Sample both maps at their points; points outside their map become invalid.
 
-        Half-precision maps are taken to float32 here, so that no loss is computed in fewer bits.
-        Points that are not valid may hold anything, infinities included.
+        Maps in half precision are converted to float32, so that no loss is computed with fewer bits.
+        Coordinates of invalid points may hold any value, NaN and infinity included.
         """
         map_a, map_b = _at_least_float32(map_a), _at_least_float32(map_b)
         xy_a, xy_b = (torch.where(valid[..., None], xy, torch.zeros_like(xy)) for xy in (xy_a, xy_b))
@@ -52,35 +58,33 @@ class LevelPair(NamedTuple):
         )  # fmt: skip
 
 
+@dataclass(eq=False, kw_only=True)
 class Term(nn.Module):
-    """One summand of the loss: its weight, where and from when it counts, and its value for a `LevelPair`.
+    """One summand of the training loss, with its schedule. A kind of loss is a subclass with its own `forward`.
+
+    A subclass is a dataclass too: `@dataclass(eq=False, kw_only=True)`, its settings being fields.
 
     Args:
-        weight: factor in the total.
-        start_step: the term is off (and not computed) before this global step.
-        ramp_steps: from `start_step` on, the weight rises linearly over so many steps.
-        levels: positions of the pyramid levels on which it counts, 0 the coarsest, −1 the finest; None: all.
+        weight: factor of the term in the total.
+        start_step: global step from which the term counts; before it the term is not computed.
+        ramp_steps: number of steps from `start_step` on over which the weight rises linearly.
+        levels: positions of the pyramid levels on which the term counts; 0 is the coarsest, −1 the finest,
+            None takes all.
 
     Raises:
-        ValueError: if one of them is negative.
+        ValueError: if `weight`, `start_step` or `ramp_steps` is negative.
     """
 
-    def __init__(
-        self,
-        *,
-        weight: float = 1.0,
-        start_step: int = 0,
-        ramp_steps: int = 0,
-        levels: Sequence[int] | None = None,
-    ):
+    weight: float = 1.0
+    start_step: int = 0
+    ramp_steps: int = 0
+    levels: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
         super().__init__()
-        for key, value in {"weight": weight, "start_step": start_step, "ramp_steps": ramp_steps}.items():
-            if value < 0:
-                raise ValueError(f"{type(self).__name__}.{key} is {value}; expected zero or more")
-        self.weight = weight
-        self.start_step = start_step
-        self.ramp_steps = ramp_steps
-        self.levels = None if levels is None else list(levels)
+        for key in ("weight", "start_step", "ramp_steps"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{type(self).__name__}.{key} is {getattr(self, key)}; expected zero or more")
 
     def weight_at(self, step: int) -> float:
         """Weight at a global step: 0 before `start_step`, then rising to `weight`."""
@@ -88,37 +92,51 @@ class Term(nn.Module):
             return 0.0
         return self.weight * min(1.0, (step - self.start_step + 1) / (self.ramp_steps + 1))
 
-    def forward(
-        self, pair: LevelPair, *, step: int, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss (scalar, unweighted) of one direction, and detached scalars worth logging."""
+    def forward(self, pair: LevelPair, *, step: int, generator: torch.Generator | None = None) -> Loss:
+        """Unweighted loss in one direction.
+
+        Args:
+            pair: the correspondences.
+            step: global step, for settings that change while training.
+            generator: source of all random draws; None is torch's global one.
+        """
         raise NotImplementedError
 
 
 def weighted_mean(values: Tensor, weight: Tensor, valid: Tensor) -> Tensor:
-    """Σ w·l / Σ w over the valid points, all tensors (B, N); 0, with its graph, where there are none."""
+    """Σ w·l / Σ w over the valid points; all arguments (B, N). Without a valid point 0, with a zero gradient."""
     weight = torch.where(valid, weight, torch.zeros_like(weight)).to(values.dtype)
     # Not values · weight alone: an invalid value may be infinite, and ∞ · 0 is NaN.
     values = torch.where(valid, values, torch.zeros_like(values))
     return (values * weight).sum() / weight.sum().clamp(min=torch.finfo(values.dtype).tiny)
 
 
-def uniform(shape: tuple[int, ...], *, like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Numbers in [0, 1) on the device and of the dtype of `like`.
+def uniform(shape: Sequence[int], *, like: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Uniform random numbers in [0, 1), with the device and dtype of `like`.
 
-    Drawn where the generator lives: one on the CPU gives every device the same numbers, one on the
-    maps' own device saves the transfer.
+    They are drawn on the generator's device: a generator on the CPU gives the same numbers for every
+    device, one on the device of the maps saves the transfer.
     """
     device = like.device if generator is None else generator.device
-    return torch.rand(shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
+    return torch.rand(*shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
 
 
 def rows_at(features: Tensor, cells: Tensor) -> Tensor:
-    """Cells of maps (B, C, H, W) at flat indices (B, ...) = y·W + x: (B, ..., C); no copy of a channels_last map."""
+    """Descriptors (B, ..., C) of the cells of maps (B, C, H, W) at flat indices y·W + x (B, ...).
+
+    A map in channels_last is not copied.
+    """
     batch, channels, height, width = features.shape
     rows = features.permute(0, 2, 3, 1).reshape(-1, channels)
     first = torch.arange(batch, device=cells.device).view(-1, *[1] * (cells.ndim - 1)) * (height * width)
     return rows.index_select(0, (cells + first).flatten()).view(*cells.shape, channels)
+
+
+def cell_centers(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Centres of the cells of maps (B, C, H, W) in level pixels: x (1, W) and y (H, 1)."""
+    height, width = features.shape[-2:]
+    x, y = (torch.arange(n, device=features.device, dtype=features.dtype) + 0.5 for n in (width, height))
+    return x[None], y[:, None]
 
 
 def _at_least_float32(features: Tensor) -> Tensor:

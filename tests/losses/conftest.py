@@ -1,4 +1,4 @@
-"""Small random level pairs in float64, and a literal bilinear sampler to hold the losses against."""
+"""Small random level pairs in float64, and a literal bilinear sampler as the reference for the losses."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from gnnet.losses.term import LevelPair
 
 def random_map(generator, *, batch, channels, height, width, normalize=True, dtype=torch.float64):
     features = torch.randn(batch, channels, height, width, generator=generator, dtype=torch.float64)
-    # Neighbouring cells of a real map look alike.
+    # Smoothed, because neighbouring cells of a real map are similar.
     features = F.avg_pool2d(features, 3, stride=1, padding=1, count_include_pad=False)
     features = F.normalize(features, dim=1) if normalize else features
     return features.to(dtype).contiguous(memory_format=torch.channels_last)
@@ -37,7 +37,7 @@ def make_pair(
 
 
 def at(features, x, y):
-    """F(x, y) (C,) of one map (C, H, W) by the four cells around the point."""
+    """F(x, y), (C,), of one map (C, H, W): bilinear interpolation of the four cells around the point."""
     x, y = float(x) - 0.5, float(y) - 0.5
     i, j = int(x // 1), int(y // 1)
     a, b = x - i, y - j
@@ -50,7 +50,7 @@ def at(features, x, y):
 
 
 def mean_of(values, pair, keep=None):
-    """Σ w·l / Σ w by a loop; `values` maps (b, n) to a number."""
+    """Σ w·l / Σ w over valid points, computed by a loop; `values` maps (b, n) to a number."""
     top = bottom = 0.0
     for b, n in values:
         if pair.valid[b, n] and (keep is None or keep[b, n]):

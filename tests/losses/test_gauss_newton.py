@@ -15,7 +15,7 @@ def offsets(pair, seed=1, vicinity=1.0):
 
 
 def literal_loss(pair, offset, *, epsilon, second_weight, distance_scale=None):
-    """The formulas of the paper, a point at a time, with torch's own inverse and determinant."""
+    """The formulas of the paper for one point after the other, with torch's own inverse and determinant."""
     first, second, keep = {}, {}, {}
     height, width = pair.map_b.shape[-2:]
     for b, n in every_point(pair):
@@ -60,7 +60,7 @@ def test_value_and_gradient_are_those_of_the_formulas(normalize, second_weight, 
 
 
 def linear_pair(slope_x, slope_y, dtype=torch.float64):
-    """Maps that are linear in x and y, so that one step from anywhere ends at the truth."""
+    """Maps that are linear in x and y, so that one step from anywhere ends at the true point."""
     y, x = torch.meshgrid(torch.arange(20.0), torch.arange(20.0), indexing="ij")
     features = torch.stack([slope_x * x, slope_y * y, 0 * x])[None].to(dtype)
     xy = torch.tensor([[[9.3, 8.1], [10.0, 11.7]]], dtype=dtype)
@@ -79,7 +79,7 @@ def test_first_term_is_zero_where_the_step_is_exact_and_every_point_converges():
     assert parts["converged"].item() == 0
 
 
-def test_by_distance_what_counts_is_where_the_step_ends_not_how_steep_the_map_is():
+def test_with_a_distance_scale_only_the_end_of_the_step_counts_and_not_the_slope_of_the_map():
     values = []
     for slope in (0.02, 0.2, 2.0):
         pair = linear_pair(slope, slope)
@@ -90,7 +90,7 @@ def test_by_distance_what_counts_is_where_the_step_ends_not_how_steep_the_map_is
         )
         assert distance == pytest.approx(math.log(1 + 0.5**2 / (2 * 0.5**2)), rel=1e-6)
         values.append(likelihood)
-    assert values[2] == pytest.approx(1e4 * values[0], rel=1e-6)  # of one error, by the likelihood
+    assert values[2] == pytest.approx(1e4 * values[0], rel=1e-6)  # the same error, by the likelihood
 
 
 def test_determinant_term_is_lower_for_steeper_maps():
@@ -114,7 +114,7 @@ def test_float32_survives_flat_maps_and_maps_that_vary_along_one_direction(scale
     offset = offsets(pair).float()
     loss, parts = gauss_newton_loss(pair, offset=offset, epsilon=1e-5, second_weight=1.0)
     loss.backward()
-    # The eigenvalues of H are 6·scale² + ε and ε, but for the rounding of the map itself.
+    # The eigenvalues of H are 6·scale² + ε and ε, apart from the rounding of the map itself.
     expected = math.log(2 * math.pi) - (math.log(6 * scale**2 + 1e-5) + math.log(1e-5)) / 2
     assert parts["determinant"].item() == pytest.approx(expected, rel=3e-2)
     assert loss.isfinite() and features.grad.isfinite().all()

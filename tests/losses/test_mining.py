@@ -50,13 +50,13 @@ def test_draws_are_uniform_among_the_hardest_candidates(normalize, hardest):
     assert (seen.nonzero()[:, 2] < allowed[seen.nonzero()[:, 0], seen.nonzero()[:, 1]]).all()
     # Mean rank of a uniform draw, within five standard errors.
     mean = (seen * torch.arange(seen.shape[-1])).sum(-1) / rounds
-    deviation = allowed / (12 * rounds) ** 0.5
-    assert ((mean - (allowed - 1) / 2).abs() <= 5 * deviation + 1e-6).all()
+    std = allowed / (12 * rounds) ** 0.5
+    assert ((mean - (allowed - 1) / 2).abs() <= 5 * std + 1e-6).all()
 
 
 @pytest.mark.parametrize("total", [12, 100, 1021, 4096])
 @pytest.mark.parametrize("count", [1, 7, 30, 5000])
-def test_two_stage_selection_draws_what_a_sort_would(total, count):
+def test_two_stage_selection_draws_among_the_same_values_as_a_sort(total, count):
     values = torch.randn(1, 40, total, generator=generator())
     values[0, :, ::3] = -torch.inf
     values[0, 5] = -torch.inf  # no candidate at all
@@ -75,7 +75,7 @@ def test_two_stage_selection_draws_what_a_sort_would(total, count):
         assert len(seen[row]) == min(len(hardest), 61)
 
 
-def test_points_without_a_candidate_are_told():
+def test_points_without_a_candidate_are_reported():
     pair = make_pair()
     _, found = mine_hardest(pair, hardest=5, exclusion=2.0, generator=generator())
     assert not found.any()

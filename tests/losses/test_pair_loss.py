@@ -44,7 +44,7 @@ def all_terms():
 
 
 def deterministic_terms():
-    """Terms without a random choice left: the hardest negative only, starts at the truth, every cell."""
+    """Terms without randomness: only the hardest negative, starts at the true point, every cell a candidate."""
     return {
         "dmc": Contrastive(hardest_start=1, hardest_min=1),
         "gn": GaussNewton(vicinity=0.0),
@@ -79,7 +79,7 @@ def test_total_is_the_weighted_sum_of_means_over_levels_and_directions():
 
 
 def test_levels_are_sampled_where_the_pixels_are():
-    # The map of each level holds its own cells' pixel positions, so that a level sampled elsewhere would not match.
+    # Each cell holds its own position in image pixels, so that a level sampled elsewhere would not match.
     maps, (_, _, batch) = [], make_inputs(batch=1)
     for stride in STRIDES:
         centres = (torch.arange(SIZE // stride, dtype=torch.float64) + 0.5) * stride
@@ -96,7 +96,7 @@ def test_levels_are_sampled_where_the_pixels_are():
     assert parts["gn/converged"].item() == 1
 
 
-def test_both_directions_count_alike():
+def test_both_directions_have_the_same_weight():
     a, b, batch = make_inputs()
     loss = PairLoss(terms=deterministic_terms())
     torch.testing.assert_close(loss(a, b, batch, step=0)[0], loss(b, a, batch.swap(), step=0)[0])
@@ -189,7 +189,7 @@ def test_a_term_counts_on_its_levels_alone():
     assert "gn/stride8" not in parts and "dmc/stride8" in parts
     torch.testing.assert_close(parts["gn"], parts["gn/stride2"])
     torch.testing.assert_close(total, parts["dmc"] + parts["gn/stride2"])
-    # Of a loss on some levels, a term's are counted among these.
+    # Where the loss uses some levels only, a term counts its positions among these.
     _, parts = PairLoss(terms=terms, levels=[0, 1])(a, b, batch, step=0)
     assert "gn/stride8_2" in parts and "gn/stride8" not in parts
 
@@ -197,10 +197,20 @@ def test_a_term_counts_on_its_levels_alone():
 @pytest.mark.parametrize("levels", [[3], [-4], []])
 def test_a_level_that_the_pyramid_lacks_is_explained(levels):
     a, b, batch = make_inputs()
-    # At the first step already, though the term is off.
+    # At the first step already, although the term does not count yet.
     loss = PairLoss(terms={"dmc": Contrastive(), "gn": GaussNewton(start_step=100, levels=levels)})
     with pytest.raises(ValueError, match=r"loss\.terms\.gn\.levels is .*strides \[8, 8, 2\].*expected some of 0 to 2"):
         loss(a, b, batch, step=0)
+
+
+def test_the_parameters_of_a_term_are_trained_and_saved():
+    class Scaled(GaussNewton):
+        def __post_init__(self):
+            super().__post_init__()
+            self.scale = torch.nn.Parameter(torch.ones(()))
+
+    loss = PairLoss(terms={"dmc": Contrastive(), "gn": Scaled()})
+    assert [name for name, _ in loss.named_parameters()] == list(loss.state_dict()) == ["terms.gn.scale"]
 
 
 def test_bad_input_is_explained():
