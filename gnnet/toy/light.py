@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gnnet.toy.camera import occluded
 from gnnet.toy.canvas import ALBEDO, CHANNELS, GLASS, GLOW, LEDGE, SLOPE, fractal_noise
-from gnnet.toy.streets import Street, occluded
+from gnnet.toy.streets import Street
 from gnnet.toy.textures import paint_face
 
 LEVELS = 6

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
+from gnnet.toy.camera import image_rays, trace, windows_in_image
 from gnnet.toy.light import LEVELS, LitStreet, Weather
-from gnnet.toy.streets import image_rays, trace, windows_in_image
 
 
 def render_frame(lit: LitStreet, camera: Camera, camera_from_place: Pose, rng: np.random.Generator) -> np.ndarray:

@@ -21,9 +21,10 @@ from gnnet.scenes.layouts.robotcar import load_robotcar
 from gnnet.scenes.problems import OnBad
 from gnnet.scenes.scene import Scene
 from gnnet.toy import layout
+from gnnet.toy.camera import toy_camera
 from gnnet.toy.light import WEATHERS, LitStreet, light_street, paint_street
 from gnnet.toy.render import render_frame
-from gnnet.toy.streets import Street, build_street, drive, toy_camera
+from gnnet.toy.streets import Street, build_street, drive
 from gnnet.toy.truth import Spread, match_image, observe_points, render_depth, spread_points
 
 VERSION = 2  # of the rendering; raise it whenever the same settings give other files

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
-from gnnet.toy.streets import Street, pixel_centers, pixel_rays, trace
+from gnnet.toy.camera import pixel_centers, pixel_rays, trace
+from gnnet.toy.streets import Street
 
 POINT_CELL = 7.5  # pixels of a 256-pixel image; one new 3D point a cell at most
 MOST_OBSERVATIONS = 1000  # of one image

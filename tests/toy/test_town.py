@@ -14,8 +14,9 @@ from gnnet.geometry.pose import perturb
 from gnnet.scenes.layouts.robotcar import load_robotcar
 from gnnet.scenes.scene import Scene, SceneImage
 from gnnet.toy import town as toy
+from gnnet.toy.camera import image_rays, pixel_rays, toy_camera, trace, windows_in_image
 from gnnet.toy.light import ATLAS_WIDTH, paint_street
-from gnnet.toy.streets import build_street, drive, image_rays, pixel_rays, toy_camera, trace, windows_in_image
+from gnnet.toy.streets import build_street, drive
 from gnnet.toy.town import CONDITIONS, ensure_toy_town, load_toy, render_toy_town
 from gnnet.toy.truth import render_depth
 
