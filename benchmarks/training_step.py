@@ -26,7 +26,7 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from gnnet.data.batches import PairBatch
-from gnnet.toy.town import ensure_toy_town
+from gnnet.toy.town import TownSettings, ensure_toy_town
 from gnnet.training.module import FeatureLearning
 
 LIMITS = {"unet_small": 0.30, "vgg16": 0.15}
@@ -40,10 +40,9 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     with tempfile.TemporaryDirectory() as folder:
-        town = ensure_toy_town(Path(folder) / "toy", places=2, progress=False)
-        large = ensure_toy_town(
-            Path(folder) / "large", places=2, frames=4, query_frames=2, image_size=512, progress=False
-        )
+        town = ensure_toy_town(Path(folder) / "toy", TownSettings(places=2), progress=False)
+        settings = TownSettings(places=2, frames=4, query_frames=2, image_size=512)
+        large = ensure_toy_town(Path(folder) / "large", settings, progress=False)
         rows = {
             "unet_small": measure([], town, arguments.steps, device),
             "vgg16": measure(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gnnet.toy.town import render_toy_town
+from gnnet.toy.town import TownSettings, render_toy_town
 
 TOY_SETTINGS = {"places": 3, "frames": 3, "query_frames": 2, "image_size": 96, "seed": 0}
 
@@ -17,7 +17,7 @@ TOY_SETTINGS = {"places": 3, "frames": 3, "query_frames": 2, "image_size": 96, "
 def toy_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three places of three 96×96 references and two images of each other condition; with depth. Read only."""
     root = tmp_path_factory.mktemp("toy") / "town"
-    return render_toy_town(root, **TOY_SETTINGS, write_depth=True, progress=False)
+    return render_toy_town(root, TownSettings(**TOY_SETTINGS, write_depth=True), progress=False)
 
 
 class LargestTensor(TorchDispatchMode):

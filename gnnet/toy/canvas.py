@@ -1,11 +1,15 @@
-"""What faces of the toy town are painted on: a canvas in metres, and value noise."""
+"""The canvas, measured in metres, on which the faces of the toy town are painted, and value noise."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-# Channels of a painted face.
+Color = Sequence[float] | np.ndarray  # linear RGB
+
+# Channels of a painted face: see `Canvas.layers`.
 ALBEDO, SLOPE, GLASS, LEDGE, GLOW = slice(0, 3), slice(3, 5), 5, 6, 7
 CHANNELS = 8
 
@@ -13,7 +17,14 @@ CHANNELS = 8
 def fractal_noise(
     rng: np.random.Generator, shape: tuple[int, int], *, coarsest: float, finest: float, persistence: float = 0.7
 ) -> np.ndarray:
-    """Value noise of octaves (H, W), standard deviation about 1; cell sizes in texels, each half of the last."""
+    """Sum of octaves of value noise, (H, W) float32, with a std of about 1.
+
+    Args:
+        rng: source of all random draws.
+        shape: (H, W).
+        coarsest, finest: largest and smallest cell in texels; each octave has half the cell of the one before.
+        persistence: amplitude of each octave relative to the one before.
+    """
     total, energy, amplitude, cell = np.zeros(shape, np.float32), 0.0, 1.0, coarsest
     while cell >= finest:
         grid = torch.from_numpy(rng.random((int(shape[0] / cell) + 3, int(shape[1] / cell) + 3), dtype=np.float32))
@@ -27,7 +38,13 @@ def fractal_noise(
 
 
 class Canvas:
-    """A face of width × height metres; `rect` paints in metres from its top left corner."""
+    """A face to paint on. Positions (u, v) are in metres from its top left corner, v downwards.
+
+    Args:
+        width, height: in metres.
+        texel: side of a texel in metres.
+        rng: source of all random draws, for painters too.
+    """
 
     def __init__(self, width: float, height: float, texel: float, rng: np.random.Generator):
         self.width, self.height, self.texel, self.rng = width, height, texel, rng
@@ -39,40 +56,51 @@ class Canvas:
         self.glow = np.zeros(self.shape, np.float32)
 
     def u(self) -> np.ndarray:
+        """Centres of the columns, (W,), in metres."""
         return (np.arange(self.shape[1], dtype=np.float32) + 0.5) * self.texel
 
     def v(self) -> np.ndarray:
+        """Centres of the rows, (H,), in metres."""
         return (np.arange(self.shape[0], dtype=np.float32) + 0.5) * self.texel
 
     def noise(self, coarsest: float, finest: float, persistence: float = 0.7) -> np.ndarray:
-        """Fractal noise with cell sizes in metres."""
+        """`fractal_noise` (H, W), with the largest and smallest cell in metres."""
         finest = max(finest, 2 * self.texel)
         return fractal_noise(
             self.rng, self.shape, coarsest=max(coarsest, finest) / self.texel, finest=finest / self.texel,
             persistence=persistence,
         )  # fmt: skip
 
-    def fill(self, color, variation: np.ndarray | float = 0.0) -> None:
+    def fill(self, color: Color, variation: np.ndarray | float = 0.0) -> None:
+        """Paint everything; `variation` (H, W) or (3, H, W) is added to the logarithm of the colour."""
         self.albedo[:] = np.asarray(color, np.float32)[:, None, None] * np.exp(variation)
 
-    def rect(self, u, v, width, height, color=None, *, relief=None, glass=None, ledge=None, glow=None) -> None:
-        """Paint a rectangle; what is None stays as it is."""
-        rows = slice(max(0, round(v / self.texel)), max(0, round((v + height) / self.texel)))
-        cols = slice(max(0, round(u / self.texel)), max(0, round((u + width) / self.texel)))
+    def rect(
+        self, u: float, v: float, width: float, height: float, color: Color | None = None, *,
+        relief: float | None = None, glass: float | None = None, ledge: float | None = None, glow: float | None = None,
+    ) -> None:  # fmt: skip
+        """Paint a rectangle with its top left corner at (u, v); layers given as None stay as they are."""
+        cells = self._cells(u, v, width, height)
         if color is not None:
-            self.albedo[:, rows, cols] = np.asarray(color, np.float32)[:, None, None]
+            self.albedo[:, *cells] = np.asarray(color, np.float32)[:, None, None]
         for layer, value in ((self.relief, relief), (self.glass, glass), (self.ledge, ledge), (self.glow, glow)):
             if value is not None:
-                layer[rows, cols] = value
+                layer[cells] = value
 
-    def shade(self, u, v, width, height, factor: float) -> None:
+    def shade(self, u: float, v: float, width: float, height: float, factor: float) -> None:
         """Multiply the colour of a rectangle."""
+        self.albedo[:, *self._cells(u, v, width, height)] *= factor
+
+    def _cells(self, u: float, v: float, width: float, height: float) -> tuple[slice, slice]:
         rows = slice(max(0, round(v / self.texel)), max(0, round((v + height) / self.texel)))
-        cols = slice(max(0, round(u / self.texel)), max(0, round((u + width) / self.texel)))
-        self.albedo[:, rows, cols] *= factor
+        return rows, slice(max(0, round(u / self.texel)), max(0, round((u + width) / self.texel)))
 
     def layers(self) -> np.ndarray:
-        """(CHANNELS, H, W): the relief (metres) becomes its slopes along u and v, bounded."""
+        """The painted face, (CHANNELS, H, W) float32.
+
+        Channels: albedo (linear RGB), slopes of the relief along u and v (within ±1), glass (share of
+        reflection), ledge (where snow stays), glow (light emitted when lamps are lit).
+        """
         slope_u = np.gradient(self.relief, axis=1) if self.shape[1] > 1 else np.zeros_like(self.relief)
         slope_v = np.gradient(self.relief, axis=0) if self.shape[0] > 1 else np.zeros_like(self.relief)
         slopes = np.clip(np.stack([slope_u, slope_v]) / self.texel, -1, 1)

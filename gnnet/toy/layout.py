@@ -1,77 +1,106 @@
-"""Files of the toy town, written as RobotCar Seasons and the cross-season correspondences have them."""
+"""Files of the toy town, in the formats of RobotCar Seasons and of the cross-season correspondences."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import h5py
 import numpy as np
 import torch
+from PIL import Image
+from torch import Tensor
 
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.toy.streets import Street
 from gnnet.toy.truth import Observations
 
-_CAMERA_ID = 2  # left, rear and right are 1, 2 and 3 in the data set's models
-_CAR_FROM_REAR = [[0, 0, -1, -1.2], [1, 0, 0, 0], [0, -1, 0, 1.4], [0, 0, 0, 1]]  # metres
+_CAMERA_ID = 2  # in the models of the dataset, left, rear and right are 1, 2 and 3
+_CAR_FROM_REAR: list[list[float]] = [[0, 0, -1, -1.2], [1, 0, 0, 0], [0, -1, 0, 1.4], [0, 0, 0, 1]]  # metres
+_NOTHING_SEEN = Observations(np.zeros((0, 3)), [], [])
 
 
 @dataclass
 class PlaceFiles:
-    """What one place adds to the files of the whole town, as arrays, which pass between processes.
+    """What one place adds to the files of the whole town; arrays, because these pass between processes cheaply.
 
-    Matrices are `cam_from_world` (R, 4, 4); points (P, 3) are of the world; for every reference the
-    rows (K,) of the points it sees and the keypoints (K, 2).
+    Args:
+        place: number of the place.
+        reference_names: image names of the references.
+        references: (R, 4, 4) their `cam_from_world`.
+        seen: 3D points in the world, and where the references see them.
+        query_names: image names in all other conditions.
+        queries: (Q, 4, 4) their `cam_from_world`.
     """
 
     place: int
     reference_names: list[str] = field(default_factory=list)
     references: np.ndarray = field(default_factory=lambda: np.zeros((0, 4, 4)))
-    points: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))
-    rows: list[np.ndarray] = field(default_factory=list)
-    keypoints: list[np.ndarray] = field(default_factory=list)
+    seen: Observations = _NOTHING_SEEN
     query_names: list[str] = field(default_factory=list)
     queries: np.ndarray = field(default_factory=lambda: np.zeros((0, 4, 4)))
 
     def add_references(self, street: Street, names: list[str], camera_from_place: Pose, seen: Observations) -> None:
-        """Add the references' poses and what they see."""
+        """Add the references; the points of `seen` are in the place's frame."""
         self.reference_names = names
-        self.references = _from_world(street, camera_from_place)
-        self.points = street.world_from_place.transform(seen.points).numpy()
-        self.rows, self.keypoints = seen.rows, seen.keypoints
+        self.references = cam_from_world(street, camera_from_place).matrix().numpy()
+        self.seen = in_world(street, seen)
 
     def add_queries(self, street: Street, names: list[str], camera_from_place: Pose) -> None:
-        """Add one drive's poses."""
+        """Add the images of one drive."""
         self.query_names += names
-        self.queries = np.concatenate([self.queries, _from_world(street, camera_from_place)])
-
-    def tracks(self) -> list[list[tuple[int, int]]]:
-        """For each point the references that see it, and where in their lists of keypoints."""
-        tracks: list[list[tuple[int, int]]] = [[] for _ in range(len(self.points))]
-        for image, rows in enumerate(self.rows):
-            for position, row in enumerate(rows.tolist()):
-                tracks[row].append((image, position))
-        return tracks
+        self.queries = np.concatenate([self.queries, cam_from_world(street, camera_from_place).matrix().numpy()])
 
 
-def _from_world(street: Street, camera_from_place: Pose) -> np.ndarray:
-    return (camera_from_place @ street.world_from_place.inverse()).matrix().numpy()
+def cam_from_world(street: Street, camera_from_place: Pose) -> Pose:
+    """Poses in the world of cameras in the place's frame."""
+    return camera_from_place @ street.world_from_place.inverse()
+
+
+def in_world(street: Street, seen: Observations) -> Observations:
+    """The same observations, with the points in the world instead of the place's frame."""
+    return seen._replace(points=street.world_from_place.transform(torch.from_numpy(seen.points)).numpy())
 
 
 def image_name(condition: str, number: int, place: int, frame: int) -> str:
-    """`<condition>/rear/<timestamp>.jpg`; timestamps in microseconds rise along every drive."""
+    """`<condition>/rear/<timestamp>.jpg`; timestamps are microseconds and rise along each drive.
+
+    Args:
+        number: number of the condition, which keeps the timestamps of the drives apart.
+    """
     timestamp = 1417176458000000 + number * 10**12 + place * 10**8 + frame * 250_000
     return f"{condition}/rear/{timestamp}.jpg"
 
 
 def correspondence_path(home: Path, condition: str, number: int) -> Path:
+    """File of the pair `number` of images in the condition; `home` is the dataset's folder."""
     return home / "correspondence" / f"correspondence_run1_overcast-reference_run2_{condition}_{number}.mat"
 
 
-def write_correspondences(path: Path, name_a: str, name_b: str, xy_a, xy_b, weight) -> None:
-    """A MATLAB v7.3 file; points (N, 2) COLMAP pixels are written from the first pixel's centre, weights as −log."""
+def write_image(path: Path, image: np.ndarray) -> None:
+    """Write an image (H, W, 3) uint8 as JPEG of high quality."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path, quality=95, subsampling=0)
+
+
+def write_depth(path: Path, depth: np.ndarray) -> None:
+    """Write depths (H, W) in metres as float32, to the path with the suffix `.npy`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path.with_suffix(".npy"), depth.astype(np.float32))
+
+
+def write_correspondences(
+    path: Path, name_a: str, name_b: str, xy_a: np.ndarray, xy_b: np.ndarray, weight: np.ndarray
+) -> None:
+    """Write correspondences of two images as the dataset stores them, a MATLAB v7.3 file.
+
+    Args:
+        name_a, name_b: image names.
+        xy_a, xy_b: (N, 2) pixels; the file counts from the first pixel's centre, half a pixel less.
+        weight: (N,) in (0, 1]; the file holds −log of it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with h5py.File(path, "w", userblock_size=512) as file:
         for key, text in (("im_i_path", name_a), ("im_j_path", name_b)):
@@ -87,65 +116,68 @@ def write_correspondences(path: Path, name_a: str, name_b: str, xy_a, xy_b, weig
 
 
 def write_town(home: Path, places: list[PlaceFiles], camera: Camera) -> None:
-    """Intrinsics, extrinsics, 3D models and query poses."""
+    """Write intrinsics, extrinsics, 3D models and query poses of all places below the dataset's folder `home`."""
     fx, fy, cx, cy = (float(p) for p in camera.parameters[:4])
-    _write(home / "intrinsics" / "rear_intrinsics.txt", [f"fx {fx}", f"fy {fy}", f"cx {cx}", f"cy {cy}"])
-    _write(home / "extrinsics" / "rear_extrinsics.txt", [",".join(f"{v:.6f}" for v in row) for row in _CAR_FROM_REAR])
+    write_lines(home / "intrinsics" / "rear_intrinsics.txt", [f"fx {fx}", f"fy {fy}", f"cx {cx}", f"cy {cy}"])
+    car_from_rear = [",".join(f"{v:.6f}" for v in row) for row in _CAR_FROM_REAR]
+    write_lines(home / "extrinsics" / "rear_extrinsics.txt", car_from_rear)
     models = home / "3D-models" / "individual" / "colmap_reconstructions"
     for files in places:
         _write_colmap(models / f"{files.place + 1:03d}_aligned", files, camera)
     _write_nvm(home / "3D-models" / "all-merged" / "all.nvm", places, fx)
     lines = []
     for files in places:
-        for name, cam_from_world in zip(files.query_names, files.queries, strict=True):
-            lines.append(f"{name} {_numbers(np.linalg.inv(cam_from_world).flatten())}")
-    _write(home / "robotcar_v2_train.txt", lines)
-    _write(home / "robotcar_v2_test.txt", [line.split()[0] for line in lines])
+        for name, pose in zip(files.query_names, files.queries, strict=True):
+            lines.append(f"{name} {_numbers(np.linalg.inv(pose).flatten())}")
+    write_lines(home / "robotcar_v2_train.txt", lines)
+    write_lines(home / "robotcar_v2_test.txt", [line.split()[0] for line in lines])
 
 
-def _write(path: Path, lines: list[str]) -> None:
+def write_lines(path: Path, lines: Sequence[str]) -> None:
+    """Write a text file, whose folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(f"{line}\n" for line in lines))
 
 
-def _numbers(values) -> str:
+def _numbers(values: Iterable[float] | np.ndarray | Tensor) -> str:
     return " ".join(f"{float(v):.12g}" for v in values)
 
 
 def _model_name(name: str) -> str:
-    return name.removesuffix(".jpg") + ".png"  # as the data set's models have it
+    return name.removesuffix(".jpg") + ".png"  # the models of the dataset say .png, its images are .jpg
 
 
 def _write_colmap(folder: Path, files: PlaceFiles, camera: Camera) -> None:
     width, height = (int(s) for s in camera.size)
-    _write(folder / "cameras.txt", [f"{_CAMERA_ID} PINHOLE {width} {height} {_numbers(camera.parameters[:4])}"])
+    write_lines(folder / "cameras.txt", [f"{_CAMERA_ID} PINHOLE {width} {height} {_numbers(camera.parameters[:4])}"])
     poses, lines = Pose.from_matrix(torch.from_numpy(files.references)), []
     quaternions = poses.quaternion()
     for index, name in enumerate(files.reference_names):
         pose = f"{_numbers(quaternions[index])} {_numbers(poses.translation[index])}"
         lines.append(f"{index + 1} {pose} {_CAMERA_ID} {_model_name(name)}")
-        pixels, rows = files.keypoints[index].tolist(), files.rows[index].tolist()
+        pixels, rows = files.seen.keypoints[index].tolist(), files.seen.rows[index].tolist()
         lines.append(" ".join(f"{x:.9g} {y:.9g} {row + 1}" for (x, y), row in zip(pixels, rows, strict=True)))
-    _write(folder / "images.txt", lines)
+    write_lines(folder / "images.txt", lines)
     lines = []
-    for row, (point, track) in enumerate(zip(files.points.tolist(), files.tracks(), strict=True)):
+    for row, (point, track) in enumerate(zip(files.seen.points.tolist(), files.seen.tracks(), strict=True)):
         seen = " ".join(f"{image + 1} {position}" for image, position in track)
         if seen:
             lines.append(f"{row + 1} {_numbers(point)} 128 128 128 0 {seen}")
-    _write(folder / "points3D.txt", lines)
+    write_lines(folder / "points3D.txt", lines)
 
 
 def _write_nvm(path: Path, places: list[PlaceFiles], focal: float) -> None:
-    """One model of all places; NVM has the camera's centre where COLMAP has the translation."""
-    images, points = [], []
+    """Write one model of all places; NVM has the camera's centre where COLMAP has the translation."""
+    images: list[str] = []
+    points: list[str] = []
     for files in places:
         first, poses = len(images), Pose.from_matrix(torch.from_numpy(files.references))
         quaternions, centers = poses.quaternion(), poses.center()
         for index, name in enumerate(files.reference_names):
             pose = f"{_numbers(quaternions[index])} {_numbers(centers[index])}"
             images.append(f"./{_model_name(name)} {focal:.6f} {pose} 0 0")
-        for point, track in zip(files.points.tolist(), files.tracks(), strict=True):
-            seen = [f"{first + image} {at} {_numbers(files.keypoints[image][at])}" for image, at in track]
+        for point, track in zip(files.seen.points.tolist(), files.seen.tracks(), strict=True):
+            seen = [f"{first + image} {at} {_numbers(files.seen.keypoints[image][at])}" for image, at in track]
             if seen:
                 points.append(f"{_numbers(point)} 128 128 128 {len(seen)} {' '.join(seen)}")
-    _write(path, ["NVM_V3", "", str(len(images)), *images, "", str(len(points)), *points, "", "0"])
+    write_lines(path, ["NVM_V3", "", str(len(images)), *images, "", str(len(points)), *points, "", "0"])

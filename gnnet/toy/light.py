@@ -1,11 +1,13 @@
-"""Light on the toy town: painted faces in one texture atlas, lit once a place and condition, with mip levels.
+"""Light on the toy town: all painted faces of a street in one texture atlas, lit once for each condition.
 
-What does not depend on the viewer is worked out here: sky, sun with cast shadows, lamps, snow, wetness.
+Everything that does not depend on the viewer is computed here: light of the sky, sun with cast shadows, lamps,
+snow and wetness. Colours are linear RGB, positions in metres in the place's frame.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,35 +17,47 @@ from torch.nn import functional
 
 from gnnet.toy.camera import occluded
 from gnnet.toy.canvas import ALBEDO, CHANNELS, GLASS, GLOW, LEDGE, SLOPE, fractal_noise
-from gnnet.toy.streets import Street
+from gnnet.toy.streets import Street, Triple
 from gnnet.toy.textures import paint_face
 
-LEVELS = 6
-TILE = 2 ** (LEVELS - 1)  # tiles are whole texels at every mip level
-ATLAS_WIDTH = 2048
-LIGHT_STEP = 4  # texels a sample of the light
-SKY_DIRECTIONS = 10
-TEXEL_ANGLE = 1 / 210  # no texture is finer than this at the nearest view
+LEVELS = 6  # mip levels
+TILE = 2 ** (LEVELS - 1)  # the sides of a face's tile are multiples of this, so that every mip level has whole texels
+ATLAS_WIDTH = 2048  # texels
+LIGHT_STEP = 4  # texels between two samples of the light
+SKY_DIRECTIONS = 10  # directions in which the visibility of the sky is tested
+TEXEL_ANGLE = 1 / 210  # radians; no texel looks smaller than this from the nearest position of the camera
 
 
 @dataclass(frozen=True)
 class Weather:
-    """Light and air of one condition; colours are linear RGB."""
+    """Light and air of one condition; colours are linear RGB.
 
-    ambient: tuple[float, float, float]
-    sky_low: tuple[float, float, float]
-    sky_high: tuple[float, float, float]
-    sun: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    lamps: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    Args:
+        ambient, sun, lamps: light of the sky, the sun and each lamp.
+        sky_low, sky_high: colour of the sky at the horizon, which is that of haze too, and at the zenith.
+        clouds: contrast of the clouds.
+        glow: brightness of lit windows and signs.
+        haze: attenuation for each metre.
+        snow, wet: whether snow lies, and whether the ground is wet.
+        exposure, saturation: of the camera; 1 changes nothing.
+        noise: std of the sensor's noise, where white is 1.
+        blur: std of the lens blur, in pixels of a 256-pixel image.
+    """
+
+    ambient: Triple
+    sky_low: Triple
+    sky_high: Triple
+    sun: Triple = (0.0, 0.0, 0.0)
+    lamps: Triple = (0.0, 0.0, 0.0)
     clouds: float = 0.2
     glow: float = 0.0
-    haze: float = 0.002  # a metre
+    haze: float = 0.002
     snow: bool = False
     wet: bool = False
     exposure: float = 1.0
     saturation: float = 1.0
-    noise: float = 0.006  # standard deviation, of 1
-    blur: float = 0.0  # pixels of a 256-pixel image
+    noise: float = 0.006
+    blur: float = 0.0
 
 
 WEATHERS = {
@@ -74,15 +88,17 @@ class PaintedStreet:
     """A street with the atlas of its painted faces.
 
     Args:
+        street: the street.
         bounds: (K, 2, 3) float32 corners of the boxes.
-        paint: (CHANNELS, H, W) atlas.
-        up: (H, W) 1 where the face looks up.
-        face_of: (K, 6) row of `faces`: 2·axis + (1 if the face looks along +axis).
-        faces: (F, 7) column, row, width, height of the tile in texels; first u, first v and texel in metres.
-        positions: (3, M) metres, where the light is sampled.
-        normals: (3, M) of the faces there.
-        cells: (M,) flat places of the samples in the light atlas.
-        open_sky: (M,) share of the sky that each light sample sees, weighted by the cosine.
+        paint: (CHANNELS, H, W) atlas of the painted faces.
+        up: (H, W) float, 1 where the face looks up, else 0.
+        face_of: (K, 6) row of `faces` for each box and direction 2·axis + (1 if the face looks along +axis).
+        faces: (F, 7) column, row, width and height of the tile in texels; smallest u, smallest v and side of a
+            texel in metres.
+        positions: (3, M) where the light is sampled.
+        normals: (3, M) unit normals of the faces there.
+        cells: (M,) flat indices of the samples in an atlas of one cell for LIGHT_STEP² texels.
+        open_sky: (M,) share of the sky that is visible from each sample, weighted by the cosine.
     """
 
     street: Street
@@ -102,10 +118,11 @@ class LitStreet:
     """A painted street in one condition.
 
     Args:
-        texels: (T, 4) linear RGB and gloss of all mip levels, row by row.
-        widths: (LEVELS,) of the levels in texels.
-        starts: (LEVELS,) first row of each level in `texels`.
-        sky: (3, H, W) panorama.
+        painted, weather: the street and the condition.
+        texels: (T, 4) linear RGB and gloss of all mip levels of the atlas, row by row.
+        widths: (LEVELS,) width of each level in texels.
+        starts: (LEVELS,) position in `texels` of each level's first texel.
+        sky: (3, H, W) panorama, see `_sky`.
     """
 
     painted: PaintedStreet
@@ -117,7 +134,13 @@ class LitStreet:
 
 
 def paint_street(street: Street, rng: np.random.Generator, *, coarseness: float = 1.0) -> PaintedStreet:
-    """Paint every face that the camera may see, with texels `coarseness` times as large, and find its open sky."""
+    """Paint every face that the camera may see, and compute how much of the sky is visible from it.
+
+    Args:
+        street: the street.
+        rng: source of all random draws.
+        coarseness: factor of the side of a texel; 1 suits images of 256 pixels.
+    """
     wanted = [
         (k, axis, positive)
         for k, box in enumerate(street.boxes)
@@ -133,12 +156,12 @@ def paint_street(street: Street, rng: np.random.Generator, *, coarseness: float 
         u_axis = 1 if axis == 0 else 0
         width, height = high[u_axis] - low[u_axis], (high[1] - low[1]) if axis == 2 else high[2] - low[2]
         texel = coarseness * max(box.texel, _nearest_view(low, high) * TEXEL_ANGLE)
-        texel = max(texel, width / (ATLAS_WIDTH - 2 * TILE))  # large images: a long face must still fit
+        texel = max(texel, width / (ATLAS_WIDTH - 2 * TILE))  # for large images: a long face must still fit
         painted = paint_face(box.material, box.color, width=width, height=height, texel=texel, axis=axis, rng=rng)
         pad = [-s % TILE for s in painted.shape[1:]]
         layers.append(torch.from_numpy(np.pad(painted, ((0, 0), (0, pad[0]), (0, pad[1])), mode="edge")))
         rows.append((low[u_axis], low[1] if axis == 2 else -high[2], texel))
-    corners, height = _pack([tuple(layer.shape[1:]) for layer in layers])
+    corners, height = _pack([(layer.shape[1], layer.shape[2]) for layer in layers])
     paint = torch.zeros(CHANNELS, height, ATLAS_WIDTH)
     up = torch.zeros(height, ATLAS_WIDTH)
     face_of = torch.zeros(len(street.boxes), 6, dtype=torch.long)
@@ -158,20 +181,20 @@ def paint_street(street: Street, rng: np.random.Generator, *, coarseness: float 
     return PaintedStreet(street, bounds, paint, up, face_of, faces, positions, normals, cells, open_sky)
 
 
-def _may_be_seen(low, high, axis: int, positive: int) -> bool:
-    """Whether a face looks at some place where the camera (or its mirror image in wet ground) may be."""
+def _may_be_seen(low: Triple, high: Triple, axis: int, positive: int) -> bool:
+    """Whether the camera, or its mirror image in wet ground, may be on the side to which a face looks."""
     camera_low, camera_high = (13.0, -1.0, 1.4), (40.0, 1.0, 1.9)
     return camera_high[axis] > high[axis] if positive else camera_low[axis] < low[axis]
 
 
-def _nearest_view(low, high) -> float:
-    """A lower bound of the depth in metres at which the camera, looking along -x, sees any of a box."""
+def _nearest_view(low: Triple, high: Triple) -> float:
+    """Lower bound of the depth in metres at which the camera, which looks along -x, sees any part of a box."""
     beside = max(low[1] - 1.0, -1.0 - high[1], 0.0)
     return max(14.0 - high[0], beside / 0.9)
 
 
 def _pack(shapes: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], int]:
-    """Top left corners of tiles laid on shelves, tallest first, and the atlas's height."""
+    """Place tiles (height, width) in rows, tallest first: their corners (top, left) and the height of the atlas."""
     corners = [(0, 0)] * len(shapes)
     top = left = shelf = 0
     for i in sorted(range(len(shapes)), key=lambda i: -shapes[i][0]):
@@ -183,8 +206,8 @@ def _pack(shapes: list[tuple[int, int]]) -> tuple[list[tuple[int, int]], int]:
     return corners, top + shelf
 
 
-def _light_samples(wanted, bounds: Tensor, faces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Positions (3, M), normals (3, M) and flat cells (M,) in the light atlas, one every LIGHT_STEP texels."""
+def _light_samples(wanted: list[tuple[int, int, int]], bounds: Tensor, faces: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """`positions`, `normals` and `cells` of `PaintedStreet`; faces are given by box, axis and positive direction."""
     positions, normals, cells = [], [], []
     for (k, axis, positive), face in zip(wanted, faces[1:].tolist(), strict=True):
         left, top, width, height, first_u, first_v, texel = face
@@ -196,7 +219,7 @@ def _light_samples(wanted, bounds: Tensor, faces: Tensor) -> tuple[Tensor, Tenso
         point[axis] = bounds[k, positive, axis] + (0.02 if positive else -0.02)
         point[1 if axis == 0 else 0] = u
         point[1 if axis == 2 else 2] = v if axis == 2 else -v
-        for other in {0, 1, 2} - {axis}:  # the padding has the light of the face's edge
+        for other in {0, 1, 2} - {axis}:  # the padding gets the light of the face's edge
             point[other] = point[other].clamp(bounds[k, 0, other] + 0.01, bounds[k, 1, other] - 0.01)
         normal = torch.zeros(3, rows * columns)
         normal[axis] = 1.0 if positive else -1.0
@@ -209,7 +232,8 @@ def _light_samples(wanted, bounds: Tensor, faces: Tensor) -> tuple[Tensor, Tenso
 
 
 def _open_sky(bounds: Tensor, positions: Tensor, normals: Tensor) -> Tensor:
-    # Directions evenly over the upper half sphere (a golden spiral).
+    """`open_sky` of `PaintedStreet`."""
+    # Directions spread evenly over the upper half sphere, on a golden spiral.
     i = torch.arange(SKY_DIRECTIONS) + 0.5
     z, angle = 1 - i / SKY_DIRECTIONS, i * math.pi * (3 - math.sqrt(5))
     radius = (1 - z * z).sqrt()
@@ -224,18 +248,18 @@ def _open_sky(bounds: Tensor, positions: Tensor, normals: Tensor) -> Tensor:
 
 
 def light_street(painted: PaintedStreet, weather: Weather, rng: np.random.Generator) -> LitStreet:
-    """The street as it looks in one condition."""
+    """Light a street, and cover it with snow or water, in one condition."""
     light = _light(painted, weather)  # [5, H, W]
     height, width = painted.up.shape
     cover = _snow_cover(painted, rng) if weather.snow else None
     grain = _atlas_noise(rng, height, coarsest=64 if weather.wet else 24)
     streaks = torch.from_numpy(fractal_noise(rng, (1, width), coarsest=16, finest=4)).sigmoid()
     shaded = torch.empty(4, height, width)
-    for top in range(0, height, 64):  # in bands that stay in the processor's cache
+    for top in range(0, height, 64):  # in bands that fit in the processor's cache
         band = slice(top, top + 64)
         paint, up, lit = painted.paint[:, band], painted.up[band], light[:, band]
         albedo, slope, gloss = paint[ALBEDO], paint[SLOPE], torch.zeros_like(up)
-        relief = 1.0
+        relief: Tensor | float = 1.0
         if cover is not None:
             albedo = albedo + cover[band] * ((0.8 + 0.05 * grain[band]) - albedo)
             relief = 1 - 0.8 * cover[band]
@@ -260,7 +284,7 @@ def _atlas_noise(rng: np.random.Generator, height: int, *, coarsest: float) -> T
 
 
 def _snow_cover(painted: PaintedStreet, rng: np.random.Generator) -> Tensor:
-    """How much snow lies on each texel: the ground but for wheel tracks, tops, ledges, and drifts on walls."""
+    """Share of each texel that snow covers (H, W): ground without wheel tracks, tops, ledges, and drifts on walls."""
     drifts = _atlas_noise(rng, len(painted.up), coarsest=64)
     cover = painted.up * (0.93 + 0.25 * drifts)
     road = next(k for k, box in enumerate(painted.street.boxes) if box.material in ("asphalt", "cobbles"))
@@ -277,11 +301,11 @@ def _snow_cover(painted: PaintedStreet, rng: np.random.Generator) -> Tensor:
 
 
 def _light(painted: PaintedStreet, weather: Weather) -> Tensor:
-    """Light atlas (5, H, W): irradiance RGB, and how it changes with the relief's slopes along u and v."""
+    """Light on each texel (5, H, W): irradiance RGB, and its relative change with the relief's slopes in u and v."""
     positions, normals, bounds = painted.positions, painted.normals, painted.bounds
     ambient = torch.tensor(weather.ambient)[:, None]
     irradiance = ambient * (0.12 + 0.95 * painted.open_sky)
-    # From above: on walls, what faces up is brighter (v runs down).
+    # The sky lights walls from above: where their relief faces up, they are brighter (v runs downwards).
     wall = 1 - normals[2].abs()
     brightness = ambient.mean() * painted.open_sky * wall
     tilt = torch.stack([torch.zeros_like(brightness), -0.7 * brightness])
@@ -290,8 +314,7 @@ def _light(painted: PaintedStreet, weather: Weather) -> Tensor:
         cosine = (normal * direction).sum(0)
         facing = (cosine > 0).nonzero().squeeze(1)
         chosen, direction, cosine, color = chosen[facing], direction[:, facing], cosine[facing], color[:, facing]
-        reach = reach if isinstance(reach, float) else reach[facing]
-        free = ~occluded(bounds, positions[:, chosen], direction, reach)
+        free = ~occluded(bounds, positions[:, chosen], direction, reach[facing])
         color = color * free
         irradiance[:, chosen] += color * cosine
         along_x = normals[0, chosen].abs() > 0.5
@@ -311,12 +334,17 @@ def _light(painted: PaintedStreet, weather: Weather) -> Tensor:
     return light
 
 
-def _sources(street: Street, weather: Weather, positions: Tensor):
-    """Sun and lamps: unit directions (3, N or 1), colours (3, N), reach, and which light samples (N,) they reach."""
+def _sources(street: Street, weather: Weather, positions: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Sun and lamps, each with the samples that it may light.
+
+    Yields:
+        Unit directions (3, 1) or (3, N) to the source, colours (3, N), distances (N,) within which a box casts a
+        shadow, and indices (N,) of the samples.
+    """
     if max(weather.sun) > 0:
         everywhere = torch.arange(positions.shape[1])
         color = torch.tensor(weather.sun)[:, None].expand(3, len(everywhere))
-        yield street.to_sun[:, None], color, math.inf, everywhere
+        yield street.to_sun[:, None], color, torch.full(everywhere.shape, math.inf), everywhere
     if max(weather.lamps) > 0:
         for lamp in street.lamps:
             to_lamp = lamp[:, None] - positions
@@ -329,7 +357,7 @@ def _sources(street: Street, weather: Weather, positions: Tensor):
 
 
 def _mip_levels(atlas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Rows (T, C) of all mip levels one after the other, each level's width and first row."""
+    """`texels` (T, C), `widths` and `starts` of `LitStreet` for an atlas (C, H, W)."""
     rows, widths, starts, start = [], [], [], 0
     for level in range(LEVELS):
         if level > 0:
@@ -342,7 +370,7 @@ def _mip_levels(atlas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _sky(weather: Weather, rng: np.random.Generator) -> Tensor:
-    """Panorama (3, 128, 256): azimuth from -90° to 90° about -x, elevation from 0 to 90°."""
+    """Panorama (3, 128, 256): columns are azimuths from -90° to 90° about -x, rows elevations from 0° to 90°."""
     height = torch.linspace(0, 1, 128)[None, :, None] ** 0.6
     low, high = torch.tensor(weather.sky_low)[:, None, None], torch.tensor(weather.sky_high)[:, None, None]
     clouds = torch.from_numpy(fractal_noise(rng, (128, 256), coarsest=48, finest=2, persistence=0.6))

@@ -1,4 +1,7 @@
-"""Images of the toy town: a lit street seen by ray casting, through haze, falling snow or rain, and a sensor."""
+"""Images of the toy town: ray casting of a lit street, then haze, falling snow or rain, and the sensor.
+
+Rays are in the place's frame, in metres; colours are linear RGB until `_expose`.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,12 @@ from gnnet.toy.light import LEVELS, LitStreet, Weather
 
 
 def render_frame(lit: LitStreet, camera: Camera, camera_from_place: Pose, rng: np.random.Generator) -> np.ndarray:
-    """An image (H, W, 3) uint8 of the street, antialiased by two rays a pixel and mip levels."""
+    """Render an image (H, W, 3) uint8 of the street, antialiased by two rays per pixel and by mip levels."""
     painted, weather = lit.painted, lit.weather
     origin, direction = image_rays(camera, camera_from_place)
     depth, box = trace(painted.bounds, origin, direction, windows_in_image(painted.bounds, camera, camera_from_place))
     spread = 1 / (float(camera.parameters[0]) * math.sqrt(2))
-    # The two rays of a pixel round the mip level up and down, so that their mean lies between two levels.
+    # The two rays of a pixel round the mip level differently, so that their mean interpolates between two levels.
     dither = torch.tensor([0.25, 0.75]).repeat(depth.numel() // 2)
     seen = _appearance(lit, origin, direction.flatten(1), depth.flatten(), box.flatten().long(), spread, dither)
     seen = seen.T.unflatten(1, depth.shape)  # [4, H, 2·W]
@@ -38,7 +41,16 @@ def _length(vectors: Tensor) -> Tensor:
 def _appearance(
     lit: LitStreet, origin: Tensor, direction: Tensor, depth: Tensor, box: Tensor, spread: float, dither: Tensor
 ) -> Tensor:
-    """Linear RGB and gloss (N, 4) along rays: surface seen through haze, or sky."""
+    """Linear RGB and gloss (N, 4) that N rays see: a surface through haze, or the sky.
+
+    Args:
+        origin: (3, 1) or (3, N).
+        direction: (3, N).
+        depth: (N,) where each ray ends, in lengths of its direction.
+        box: (N,) index of the box that it meets, -1 for the sky.
+        spread: size of a ray's footprint, in metres for each metre of depth.
+        dither: (N,) in [0, 1), added to the mip level before it is rounded down.
+    """
     seen = torch.zeros(len(depth), 4)
     hit = (box >= 0).nonzero().squeeze(1)
     miss = (box < 0).nonzero().squeeze(1)
@@ -55,12 +67,12 @@ def _appearance(
 def _surface(
     lit: LitStreet, origin: Tensor, direction: Tensor, depth: Tensor, box: Tensor, spread: float, dither: Tensor
 ) -> Tensor:
-    """Texels (N, 4) at hits, bilinear within the mip level of the ray's footprint."""
+    """Texels (N, 4) where rays meet boxes, bilinear in the mip level that fits the ray's footprint."""
     painted = lit.painted
     corners = painted.bounds[box]  # [N, 2, 3]
     entry = torch.minimum(
         (corners[:, 0].T - origin) / direction, (corners[:, 1].T - origin) / direction
-    )  # [3, N]; the ray enters through the face it meets last
+    )  # [3, N]; of the three slabs, a ray enters the box through the last
     axis = entry.nan_to_num(-torch.inf, -torch.inf, -torch.inf).argmax(0)
     along = direction.gather(0, axis[None])[0]
     face = painted.faces[painted.face_of[box, 2 * axis + (along < 0)]]  # [N, 7]
@@ -74,6 +86,10 @@ def _surface(
 
 
 def _texel(lit: LitStreet, column: Tensor, row: Tensor, level: Tensor, tile: tuple[Tensor, ...]) -> Tensor:
+    """Bilinear samples (N, 4) of the atlas's mip levels, at positions in texels of the finest level.
+
+    Samples stay within their tile, whose left, top, right and bottom are given likewise.
+    """
     scale = torch.exp2(-level.float())
     left, top, right, bottom = (edge * scale for edge in tile)
     x = torch.minimum((column * scale - 0.5).maximum(left), right - 1)
@@ -90,6 +106,7 @@ def _texel(lit: LitStreet, column: Tensor, row: Tensor, level: Tensor, tile: tup
 
 
 def _sky_color(sky: Tensor, direction: Tensor) -> Tensor:
+    """Colours (N, 3) of the panorama in directions (3, N)."""
     azimuth = torch.atan2(direction[1], -direction[0]) / (math.pi / 2)
     elevation = torch.atan2(direction[2], torch.hypot(direction[0], direction[1])).clamp(min=0) / (math.pi / 4) - 1
     grid = torch.stack([azimuth, elevation], -1)[None, None]
@@ -97,9 +114,15 @@ def _sky_color(sky: Tensor, direction: Tensor) -> Tensor:
 
 
 def _add_reflections(
-    lit: LitStreet, seen: Tensor, origin: Tensor, direction: Tensor, depth: Tensor, spread: float, rng
+    lit: LitStreet,
+    seen: Tensor,
+    origin: Tensor,
+    direction: Tensor,
+    depth: Tensor,
+    spread: float,
+    rng: np.random.Generator,
 ) -> Tensor:
-    """What wet ground mirrors, (4, H, 2·W), roughened by ripples; one mirrored ray a pixel."""
+    """Add to what rays see (4, H, 2·W) the mirror image in wet ground, with ripples; one mirrored ray per pixel."""
     gloss = seen[3, :, ::2]
     wet = gloss.flatten().gt(0.02).nonzero().squeeze(1)
     d, t = direction[..., ::2].flatten(1)[:, wet], depth[:, ::2].flatten()[wet]
@@ -111,7 +134,7 @@ def _add_reflections(
     start = origin + t * d + torch.tensor([0.0, 0.0, 0.01])[:, None]
     further, box = trace(lit.painted.bounds, start, mirrored)
     mirror = _appearance(lit, start, mirrored, further, box.long(), 4 * spread, torch.full_like(t, 0.5))
-    fresnel = 0.1 + 0.9 * (1 - d[2].abs() / length) ** 4  # more than water has, as the sky is much brighter
+    fresnel = 0.1 + 0.9 * (1 - d[2].abs() / length) ** 4  # more than that of water, because the sky is much brighter
     share = (fresnel * (0.35 + 0.65 * gloss.flatten()[wet])).clamp(0, 0.85)
     added = torch.zeros(4, gloss.numel())  # the mirror image and what it takes from the ground
     added[:3, wet], added[3, wet] = share * mirror[:, :3].T, 0.6 * share
@@ -120,7 +143,7 @@ def _add_reflections(
 
 
 def _expose(radiance: Tensor, weather: Weather, rng: np.random.Generator) -> np.ndarray:
-    """Lens, falling snow or rain, film curve and sensor noise: (1, 3, H, W) linear to (H, W, 3) uint8."""
+    """Apply lens blur, falling snow or rain, tone curve and sensor noise: (1, 3, H, W) linear to (H, W, 3) uint8."""
     height, width = radiance.shape[-2:]
     if weather.blur > 0:
         radiance = _blur(radiance, weather.blur * width / 256)
@@ -136,6 +159,7 @@ def _expose(radiance: Tensor, weather: Weather, rng: np.random.Generator) -> np.
 
 
 def _blur(image: Tensor, sigma: float) -> Tensor:
+    """Gaussian blur of an image (1, 3, H, W); `sigma` is in pixels, about one at most."""
     taps = torch.exp(-0.5 * (torch.arange(-3, 4) / max(sigma, 1e-3)) ** 2)
     taps = (taps / taps.sum()).expand(3, 1, 1, 7)
     image = functional.conv2d(functional.pad(image, (3, 3, 0, 0), mode="replicate"), taps, groups=3)
@@ -143,7 +167,7 @@ def _blur(image: Tensor, sigma: float) -> Tensor:
 
 
 def _falling(height: int, width: int, weather: Weather, rng: np.random.Generator) -> Tensor:
-    """Cover (1, 1, H, W) by flakes (small discs) or drops (slanted streaks)."""
+    """Opacity (1, 1, H, W) of flakes (small discs) or drops (slanted streaks)."""
     count = int((0.004 if weather.snow else 0.003) * height * width)
     drops = torch.zeros(height * width)
     drops[torch.from_numpy(rng.integers(0, height * width, count))] = torch.from_numpy(

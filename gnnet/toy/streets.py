@@ -112,7 +112,7 @@ def drive(*, frames: int, reference_frames: int, rng: np.random.Generator) -> Po
 
 def _pick(rng: np.random.Generator, tones: Sequence[Triple]) -> Triple:
     """One of the tones, a little varied."""
-    tone = np.array(tones[rng.integers(len(tones))]) * rng.uniform(0.75, 1.2)
+    tone = np.array(tones[int(rng.integers(len(tones)))]) * rng.uniform(0.75, 1.2)
     red, green, blue = np.clip(tone * rng.uniform(0.92, 1.08, 3), 0.02, 0.8)
     return red, green, blue
 

@@ -1,27 +1,49 @@
-"""Painted surfaces of the toy town: colour, relief, glass, ledges and lit parts of every face of a box.
+"""Painted surfaces of the toy town: colour, relief, glass, ledges and glowing parts of each face of a box.
 
-Everything is drawn in metres on the surface, so all views of it agree.
+Everything is drawn in metres on the surface, so that all views of it agree.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from gnnet.toy.canvas import Canvas
+from gnnet.toy.canvas import Canvas, Color
+from gnnet.toy.streets import Triple
+
+Painter = Callable[[Canvas, np.ndarray], None]  # paints a whole canvas, given a linear RGB colour (3,)
 
 
 def paint_face(
-    material: str, color, *, width: float, height: float, texel: float, axis: int, rng: np.random.Generator
+    material: str, color: Triple, *, width: float, height: float, texel: float, axis: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Layers (CHANNELS, H, W) of one face; `axis` 2 is a top (u along x, v along y), else a wall (v downwards)."""
+    """Paint one face of a box: its layers (CHANNELS, H, W), see `Canvas.layers`.
+
+    Args:
+        material: which painter; an unknown one is painted plain.
+        color: linear RGB.
+        width, height: of the face in metres.
+        texel: side of a texel in metres.
+        axis: axis of the face's normal. 2 is a top, u along x and v along y; 0 or 1 is a wall, v downwards.
+        rng: source of all random draws.
+    """
     canvas = Canvas(width, height, texel, rng)
     painter = _TOPS.get(material, _plain_top) if axis == 2 else _WALLS.get(material, _plain)
     painter(canvas, np.asarray(color, np.float32))
     return canvas.layers()
 
 
-def _blocks(c: Canvas, color, length: float, course: float, joint: float, contrast: float, depth: float) -> None:
-    """Masonry: courses of blocks of their own tones, every other course shifted by half a block."""
+def _blocks(
+    c: Canvas, color: np.ndarray, length: float, course: float, joint: float, contrast: float, depth: float
+) -> None:
+    """Masonry: courses of blocks with individual tones; every second course is shifted by half a block.
+
+    Args:
+        length, course, joint: length of a block, height of a course, width of a joint, in metres.
+        contrast: std of the logarithm of the blocks' tones.
+        depth: of the joints, in metres.
+    """
     u, v = c.u(), c.v()
     row = (v / course).astype(np.int64)
     shifted = u[None] + (row[:, None] % 2) * (length / 2)
@@ -39,18 +61,18 @@ def _grains(c: Canvas, contrast: float) -> np.ndarray:
     return contrast * c.rng.standard_normal(c.shape, dtype=np.float32)
 
 
-def _plaster(c: Canvas, color) -> None:
+def _plaster(c: Canvas, color: np.ndarray) -> None:
     c.fill(color, 0.13 * c.noise(3.0, 0.4) + 0.1 * c.noise(0.3, 0.06) + _grains(c, 0.08))
     c.relief += 0.012 * c.noise(0.5, 0.06, 0.8)
     streaks = np.clip(c.noise(1.2, 0.1).mean(0, keepdims=True) * 2 + 0.6 * c.noise(0.8, 0.2), 0, 2)
     c.albedo *= 1 - 0.22 * streaks * np.linspace(1, 0.3, c.shape[0], dtype=np.float32)[:, None]
     for _ in range(int(c.width * c.height / 14)):  # where plaster fell off
-        size = c.rng.uniform(0.2, 0.8, 2)
-        at = c.rng.uniform(0, 1, 2) * (c.width, c.height)
-        c.shade(*at, *size, c.rng.uniform(0.6, 1.3))
+        width, height = c.rng.uniform(0.2, 0.8, 2)
+        u, v = c.rng.uniform(0, 1, 2) * (c.width, c.height)
+        c.shade(u, v, width, height, c.rng.uniform(0.6, 1.3))
 
 
-def _planks(c: Canvas, color) -> None:
+def _planks(c: Canvas, color: np.ndarray) -> None:
     pitch = c.rng.uniform(0.14, 0.24)
     column = (c.u() / pitch).astype(np.int64)
     tones = c.rng.normal(0, 0.16, column.max() + 1).astype(np.float32)[column]
@@ -60,7 +82,7 @@ def _planks(c: Canvas, color) -> None:
     c.relief -= 0.03 * edge
 
 
-def _wall(c: Canvas, color, material: str) -> None:
+def _wall(c: Canvas, color: np.ndarray, material: str) -> None:
     if material == "brick":
         _blocks(c, color, length=0.3, course=0.12, joint=0.028, contrast=0.24, depth=0.012)
     elif material == "stone":
@@ -71,8 +93,8 @@ def _wall(c: Canvas, color, material: str) -> None:
         _plaster(c, color)
 
 
-def _window(c: Canvas, u: float, v: float, width: float, height: float, frame) -> None:
-    """A window with its frame, bars, sill and whatever hangs behind the pane."""
+def _window(c: Canvas, u: float, v: float, width: float, height: float, frame: np.ndarray) -> None:
+    """A window with frame, bars and sill, and perhaps a blind or curtains behind the pane."""
     rng = c.rng
     c.rect(u - 0.12, v - 0.12, width + 0.24, height + 0.12, frame, relief=0.02)
     pane = rng.uniform(0.03, 0.12) * np.array([0.8, 0.95, 1.15])
@@ -93,7 +115,7 @@ def _window(c: Canvas, u: float, v: float, width: float, height: float, frame) -
     c.shade(u - 0.15, v + height + 0.13, width + 0.3, rng.uniform(0.15, 0.6), rng.uniform(0.6, 0.85))
 
 
-def _lettering(c: Canvas, u: float, v: float, width: float, height: float, color, glow: float) -> None:
+def _lettering(c: Canvas, u: float, v: float, width: float, height: float, color: Color, glow: float) -> None:
     """A line of letter-like strokes."""
     rng, at, size = c.rng, u, 0.7 * height
     while at + size < u + width:
@@ -107,18 +129,18 @@ def _lettering(c: Canvas, u: float, v: float, width: float, height: float, color
 
 
 def _poster(c: Canvas, u: float, v: float, width: float, height: float) -> None:
-    """A picture of coloured cells on a ground tone."""
+    """A picture of coloured rectangles on a plain background."""
     rng = c.rng
     tones = rng.uniform(0.05, 0.75, (4, 3))
     c.rect(u, v, width, height, tones[0], relief=0.01)
     for _ in range(rng.integers(5, 12)):
         size = rng.uniform(0.1, 0.5, 2) * (width, height)
         at = rng.uniform(0, 1, 2) * (np.array([width, height]) - size)
-        c.rect(u + at[0], v + at[1], *size, tones[rng.integers(1, 4)])
+        c.rect(u + at[0], v + at[1], size[0], size[1], tones[rng.integers(1, 4)])
 
 
 def _shopfront(c: Canvas, left: float, width: float) -> None:
-    """Ground floor of a shop: sign with letters, panes with goods, door."""
+    """Ground floor of a shop: a sign with letters, shop windows with goods, a door."""
     rng, bottom = c.rng, c.height
     frame, sign = rng.uniform(0.03, 0.4, 3), rng.uniform(0.03, 0.5, 3)
     lit = rng.random() < 0.6
@@ -135,15 +157,15 @@ def _shopfront(c: Canvas, left: float, width: float) -> None:
         glow = rng.uniform(0.2, 0.7) if lit else 0.0
         c.rect(at, bottom - 2.5, wide, 1.95, rng.uniform(0.04, 0.12, 3), relief=-0.08, glass=0.7, glow=glow)
         for _ in range(int(wide * 7)):
-            size = rng.uniform(0.08, 0.45, 2)
-            c.rect(at + rng.uniform(0, max(wide - size[0], 0)), bottom - 0.6 - size[1] - rng.choice([0, 0, 0.6, 1.1]),
-                   *size, rng.uniform(0.03, 0.6, 3), glass=0.4, glow=glow * rng.uniform(0.3, 1.0))  # fmt: skip
+            w, h = rng.uniform(0.08, 0.45, 2)
+            c.rect(at + rng.uniform(0, max(wide - w, 0)), bottom - 0.6 - h - rng.choice([0, 0, 0.6, 1.1]), w, h,
+                   rng.uniform(0.03, 0.6, 3), glass=0.4, glow=glow * rng.uniform(0.3, 1.0))  # fmt: skip
     c.rect(door, bottom - 2.35, 0.95, 2.35, rng.uniform(0.03, 0.35, 3), relief=-0.06)
     c.rect(door + 0.15, bottom - 2.2, 0.65, 1.1, (0.06, 0.07, 0.08), glass=0.8, glow=0.4 if lit else 0.0)
 
 
-def _doorway(c: Canvas, left: float, width: float, frame) -> None:
-    """Ground floor of a dwelling: a door and windows."""
+def _doorway(c: Canvas, left: float, width: float, frame: np.ndarray) -> None:
+    """Ground floor of a house: a door, windows and posters."""
     rng, bottom = c.rng, c.height
     count = max(2, int(width / 1.9))
     door = rng.integers(count)
@@ -160,14 +182,17 @@ def _doorway(c: Canvas, left: float, width: float, frame) -> None:
             _poster(c, at - 0.4, bottom - 2.0, 0.8, 1.1)
 
 
-def _facade(material: str):
-    def paint(c: Canvas, color) -> None:
+def _facade(material: str) -> Painter:
+    def paint(c: Canvas, color: np.ndarray) -> None:
         rng = c.rng
         _wall(c, color, material)
         if c.width < 1.2 or c.height < 3.6:
             return
         frame = rng.choice([rng.uniform(0.55, 0.75), rng.uniform(0.05, 0.2)]) * rng.uniform(0.9, 1.05, 3)
-        (_shopfront if rng.random() < 0.55 else _doorway_of(frame))(c, 0.25, c.width - 0.5)
+        if rng.random() < 0.55:
+            _shopfront(c, 0.25, c.width - 0.5)
+        else:
+            _doorway(c, 0.25, c.width - 0.5, frame)
         storey, count = rng.uniform(2.5, 3.0), max(1, int(c.width / rng.uniform(1.6, 2.3)))
         wide, tall = rng.uniform(0.75, 1.1), rng.uniform(1.15, 1.6)
         top = c.height - 3.4 - storey + 0.45
@@ -180,16 +205,12 @@ def _facade(material: str):
             top -= storey
         for _ in range(rng.integers(0, 3)):  # downpipes
             c.rect(rng.uniform(0, c.width), 0, 0.11, c.height, rng.uniform(0.1, 0.35, 3), relief=0.08)
-        c.albedo *= 1 - 0.3 * np.exp(-(c.height - c.v()) / 0.35)[:, None]  # splashed base
+        c.albedo *= 1 - 0.3 * np.exp(-(c.height - c.v()) / 0.35)[:, None]  # darker near the ground
 
     return paint
 
 
-def _doorway_of(frame):
-    return lambda c, left, width: _doorway(c, left, width, frame)
-
-
-def _tower(c: Canvas, color) -> None:
+def _tower(c: Canvas, color: np.ndarray) -> None:
     _blocks(c, color, length=2.2, course=1.1, joint=0.12, contrast=0.12, depth=0.03)
     for row in range(int(c.height / 2.6)):
         for column in range(int(c.width / 2)):
@@ -197,16 +218,16 @@ def _tower(c: Canvas, color) -> None:
             c.rect(0.5 + 2 * column, 0.7 + 2.6 * row, 1.0, 1.4, c.rng.uniform(0.03, 0.2, 3), glass=0.8, glow=glow)
 
 
-def _plain(c: Canvas, color) -> None:
+def _plain(c: Canvas, color: np.ndarray) -> None:
     c.fill(color, 0.1 * c.noise(0.6, 0.06) + 0.06 * c.rng.normal(size=(c.shape[0], 1)).astype(np.float32))
     c.relief += 0.004 * c.noise(0.3, 0.06)
 
 
-def _plain_top(c: Canvas, color) -> None:
+def _plain_top(c: Canvas, color: np.ndarray) -> None:
     c.fill(color, 0.2 * c.noise(0.6, 0.06))
 
 
-def _sign(c: Canvas, color) -> None:
+def _sign(c: Canvas, color: np.ndarray) -> None:
     rng = c.rng
     c.fill(color, 0.05 * c.noise(0.3, 0.06))
     if min(c.width, c.height) < 0.25:
@@ -222,25 +243,25 @@ def _sign(c: Canvas, color) -> None:
         _poster(c, 0.1, 0.14, c.width - 0.2, c.height - 0.28)
 
 
-def _kiosk(c: Canvas, color) -> None:
+def _kiosk(c: Canvas, color: np.ndarray) -> None:
     _planks(c, color)
     if c.width > 1:
         for _ in range(4):
             size = c.rng.uniform(0.3, 0.7, 2)
             at = c.rng.uniform(0.05, 0.95, 2) * (np.array([c.width, c.height]) - size)
-            _poster(c, *at, *size)
+            _poster(c, at[0], at[1], size[0], size[1])
         _lettering(c, 0.1, 0.05, c.width - 0.2, 0.35, np.clip(0.9 - color, 0.1, 0.9), 0.6)
     else:
         _poster(c, 0.08, 0.15, c.width - 0.16, c.height * 0.5)
 
 
-def _awning(c: Canvas, color) -> None:
+def _awning(c: Canvas, color: np.ndarray) -> None:
     stripe = (c.u() / 0.3).astype(np.int64) % 2
     c.fill(color, 0.08 * c.noise(0.5, 0.06))
     c.albedo[:] = np.where(stripe, 0.7, c.albedo)
 
 
-def _railing(c: Canvas, color) -> None:
+def _railing(c: Canvas, color: np.ndarray) -> None:
     c.fill((0.1, 0.1, 0.1), 0.1 * c.noise(0.5, 0.06))
     for at in np.arange(0.05, c.width, 0.2):
         c.rect(at, 0.1, 0.07, c.height - 0.3, color * 1.6, relief=0.03)
@@ -250,14 +271,14 @@ def _railing(c: Canvas, color) -> None:
         c.rect(c.rng.uniform(0, c.width), 0.15, 0.6, 0.25, c.rng.uniform(0.05, 0.6, 3), relief=0.08)
 
 
-def _leaves(c: Canvas, color) -> None:
+def _leaves(c: Canvas, color: np.ndarray) -> None:
     clumps = c.noise(0.35, 0.05, 0.9)
     c.fill(color, 0.5 * clumps)
     c.albedo[0] *= np.exp(0.25 * c.noise(0.5, 0.1))
     c.relief += 0.05 * clumps
 
 
-def _car(c: Canvas, color) -> None:
+def _car(c: Canvas, color: np.ndarray) -> None:
     rng = c.rng
     c.fill(color, 0.05 * c.noise(1.0, 0.1))
     c.rect(0, 0.3, c.width, 0.04, color * 0.4)
@@ -279,26 +300,27 @@ def _car(c: Canvas, color) -> None:
         _lettering(c, c.width / 2 - 0.26, 0.42, 0.52, 0.13, (0.03, 0.03, 0.03), 0.0)
 
 
-def _cabin(c: Canvas, color) -> None:
+def _cabin(c: Canvas, color: np.ndarray) -> None:
     c.fill(color)
     for at in np.linspace(0, 1, 3)[:-1] if c.width > 1.6 else [0.0]:
         wide = c.width / (2 if c.width > 1.6 else 1)
         c.rect(at * c.width + 0.09, 0.09, wide - 0.18, c.height - 0.14, (0.04, 0.05, 0.06), glass=0.9)
 
 
-def _asphalt(c: Canvas, color) -> None:
+def _asphalt(c: Canvas, color: np.ndarray) -> None:
     rng = c.rng
     c.fill(color, 0.12 * c.noise(3.0, 0.3) + 0.16 * c.noise(0.2, 0.05, 0.9) + _grains(c, 0.3))
     for _ in range(14):  # repaired patches
-        size = rng.uniform(0.4, 2.6, 2)
-        c.shade(*(rng.uniform(0, 1, 2) * (c.width, c.height)), *size, rng.uniform(0.65, 1.35))
+        width, height = rng.uniform(0.4, 2.6, 2)
+        at_u, at_v = rng.uniform(0, 1, 2) * (c.width, c.height)
+        c.shade(at_u, at_v, width, height, rng.uniform(0.65, 1.35))
     cracks = np.abs(c.noise(1.6, 0.1, 0.65)) < 0.035
     c.albedo *= np.where(cracks, 0.45, 1.0).astype(np.float32)
     for _ in range(7):  # manholes and drains
-        at = rng.uniform(0.05, 0.95, 2) * (c.width, c.height)
-        c.rect(*at, 0.62, 0.62, (0.05, 0.05, 0.05))
+        at_u, at_v = rng.uniform(0.05, 0.95, 2) * (c.width, c.height)
+        c.rect(at_u, at_v, 0.62, 0.62, (0.05, 0.05, 0.05))
         for k in range(4):
-            c.rect(at[0] + 0.06 + 0.14 * k, at[1] + 0.06, 0.07, 0.5, (0.2, 0.19, 0.18), relief=0.02)
+            c.rect(at_u + 0.06 + 0.14 * k, at_v + 0.06, 0.07, 0.5, (0.2, 0.19, 0.18), relief=0.02)
     worn = np.clip(1.1 + 0.35 * c.noise(0.6, 0.05), 0, 1)
     marks = np.zeros(c.shape, bool)
     v, u = c.v()[:, None], c.u()[None]
@@ -309,28 +331,29 @@ def _asphalt(c: Canvas, color) -> None:
     c.albedo[:] = np.where(marks, c.albedo + worn * (0.55 - c.albedo), c.albedo)
 
 
-def _cobbles(c: Canvas, color) -> None:
+def _cobbles(c: Canvas, color: np.ndarray) -> None:
     _blocks(c, color * 1.3, length=0.24, course=0.2, joint=0.035, contrast=0.3, depth=0.03)
     c.albedo *= np.exp(0.15 * c.noise(3.0, 0.4))
 
 
-def _paving(c: Canvas, color) -> None:
+def _paving(c: Canvas, color: np.ndarray) -> None:
     _blocks(c, color, length=0.9, course=0.6, joint=0.03, contrast=0.14, depth=0.012)
     for _ in range(40):  # stains and chewing gum
-        size = c.rng.choice([0.08, 0.12, 0.6]) * c.rng.uniform(0.7, 1.3, 2)
-        c.shade(*(c.rng.uniform(0, 1, 2) * (c.width, c.height)), *size, c.rng.uniform(0.5, 0.8))
+        width, height = c.rng.choice([0.08, 0.12, 0.6]) * c.rng.uniform(0.7, 1.3, 2)
+        u, v = c.rng.uniform(0, 1, 2) * (c.width, c.height)
+        c.shade(u, v, width, height, c.rng.uniform(0.5, 0.8))
 
 
-def _field(c: Canvas, color) -> None:
+def _field(c: Canvas, color: np.ndarray) -> None:
     c.fill(color, 0.3 * c.noise(12.0, 0.5))
 
 
-def _lamp(c: Canvas, color) -> None:
+def _lamp(c: Canvas, color: np.ndarray) -> None:
     c.fill(color)
     c.glow[:] = 3.0
 
 
-def _bark(c: Canvas, color) -> None:
+def _bark(c: Canvas, color: np.ndarray) -> None:
     c.fill(color, 0.3 * c.noise(0.3, 0.05))
 
 

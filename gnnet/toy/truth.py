@@ -13,30 +13,58 @@ from gnnet.geometry.pose import Pose
 from gnnet.toy.camera import pixel_centers, pixel_rays, trace
 from gnnet.toy.streets import Street
 
-POINT_CELL = 7.5  # pixels of a 256-pixel image; one new 3D point a cell at most
-MOST_OBSERVATIONS = 1000  # of one image
-MATCH_CELL = 5.0  # pixels; one correspondence a cell at most
-MOST_MATCHES = 1500
+POINT_CELL = 7.5  # pixels of a 256-pixel image; a cell of this side gets at most one new 3D point
+MOST_OBSERVATIONS = 1000  # in one image
+MATCH_CELL = 5.0  # pixels; a cell of this side gets at most one correspondence
+MOST_MATCHES = 1500  # in one pair of images
 
 
 class Observations(NamedTuple):
-    """Points (P, 3) in the place's frame, and for each image the points' rows (K,) and pixels (K, 2)."""
+    """3D points and where images see them; arrays, because these pass between processes cheaply.
 
-    points: Tensor
+    Fields:
+        points: (P, 3) float64 metres.
+        rows: for each image, (K,) the rows of `points` that it sees.
+        keypoints: for each image, (K, 2) the pixels where it sees them.
+    """
+
+    points: np.ndarray
     rows: list[np.ndarray]
     keypoints: list[np.ndarray]
 
+    def tracks(self) -> list[list[tuple[int, int]]]:
+        """For each point, the images that see it and its positions in their keypoints."""
+        tracks: list[list[tuple[int, int]]] = [[] for _ in range(len(self.points))]
+        for image, rows in enumerate(self.rows):
+            for position, row in enumerate(rows.tolist()):
+                tracks[row].append((image, position))
+        return tracks
+
 
 class Spread(NamedTuple):
-    """Pixels (N, 2) of an image, their depths (N,) and points (N, 3) in the place's frame."""
+    """Pixels of an image with their 3D points.
+
+    Fields:
+        xy: (N, 2) pixels.
+        depth: (N,) depths along the optical axis in metres.
+        points: (N, 3) in the place's frame, metres.
+    """
 
     xy: Tensor
     depth: Tensor
     points: Tensor
 
 
+class Match(NamedTuple):
+    """Correspondences of two images: pixels (N, 2) of each, and weights (N,) in (0, 1]."""
+
+    xy_a: np.ndarray
+    xy_b: np.ndarray
+    weight: np.ndarray
+
+
 def render_depth(street: Street, camera: Camera, camera_from_place: Pose) -> np.ndarray:
-    """Depth along the optical axis at every pixel's centre, (H, W) float64 metres, 0 where there is sky."""
+    """Depth along the optical axis at every pixel's centre, (H, W) float64 metres, 0 for sky."""
     width, height = (int(s) for s in camera.size)
     xy = pixel_centers(width, height)
     depth = _depth_at(street.bounds(torch.float64), camera, camera_from_place, xy.flatten(0, 1))
@@ -44,9 +72,12 @@ def render_depth(street: Street, camera: Camera, camera_from_place: Pose) -> np.
 
 
 def observe_points(street: Street, camera: Camera, poses: Pose, images: list[np.ndarray]) -> Observations:
-    """3D points at corners of the images (H, W, 3), and where every image sees them.
+    """3D points, in the place's frame, at corners of the images (H, W, 3), and where each image sees them.
 
-    Points on depth edges are left out, and each image adds points only where it has none yet.
+    Corners at depth edges are left out. An image adds points only where it does not see one yet.
+
+    Args:
+        poses: `camera_from_place` of each image.
     """
     bounds = street.bounds(torch.float64)
     points = torch.zeros(0, 3, dtype=torch.float64)
@@ -58,7 +89,7 @@ def observe_points(street: Street, camera: Camera, poses: Pose, images: list[np.
         depth = _depth_at(bounds, camera, pose, new)
         keep = depth.isfinite() & _on_one_plane(bounds, camera, pose, new, depth)
         points = torch.cat([points, lift(camera, pose, new[keep], depth[keep])])
-    # One order of preference for all images, so that what is kept is kept in all of them.
+    # One order of preference for all images, so that a point is kept by all images that see it, or by none.
     rank = torch.from_numpy(np.random.default_rng(len(points)).permutation(len(points)))
     rows, keypoints = [], []
     for index in range(len(images)):
@@ -67,11 +98,11 @@ def observe_points(street: Street, camera: Camera, poses: Pose, images: list[np.
         seen = seen[rank[seen].argsort()[:MOST_OBSERVATIONS]].sort().values
         rows.append(seen.numpy())
         keypoints.append(xy[seen].numpy())
-    return Observations(points, rows, keypoints)
+    return Observations(points.numpy(), rows, keypoints)
 
 
 def spread_points(street: Street, camera: Camera, camera_from_place: Pose, rng: np.random.Generator) -> Spread:
-    """Points spread evenly over an image: one at random in each square of `MATCH_CELL` pixels, sky left out."""
+    """Random points spread evenly over a square image: one in each square of `MATCH_CELL` pixels, without sky."""
     width = int(camera.size[0])
     cells = int(width / MATCH_CELL)
     grid = np.stack(np.meshgrid(np.arange(cells), np.arange(cells)), -1).reshape(-1, 2)
@@ -84,10 +115,10 @@ def spread_points(street: Street, camera: Camera, camera_from_place: Pose, rng: 
 
 def match_image(
     street: Street, camera: Camera, spreads: list[Spread], camera_from_place: Pose, rng: np.random.Generator
-) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Where an image sees the points of some others: for each of these its pixels, the image's (N, 2), weights (N,).
+) -> list[Match]:
+    """Correspondences of each of the other images (a), whose points are `spreads`, with this image (b).
 
-    The weight is exp(-d), d the change of scale |log(depth_a / depth_b)|.
+    The weight is exp(-d) with the change of scale d = |log(depth_a / depth_b)|.
     """
     bounds = street.bounds(torch.float64)
     xy_b, visible, depth_b = see_points(bounds, camera, camera_from_place, torch.cat([s.points for s in spreads]))
@@ -97,20 +128,23 @@ def match_image(
         chosen = visible[first : first + len(spread.xy)].nonzero().squeeze(1).numpy()
         if len(chosen) > MOST_MATCHES:
             chosen = np.sort(rng.choice(chosen, MOST_MATCHES, replace=False))
-        matches.append((spread.xy[chosen].numpy(), xy_b[first + chosen].numpy(), weight[first + chosen].numpy()))
+        matches.append(Match(spread.xy[chosen].numpy(), xy_b[first + chosen].numpy(), weight[first + chosen].numpy()))
         first += len(spread.xy)
     return matches
 
 
 def lift(camera: Camera, camera_from_place: Pose, xy: Tensor, depth: Tensor) -> Tensor:
-    """Points (N, 3) in the place's frame of pixels (N, 2) at depths (N,)."""
+    """Points (N, 3) in the place's frame that lie at pixels (N, 2) and depths (N,)."""
     return camera_from_place.inverse().transform(camera.unproject(xy) * depth[:, None])
 
 
 def see_points(
     bounds: Tensor, camera: Camera, camera_from_place: Pose, points: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Pixels (N, 2) of points (N, 3), whether nothing stands before them (N,), and their depths (N,)."""
+    """Pixels (N, 2) of points (N, 3), whether each is visible (N,), and their depths (N,).
+
+    A point is visible if it is in the image and no box stands before it. Points are in the place's frame.
+    """
     in_camera = camera_from_place.transform(points)
     xy, visible = camera.project(in_camera)
     depth = in_camera[:, 2]
@@ -125,17 +159,22 @@ def _depth_at(bounds: Tensor, camera: Camera, camera_from_place: Pose, xy: Tenso
 
 
 def _on_one_plane(bounds: Tensor, camera: Camera, pose: Pose, xy: Tensor, depth: Tensor) -> Tensor:
-    """Whether the surface is one plane 1.5 pixels around: there inverse depth is linear in the pixel."""
+    """Whether the surface within 1.5 pixels is one plane: on a plane inverse depth is linear in the pixel."""
     flat = torch.ones(len(xy), dtype=torch.bool)
-    for step in ((1.5, 0.0), (0.0, 1.5)):
-        step = torch.tensor(step, dtype=xy.dtype)
+    for step in 1.5 * torch.eye(2, dtype=xy.dtype):
         before, after = (1 / _depth_at(bounds, camera, pose, xy + sign * step) for sign in (-1, 1))
         flat &= (before + after - 2 / depth).abs() < 1e-6 / depth
     return flat
 
 
 def _corners(image: np.ndarray, taken: np.ndarray, cell: float) -> np.ndarray:
-    """Pixel centres (N, 2): of each cell without a point yet, the pixel of the strongest corner (Shi and Tomasi)."""
+    """Centres (N, 2) of the pixels with the strongest corner (Shi and Tomasi) of their cell.
+
+    Args:
+        image: (H, W, 3).
+        taken: (M, 2) pixels of points; cells that hold one are left out.
+        cell: side of a cell in pixels.
+    """
     gray = torch.from_numpy(image).double().mean(-1)
     dy, dx = torch.gradient(gray)
     products = torch.stack([dx * dx, dy * dy, dx * dy])[None]

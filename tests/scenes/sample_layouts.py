@@ -19,7 +19,7 @@ from gnnet.scenes.layouts.sevenscenes import load_sevenscenes
 from gnnet.scenes.layouts.timelapse import load_timelapse
 from gnnet.scenes.scene import Scene
 from gnnet.toy.cmu_sample import write_cmu_sample
-from gnnet.toy.town import load_toy, render_toy_town
+from gnnet.toy.town import TownSettings, load_toy, render_toy_town
 from tests.scenes.layouts.test_colmap import as_binary
 from tests.scenes.layouts.test_rgbd import write_sequence
 from tests.scenes.layouts.test_sevenscenes import write_scene
@@ -31,7 +31,7 @@ STREET = {"places": 1, "frames": 2, "query_frames": 2, "image_size": 32, "condit
 
 def write_robotcar(root: Path) -> None:
     """A town with a left camera, which stands where the rear one does, and with lists of queries."""
-    render_toy_town(root, **TOWN, progress=False)
+    render_toy_town(root, TownSettings(**TOWN), progress=False)
     home = root / "robotcar"
     for rear in [*home.glob("images/*/rear"), *home.glob("*trinsics/rear_*.txt")]:
         left = rear.with_name(rear.name.replace("rear", "left"))
@@ -43,11 +43,11 @@ def write_robotcar(root: Path) -> None:
 
 
 def write_street(root: Path) -> None:
-    render_toy_town(root, **STREET, progress=False)
+    render_toy_town(root, TownSettings(**STREET), progress=False)
 
 
 def write_merged(root: Path) -> None:
-    render_toy_town(root, **TOWN, progress=False)
+    render_toy_town(root, TownSettings(**TOWN), progress=False)
     shutil.rmtree(root / "robotcar/3D-models/individual")
 
 
@@ -64,7 +64,7 @@ def write_unpacked(root: Path) -> None:
 def write_model(root: Path) -> None:
     town = root.with_name("town")
     if not town.exists():
-        render_toy_town(town, **(TOWN | {"places": 1, "frames": 4}), progress=False)
+        render_toy_town(town, TownSettings(**(TOWN | {"places": 1, "frames": 4})), progress=False)
     shutil.copytree(town / "robotcar/3D-models/individual/colmap_reconstructions/001_aligned", root / "sparse")
     shutil.copytree(town / "robotcar/images/overcast-reference", root / "images/overcast-reference")
     path = root / "sparse/images.txt"

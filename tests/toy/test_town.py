@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from gnnet.toy import town as toy
 from gnnet.toy.camera import image_rays, pixel_rays, toy_camera, trace, windows_in_image
 from gnnet.toy.light import ATLAS_WIDTH, paint_street
 from gnnet.toy.streets import build_street, drive
-from gnnet.toy.town import CONDITIONS, ensure_toy_town, load_toy, render_toy_town
+from gnnet.toy.town import CONDITIONS, TownSettings, ensure_toy_town, load_toy, render_toy_town
 from gnnet.toy.truth import render_depth
 
 ALL = {"generator": np.random.default_rng(0), "count": 0}  # files give all they have
@@ -164,9 +163,9 @@ def test_layout_counts_and_places(town: Scene):
 
 
 def test_rendering_is_deterministic(tmp_path: Path):
-    first = render_toy_town(tmp_path / "a", **SMALL, progress=False)
-    second = render_toy_town(tmp_path / "b", **SMALL, progress=False)
-    other = render_toy_town(tmp_path / "c", **SMALL, seed=1, progress=False)
+    first = render_toy_town(tmp_path / "a", TownSettings(**SMALL), progress=False)
+    second = render_toy_town(tmp_path / "b", TownSettings(**SMALL), progress=False)
+    other = render_toy_town(tmp_path / "c", TownSettings(**SMALL, seed=1), progress=False)
     names = sorted(p.relative_to(first) for p in first.rglob("*") if p.suffix in {".jpg", ".txt", ".nvm"})
     assert len(names) > 8
     assert all((first / n).read_bytes() == (second / n).read_bytes() for n in names)
@@ -181,21 +180,20 @@ def test_rendering_is_deterministic(tmp_path: Path):
 def test_ensure_renders_once_and_again_for_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     rendered = []
 
-    def fake(root: Path, **settings) -> Path:
-        rendered.append(settings["seed"])
+    def fake(root: Path, settings: TownSettings, *, progress: bool) -> Path:
+        rendered.append(settings.seed)
         root.mkdir(parents=True)
-        keys = ("places", "frames", "query_frames", "image_size", "seed", "conditions", "write_depth")
-        (root / "toy.json").write_text(json.dumps(toy._settings(*(settings[key] for key in keys))))
+        (root / "toy.json").write_text(settings.text())
         return root
 
     monkeypatch.setattr(toy, "render_toy_town", fake)
     root = tmp_path / "data" / "toy"
     with ThreadPoolExecutor(4) as pool:  # as several processes of one training do
-        for path in pool.map(lambda _: ensure_toy_town(root, **SMALL, progress=False), range(4)):
+        for path in pool.map(lambda _: ensure_toy_town(root, TownSettings(**SMALL), progress=False), range(4)):
             assert path == root
     assert rendered == [0]
-    ensure_toy_town(root, **SMALL, seed=3, progress=False)
-    ensure_toy_town(root, **SMALL, seed=3, progress=False)
+    for _ in range(2):
+        ensure_toy_town(root, TownSettings(**SMALL, seed=3), progress=False)
     assert rendered == [0, 3]
     assert sorted(p.name for p in root.iterdir()) == ["toy.json"]
 
@@ -203,7 +201,7 @@ def test_ensure_renders_once_and_again_for_other_settings(tmp_path: Path, monkey
 def test_ensure_leaves_other_folders_alone(tmp_path: Path):
     (tmp_path / "mine.txt").write_text("keep")
     with pytest.raises(FileExistsError, match="no toy town"):
-        ensure_toy_town(tmp_path, **SMALL, progress=False)
+        ensure_toy_town(tmp_path, TownSettings(**SMALL), progress=False)
     assert (tmp_path / "mine.txt").read_text() == "keep"
 
 
@@ -221,8 +219,13 @@ def test_load_toy_is_load_robotcar_of_the_folder(tmp_path: Path):
 )  # fmt: skip
 def test_bad_settings(tmp_path: Path, settings: dict, message: str):
     with pytest.raises(ValueError, match=message):
-        render_toy_town(tmp_path / "toy", **{**SMALL, **settings}, progress=False)
+        load_toy(tmp_path / "toy", **{**SMALL, **settings}, progress=False)
     assert not (tmp_path / "toy").exists()
+
+
+def test_the_order_of_conditions_changes_nothing():
+    conditions = ("overcast-reference", "sun")
+    assert TownSettings(conditions=conditions) == TownSettings(conditions=conditions[::-1])
 
 
 def test_a_street_for_large_images_fits_its_atlas():
