@@ -1,10 +1,11 @@
-"""Which gradient of a sampled map serves pose refinement best: convergence basin and final error.
+"""Which gradient of a sampled map is best for pose refinement: convergence basin and final error.
 
-Reference and query are two views of one plane, each seen by its own grid of cells: a smooth random
-texture, evaluated exactly at every cell's centre, plus white noise. Descriptors are bilinear samples of
-the reference map, so interpolation errs in both views, at other phases. A start is so many cells off
-(half by position, half by rotation); it has converged if the points end within a quarter of a cell (root
-mean square) of where they are. The error is that of the starts one cell off, in cells.
+Reference and query are two views of one plane with a smooth random texture. Each has its own grid of cells;
+the texture is evaluated exactly at the centre of every cell, and white noise is added. Descriptors are bilinear
+samples of the reference map, so that both views have interpolation errors, at different phases. An initial pose
+moves the points by a number of cells, half by its position and half by its rotation. It has converged if the
+points end within a quarter of a cell (root mean square) of their true pixels. The final error, in cells, is the
+median over initial poses that are one cell off.
 
     python benchmarks/gradients.py [--json] [--scenes 16] [--starts 2] [--device cpu]
 """
@@ -33,7 +34,7 @@ from gnnet.models.pyramid import FeaturePyramid
 GRADIENTS = ("central", "exact", "sobel", "bicubic")
 CELLS, FOCAL, POINTS, CHANNELS = 96, 150.0, 200, 32
 OFFSETS = (1.0, 4.0, 6.0, 8.0, 12.0)  # cells
-WORLDS = ((2.0, 0.0), (2.0, 0.3), (4.0, 0.0), (4.0, 0.3))  # cells that the texture varies over; noise, features being 1
+WORLDS = ((2.0, 0.0), (2.0, 0.3), (4.0, 0.0), (4.0, 0.3))  # length in cells on which the texture varies; noise
 
 
 def main() -> None:
@@ -41,7 +42,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--scenes", type=int, default=16)
-    parser.add_argument("--starts", type=int, default=2, help="random starts a scene and offset")
+    parser.add_argument("--starts", type=int, default=2, help="random initial poses for each scene and offset")
     arguments = parser.parse_args()
     figures = {}
     table = Table("texture", "noise", "gradient", "error (cells)", "steps", "stopped converged")
@@ -66,7 +67,18 @@ def main() -> None:
 def views(
     *, smoothness: float, noise: float, scenes: int, device: str
 ) -> tuple[Camera, Pose, Tensor, Tensor, Tensor, Tensor]:
-    """Query cameras, true poses, points, query maps, and the points' descriptors of the reference with validity."""
+    """Cameras and true poses of the queries, 3D points, query maps, the points' descriptors and their validity.
+
+    Args:
+        smoothness: length, in cells, on which the texture varies.
+        noise: std of the noise of a whole feature vector, which has norm 1 without it.
+        scenes: number of scenes, B.
+        device: where the tensors are.
+
+    Returns:
+        Camera (B,), `cam_from_world` (B,), points (B, N, 3) in metres, maps (B, C, H, W), descriptors (B, N, C)
+        sampled in the reference maps, validity (B, N).
+    """
     generator = torch.Generator().manual_seed(0)
     size = STRIDE * CELLS
     camera = Camera.stack([Camera.from_colmap("PINHOLE", size, size, [FOCAL, FOCAL, size / 2, size / 2])] * scenes)
@@ -92,7 +104,7 @@ def views(
 
 
 def cell_metres() -> float:
-    """What a cell covers of the plane, about."""
+    """Approximate side, in metres, of the part of the plane that one cell covers."""
     return STRIDE * DEPTH / FOCAL
 
 
@@ -101,7 +113,13 @@ def measure(
     camera: Camera, truth: Pose, points: Tensor, features: Tensor, descriptors: Tensor, valid: Tensor,
     *, gradient: str, starts: int,
 ) -> dict:  # fmt: skip
-    """Share of starts converged for each offset; error, steps and share stopped as converged from one cell off."""
+    """Refine from many initial poses.
+
+    Returns:
+        `basin`, the share that converges for each of OFFSETS; and for initial poses one cell off: `error_cells`
+        (median), `steps` (mean), and the shares that stop as converged (`stopped_converged`) and with the
+        largest damping (`stuck`).
+    """
     generator = torch.Generator().manual_seed(1)
     target, _ = camera.project(truth.transform(points))
     basin, near = [], []

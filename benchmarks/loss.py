@@ -1,14 +1,14 @@
-"""Time and memory of the contrastive and Gauss-Newton losses, against the distance products alone.
+"""Time and memory of the contrastive and Gauss-Newton losses, compared with the distance products alone.
 
-Five VGG-16 levels of one pair of 512×512 images, 1024 correspondences, 300 hardest negatives among
-all cells, forward and backward down to the maps. No implementation of the paper's mining can do
-without the matrix products of every descriptor with every cell; they are timed in turn with the
-loss, and the loss is held against them: at most twice their time, and 400 MB beside its inputs.
+One pair of 512×512 images: five VGG-16 levels, 1024 correspondences, 300 hardest negatives among all cells;
+forward and backward down to the feature maps. Every implementation of the paper's mining needs the matrix
+products of all descriptors with all cells. They are timed in turn with the loss. The limits for the loss are
+twice their time, and 400 MB of memory in addition to its inputs.
 
     python benchmarks/loss.py [--device cuda] [--threads 1] [--repeats 9] [--json]
 
-On a machine that is busy with other work, `--threads 1` is the figure to read: the loss is many
-short operations, and with more threads each of them waits for the slowest.
+On a machine that is busy with other work, use `--threads 1`: the loss consists of many short operations, and
+with more threads each operation waits for the slowest thread.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ RATIO_LIMIT, EXTRA_MB_LIMIT = 2.0, 400.0
 
 
 def make_inputs(device: str) -> tuple[FeaturePyramid, FeaturePyramid, PairBatch]:
-    """Random unit-norm maps in channels_last, and a random translation of random points."""
+    """Two pyramids of random unit-norm maps in channels_last, and random points, in the second image shifted."""
     generator = torch.Generator().manual_seed(0)
     strides = tuple(stride for _, stride in LEVELS)
 
@@ -64,7 +64,7 @@ def make_inputs(device: str) -> tuple[FeaturePyramid, FeaturePyramid, PairBatch]
 
 
 def both_directions(pyramid_a: FeaturePyramid, pyramid_b: FeaturePyramid, batch: PairBatch) -> None:
-    """The loss as training computes it."""
+    """The loss as it is computed in training."""
     _forget_gradients(pyramid_a, pyramid_b)
     loss = PairLoss(terms={"dmc": Contrastive(), "gn": GaussNewton(weight=0.5)})
     loss(pyramid_a, pyramid_b, batch, step=STEP)[0].backward()
@@ -85,8 +85,8 @@ def one_direction(pyramid_a: FeaturePyramid, pyramid_b: FeaturePyramid, batch: P
 
 
 def distance_products(pyramid_a: FeaturePyramid, pyramid_b: FeaturePyramid, directions: int) -> None:
-    """POINTS × C by C × HW of every level, in float32, nothing else."""
-    for map_a, map_b in list(zip(pyramid_a.maps, pyramid_b.maps, strict=True)):
+    """The matrix products (POINTS, C) by (C, H·W) of all levels in float32, and nothing else."""
+    for map_a, map_b in zip(pyramid_a.maps, pyramid_b.maps, strict=True):
         for features in (map_a, map_b)[:directions]:
             columns = features.detach()[0].flatten(1)
             queries = columns[:, :POINTS].T.contiguous()
@@ -110,7 +110,7 @@ def _seconds(function, *arguments, device: str) -> float:
 
 
 def measure_time(device: str, repeats: int) -> dict[str, float]:
-    """Medians of interleaved runs: on a machine that does other work too, both sides meet the same load."""
+    """Medians in seconds; the runs alternate, so that other work on the machine slows both sides alike."""
     inputs = make_inputs(device)
     runs: dict[str, list[float]] = {"seconds": [], "limit_seconds": [], "seconds_one_direction": [],
                                     "limit_seconds_one_direction": []}  # fmt: skip
@@ -128,7 +128,7 @@ def measure_time(device: str, repeats: int) -> dict[str, float]:
 def _memory_of_process(connection, device: str) -> None:
     inputs = make_inputs(device)
     small = tuple(torch.randn(64, 64, requires_grad=True) for _ in range(2))
-    (small[0] @ small[1]).sum().backward()  # threads and libraries are up before the baseline is read
+    (small[0] @ small[1]).sum().backward()  # starts threads and loads libraries before the baseline is read
     gc.collect()
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats()
@@ -136,7 +136,7 @@ def _memory_of_process(connection, device: str) -> None:
         both_directions(*inputs)
         connection.send((torch.cuda.max_memory_allocated() - before) / 1e6)
         return
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to what is resident now
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the memory in use now
     before = _status_kilobytes("VmHWM")
     both_directions(*inputs)
     connection.send((_status_kilobytes("VmHWM") - before) * 1024 / 1e6)
@@ -148,7 +148,7 @@ def _status_kilobytes(key: str) -> int:
 
 
 def measure_memory(device: str) -> float:
-    """Peak memory (MB) of a first training step of the loss beyond its inputs, in a fresh process; NaN if unknown."""
+    """Peak memory (MB) of the loss in addition to its inputs, in a first step of a new process; NaN if unknown."""
     if device == "cpu" and not os.access("/proc/self/clear_refs", os.W_OK):
         return float("nan")
     context = multiprocessing.get_context("spawn")
@@ -179,7 +179,7 @@ def main() -> None:
         table.add_row(f"{label}, forward and backward (s)", f"{figures['seconds' + end]:.3f}", "")
         table.add_row(f"{label}, distance products (s)", f"{figures['limit_seconds' + end]:.3f}", "")
         table.add_row(f"{label}, ratio", f"{figures['ratio' + end]:.2f}", f"{RATIO_LIMIT:.0f}")
-    table.add_row("memory beside the inputs (MB)", f"{figures['extra_mb']:.0f}", f"{EXTRA_MB_LIMIT:.0f}")
+    table.add_row("memory in addition to the inputs (MB)", f"{figures['extra_mb']:.0f}", f"{EXTRA_MB_LIMIT:.0f}")
     Console().print(table)
 
 
