@@ -1,8 +1,8 @@
 """Time of the photometric augmentation.
 
-8 images of 256×256, as in one training step of 4 pairs on the CPU. A figure is milliseconds a batch: the
-mean over seeds, since what an image gets is drawn, of the quickest of some repeats. Beside the presets stand
-the single stages, given to every image, and all of them at once.
+8 images of 256×256, as in one training step of 4 pairs on the CPU. A figure is milliseconds per batch: the
+quickest of some repeats, averaged over seeds, because the changes to each image are random. Besides the presets,
+each single stage is timed, applied to every image, and all stages together.
 
     python benchmarks/augmentation.py [--json] [--device cuda] [--threads 2] [--batch 8] [--size 256]
 """
@@ -75,7 +75,7 @@ def main() -> None:
 
 
 def measure(photometric: Photometric, images: Tensor, *, seeds: int, repeats: int) -> float:
-    """Milliseconds a batch."""
+    """Milliseconds per batch."""
     _seconds(photometric, images, 0)  # the warm-up
     return 1e3 * mean(min(_seconds(photometric, images, seed) for _ in range(repeats)) for seed in range(seeds))
 

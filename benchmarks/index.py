@@ -1,11 +1,11 @@
 """Start of a large dataset: seconds and memory with and without its index.
 
 A dataset in the layout of RobotCar Seasons is made in a temporary folder: images that are links to one
-small JPEG, query poses, one model a place with its points, and a .mat file a pair. Each start is a
-process of its own: the first reads, checks and writes the index, the second takes it. Memory is counted
-above that of the bare imports (torch and Lightning): resident (RSS), and of the process alone (USS). That
-of a worker, forked after the start, is what it has for itself (USS) when it has gone through all pairs in
-any order, and by how much its share of common memory (PSS) grew.
+small JPEG, query poses, one model with points for each place, and a .mat file for each pair. Each start runs in
+a process of its own: the first reads, checks and writes the index, the second loads it. Memory is counted in
+addition to that after the imports (torch and Lightning): resident memory (RSS), and memory that no other process
+shares (USS). For a worker, forked after the start, the figures are its USS after it has gone through all pairs
+in random order, and the growth of its share of common memory (PSS).
 
     python benchmarks/index.py [--json] [--pairs 50000] [--images 20000] [--points 100] [--folder KEEP]
 """
@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 LIMITS = {"second_start_s": 5.0, "second_rss_mb": 500.0, "second_uss_mb": 500.0, "worker_uss_mb": 100.0}
-_PLACE = 140  # references a place, about as RobotCar has
+_PLACE = 140  # references of each place, about as many as in RobotCar
 _CONDITIONS = ("dawn", "dusk", "night", "night-rain", "overcast-summer", "overcast-winter", "rain", "snow", "sun")
 
 
@@ -107,7 +107,7 @@ def measure(folder: Path, start: str) -> dict[str, float]:
 
 
 def _touch(scene, sender) -> None:
-    """What a worker does in an epoch: each pair, and both its images."""
+    """Do what a worker does in an epoch: read each pair and both its images."""
     before = memory()
     for index in np.random.default_rng(0).permutation(len(scene.pairs)).tolist():
         pair = scene.pairs[index]
@@ -118,7 +118,7 @@ def _touch(scene, sender) -> None:
 
 
 def memory() -> dict[str, float]:
-    """Megabytes of this process: resident, its share of what processes hold together, and its own alone."""
+    """Memory of this process in megabytes: resident (RSS), with its share of common memory (PSS), its own (USS)."""
     content = dict(line.split(":", 1) for line in Path("/proc/self/smaps_rollup").read_text().splitlines()[1:])
     kilobytes = {key: int(value.split()[0]) for key, value in content.items()}
     own = kilobytes["Private_Clean"] + kilobytes["Private_Dirty"]
@@ -126,7 +126,7 @@ def memory() -> dict[str, float]:
 
 
 def write_dataset(root: Path, pairs: int, images: int, points: int) -> None:
-    """Write the dataset; a reference is paired with queries of its place."""
+    """Write the dataset; each reference is paired with queries of its place."""
     references = images // 3
     places = np.array_split(np.arange(references), max(2, references // _PLACE))
     names = [_name("overcast-reference", i) for i in range(references)]
@@ -173,7 +173,7 @@ def _write_images(root: Path, names: list[str]) -> None:
 
 
 def _write_model(folder: Path, place: np.ndarray, names: list[str], points: int) -> None:
-    """A COLMAP text model of cameras along a line; each sees `points` points, three quarters its neighbour's."""
+    """Write a COLMAP text model of cameras along a line; each sees `points` points, 3/4 of its neighbour's too."""
     folder.mkdir(parents=True)
     step, rng = max(1, points // 4), np.random.default_rng(int(place[0]))
     (folder / "cameras.txt").write_text("2 PINHOLE 64 48 400 400 32 24\n")

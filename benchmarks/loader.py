@@ -1,9 +1,9 @@
-"""How fast training pairs are loaded, against decoding their images alone, by number of workers.
+"""How fast training pairs are loaded, compared with decoding their images alone, by number of workers.
 
-Each dataset's loader (reading, correspondences, cutting, collating) is timed against a loader that
-decodes the same pairs' JPEGs and nothing else, through the same workers. The limit: at least 80 % of
-that. Without GNNET_DATA (a folder with timelapse/, strecha/, hololens/, 7scenes/), a toy town of
-1024-pixel images is rendered and timed.
+The loader of each dataset (reading, correspondences, cropping, collating) is compared with a loader that only
+decodes the JPEGs of the same pairs, with the same workers. The limit is at least 80 % of its speed.
+Without GNNET_DATA (a folder with timelapse/, strecha/, hololens/, 7scenes/), a toy town of 1024-pixel images is
+rendered and timed.
 
     python benchmarks/loader.py [--json] [--workers 0 1 2] [--pairs 200]
 """
@@ -40,7 +40,7 @@ CROP, POINTS, BATCH = 256, 256, 4
 
 
 class Decoding(Dataset):
-    """Decodes the images of a pair, and does nothing else with them."""
+    """Decodes the images of a pair, and does nothing else."""
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
@@ -62,7 +62,7 @@ def main() -> None:
         for name, scene, settings in datasets(Path(folder)):
             pairs = PairDataset(scene, correspondences=POINTS, crop=CROP, seed=0, **settings)
             for workers in arguments.workers:
-                # In turns, as the machine's speed drifts; the first round fills caches.
+                # In turns, because the speed of the machine drifts; the first round fills caches.
                 rounds = [
                     (rate(pairs, arguments.pairs, workers, collate_pairs),
                      rate(Decoding(scene), arguments.pairs, workers, list))
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def datasets(folder: Path) -> Iterator[tuple[str, Scene, dict]]:
-    """Name, scene, and settings of its pairs."""
+    """Yield the name of each dataset, its scene, and the settings of its pairs."""
     if "GNNET_DATA" not in os.environ:
         scene = load_toy(folder / "toy", places=2, frames=4, query_frames=2, image_size=1024, progress=False)
         yield "toy 1024 px, .mat", scene, {"largest_side": None}
@@ -101,7 +101,7 @@ def datasets(folder: Path) -> Iterator[tuple[str, Scene, dict]]:
 
 
 def rate(dataset: Dataset, count: int, workers: int, collate) -> float:
-    """Pairs a second of a loader once it runs: the workers' start is not timed."""
+    """Pairs per second of a running loader; the start of its workers is not timed."""
     length = len(dataset.scene.pairs)
     warm_up = 2 * BATCH * max(1, workers)
     order = [(0, (7919 * i) % length) for i in range(count + warm_up)]

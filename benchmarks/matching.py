@@ -1,10 +1,11 @@
-"""Dense search of 1000 descriptors in a 256×256 map, against the bare matrix product: time, and memory beside it.
+"""Dense search of 1000 descriptors in a 256×256 map, compared with the matrix product alone: time and memory.
 
     python benchmarks/matching.py [--json] [--threads N] [--device cuda]
 
-`c128_ratio` and `c2048_ratio` are times over the product's, at 128 and 2048 channels, with the ratio test;
-`extra_mb` is the memory that the search takes at the peak, whatever the map's size: similarities are held in
-chunks of `gnnet.localization.dense_search.DENSE_VALUES` numbers, and half of that is for the ratio test.
+`c128_ratio` and `c2048_ratio` are the time of the search, with the ratio test, divided by that of the product,
+at 128 and 2048 channels. `extra_mb` is the peak memory of the search, which does not depend on the map's size:
+similarities are held in chunks of `gnnet.localization.dense_search.DENSE_VALUES` numbers, and the ratio test
+adds half of that.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch.nn.functional as F
 
 from gnnet.localization.dense_search import DENSE_VALUES, best_cells
 
-LIMIT = 1.3  # times the bare product
+LIMIT = 1.3  # times that of the product alone
 LIMIT_MB = 1.5 * DENSE_VALUES * 4 / 1e6
 DESCRIPTORS, SIDE = 1000, 256
 
@@ -43,13 +44,13 @@ def main() -> None:
         generator = torch.Generator().manual_seed(0)
         descriptors = F.normalize(torch.randn(DESCRIPTORS, channels, generator=generator), dim=1).to(device)
         cells = F.normalize(torch.randn(channels, SIDE * SIDE, generator=generator), dim=0).to(device)
-        best_cells(descriptors[:64], cells[:, :1024], ratio=0.9)  # what the libraries need once is no part of it
+        best_cells(descriptors[:64], cells[:, :1024], ratio=0.9)  # allocates what the libraries need once
         before = _peak_mb(device)
         best_cells(descriptors, cells, ratio=0.9)
         extra = _peak_mb(device) - before
         results["extra_mb"] = max(results.get("extra_mb", 0.0), extra)
         product, search = [], []
-        for _ in range(arguments.repeats):  # in turn, so that what else the machine does meets both
+        for _ in range(arguments.repeats):  # in turn, so that other work on the machine slows both alike
             product.append(_seconds(lambda d=descriptors, c=cells: d @ c, device))
             search.append(_seconds(lambda d=descriptors, c=cells: best_cells(d, c, ratio=0.9), device))
         results[f"c{channels}_product_s"], results[f"c{channels}_search_s"] = min(product), min(search)

@@ -1,9 +1,9 @@
 """Time and accuracy of feature-metric pose refinement.
 
-600 points on a plane at 10 m, one map of 256×256 cells (stride 4, f = 400 px, image 1024×1024), start
-0.09 m and 0.27° off. The map is what a camera sees of a smooth random texture on the plane; descriptors
-are sampled from the query's own map, so the truth is known exactly. A time is that of one query, from
-start to convergence, the smallest of some repeats of the mean over random starts.
+600 points on a plane at 10 m, one map of 256×256 cells (stride 4, f = 400 px, image 1024×1024), initial poses
+0.09 m and 0.27° off. The map shows a smooth random texture on the plane. Descriptors are sampled from the
+query's own map, so that the true pose is known exactly. A time is that of one query until convergence: the mean
+over random initial poses, and the smallest of some repeats.
 
     python benchmarks/refinement.py [--json] [--device cuda] [--channels 128 2048] [--starts 8] [--repeats 5]
 """
@@ -73,7 +73,7 @@ def main() -> None:
 
 
 def measure(*, channels: int, batch: int, starts: int, repeats: int, device: str, over) -> tuple[float, float, float]:
-    """Milliseconds a query, worst position error in metres, and worst rotation error in degrees."""
+    """Milliseconds per query, largest position error in metres, and largest rotation error in degrees."""
     generator = torch.Generator().manual_seed(channels)
     camera, truth, points, features = scene(channels=channels, batch=batch, generator=generator)
     camera, truth, points, features = camera.to(device), truth.to(device), points.to(device), features.to(device)
@@ -113,7 +113,7 @@ def scene(*, channels: int, batch: int, generator: torch.Generator) -> tuple[Cam
     camera = Camera.stack([Camera.from_colmap("PINHOLE", size, size, [400, 400, size / 2, size / 2])] * batch)
     truth = perturb(Pose.identity(batch), 0.5, 3.0, generator)
     pixels = 40 + (size - 80) * torch.rand(batch, POINTS, 2, generator=generator)
-    # The texture varies over about four cells: 0.4 m on the plane. One texture, another view a query.
+    # The texture varies over about four cells, 0.4 m on the plane. All queries see one texture, from different poses.
     frequency = torch.randn(2, 2 * 128, generator=generator) / (4 * STRIDE * DEPTH / 400)
     phase = 2 * torch.pi * torch.rand(256, generator=generator)
     mixing = torch.randn(256, channels, generator=generator)
@@ -128,7 +128,7 @@ def scene(*, channels: int, batch: int, generator: torch.Generator) -> tuple[Cam
 
 
 def on_plane(camera: Camera, cam_from_world: Pose, pixels: Tensor) -> Tensor:
-    """Points (..., N, 3) of the plane z = 10 m of the world that pixels (..., N, 2) see."""
+    """World points (..., N, 3) on the plane z = 10 m that are seen at pixels (..., N, 2)."""
     rays = camera.unproject(pixels) @ cam_from_world.rotation
     center = cam_from_world.center()[..., None, :]
     return center + rays * ((DEPTH - center[..., 2:]) / rays[..., 2:])

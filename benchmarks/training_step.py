@@ -1,8 +1,8 @@
 """What a training step costs beyond the network: data, augmentation, loss and optimizer.
 
-A whole step (next batch of the loader, forward, loss, backward, optimizer) against the forward and
-backward pass of the network alone on images of the same size. `unet_small` as the toy run trains
-it; `vgg16` with the paper's DMC + GN on one pair of 512×512 images and 1024 correspondences.
+A whole step (next batch of the loader, forward, loss, backward, optimizer) is compared with the forward and
+backward pass of the network alone on images of the same size. `unet_small` has the settings of the toy run,
+`vgg16` the paper's DMC + GN on one pair of 512×512 images with 1024 correspondences.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def main() -> None:
 
 
 def measure(overrides: list[str], root: Path, steps: int, device: torch.device) -> tuple[float, float]:
-    """Median seconds of a whole step and of the network alone, timed in turns as the machine's speed drifts."""
-    # The toy run's settings; the town is there already, so it is read as RobotCar Seasons is.
+    """Median seconds of a whole step and of the network alone, timed in turns because the machine's speed drifts."""
+    # The settings of the toy run. The town is rendered already, so it is read like RobotCar Seasons.
     reader = "dataset.scene._target_=gnnet.scenes.layouts.robotcar.load_robotcar"
     cfg = compose_config([*overrides, reader, f"dataset.root={root}"])
     data = instantiate(cfg.dataset, _convert_="all")
@@ -104,20 +104,20 @@ def measure(overrides: list[str], root: Path, steps: int, device: torch.device) 
 
 
 def compose_config(overrides: list[str]):
-    """The training configuration, as train.py composes it."""
+    """Compose the training configuration as train.py does."""
     with initialize_config_dir(str(Path(__file__).parents[1] / "conf"), version_base="1.3"):
         return compose("train", overrides=[*overrides, "paths.output_dir=unused"])
 
 
 def endless(data):
-    """Batches epoch after epoch."""
+    """Yield batches, epoch after epoch."""
     loader = data.train_dataloader()
     while True:
         yield from loader
 
 
 def seconds(function: Callable[[], None], device: torch.device) -> float:
-    """Wall time of a call, the device's work included."""
+    """Wall time of a call in seconds, work on the device included."""
     start = time.perf_counter()
     function()
     if device.type == "cuda":

@@ -15,13 +15,13 @@ TOY_SETTINGS = {"places": 3, "frames": 3, "query_frames": 2, "image_size": 96, "
 
 @pytest.fixture(scope="session")
 def toy_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three places of three 96×96 references and two images of each other condition; with depth. Read only."""
+    """A town of three places, each with three 96×96 references and two images of each other condition; read only."""
     root = tmp_path_factory.mktemp("toy") / "town"
     return render_toy_town(root, TownSettings(**TOY_SETTINGS, write_depth=True), progress=False)
 
 
 class LargestTensor(TorchDispatchMode):
-    """Elements of the largest tensor that any operation gave."""
+    """Records the number of elements of the largest tensor that any operation within it returns."""
 
     def __init__(self):
         super().__init__()
@@ -37,5 +37,5 @@ class LargestTensor(TorchDispatchMode):
 
 @pytest.fixture
 def largest_tensor() -> LargestTensor:
-    """To compute within, and ask for `elements` after."""
+    """A context to compute in; afterwards `elements` holds the largest number of elements."""
     return LargestTensor()

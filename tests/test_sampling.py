@@ -14,7 +14,7 @@ def test_rows_are_distinct_in_order_and_as_many_as_asked_for(count, limit):
         assert np.diff(rows).max() - np.diff(rows).min() <= 1
 
 
-def test_no_limit_takes_all_and_none_takes_none():
+def test_without_a_limit_all_rows_and_of_no_rows_none():
     assert evenly(4, None).tolist() == [0, 1, 2, 3]
     assert evenly(4, 0).tolist() == []
     assert evenly(4, 1).tolist() == [0]

@@ -30,7 +30,7 @@ def test_draws_follow_from_seed_pass_and_index(scene):
 
 @pytest.mark.parametrize(("largest_side", "crop"), [(None, None), (64, None), (None, 48), (64, 40)])
 def test_keypoints_follow_resizing_and_cropping(scene, largest_side, crop):
-    """The same world point stays under both keypoints: image content around them moves with them."""
+    """Image content moves with its keypoint, so that both keypoints still show the same world point."""
     whole = pairs_of(scene, correspondences=10_000)[0, 0]
     part = pairs_of(scene, correspondences=10_000, largest_side=largest_side, crop=crop)[0, 0]
     side = min(part.image_a.shape[-2:])
@@ -41,7 +41,7 @@ def test_keypoints_follow_resizing_and_cropping(scene, largest_side, crop):
     if crop is None:
         torch.testing.assert_close(part.keypoints_a, whole.keypoints_a * (largest_side or 96) / 96)
     elif largest_side is None:
-        # A crop moves all keypoints by one whole number of pixels: some offset explains them all.
+        # A crop moves all keypoints by the same whole number of pixels.
         offsets = (whole.keypoints_a - part.keypoints_a[0]).double()
         moved = part.keypoints_a[None] + offsets[:, None]
         explained = torch.cdist(moved, whole.keypoints_a[None].double()).min(-1).values.max(-1).values < 1e-3

@@ -1,4 +1,4 @@
-"""Photometric augmentation: what it changes, what it must not change, and how close its JPEG is to a real one."""
+"""Photometric augmentation: what it changes, what it keeps, and how close its JPEG is to that of an encoder."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ def scenery(batch: int, height: int, width: int, seed: int = 0) -> Tensor:
 
 
 def shift(before: Tensor, after: Tensor) -> Tensor:
-    """How far (B, 2) the detail of images (B, 3, H, W) has moved, x and y in pixels: the peak of the correlation."""
+    """Shift (B, 2), x and y in pixels, of the detail in images (B, 3, H, W): the peak of the correlation."""
     height, width = before.shape[-2:]
     squared = torch.fft.fftfreq(height)[:, None].double() ** 2 + torch.fft.fftfreq(width).double() ** 2
     smooth = (-squared / (2 * 0.1**2)).exp()
     spectra = []
     for images in (before, after):
-        # The log makes light a summand; the second difference removes it where it is smooth.
+        # The log makes light a summand, and the second difference removes it where it is smooth.
         grey = (images.double().mean(1) + 0.05).log()
         detail = 4 * grey - sum(grey.roll(step, axis) for step in (-1, 1) for axis in (1, 2))
         detail[:, [0, 1, -2, -1]] = 0
@@ -105,7 +105,7 @@ def test_any_size_stays_in_range(shape, settings):
         assert ((result >= 0) & (result <= 1)).all()  # and so not NaN
 
 
-def test_images_get_a_stage_as_often_as_said():
+def test_a_stage_is_applied_with_its_probability():
     images = torch.randint(0, 256, (400, 3, 8, 8), dtype=torch.uint8, generator=seeded())
     result = Photometric(grey=0.3)(images, seeded(1))
     grey = (result == result[:, :1]).all(3).all(2).all(1)
@@ -114,7 +114,7 @@ def test_images_get_a_stage_as_often_as_said():
 
 
 class NoReading(TorchDispatchMode):
-    """Fails where the host would wait for values of the device, or shapes depend on them."""
+    """Fails where the host would wait for values on the device, or where shapes depend on them."""
 
     def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
         name = function.name()
@@ -124,7 +124,7 @@ class NoReading(TorchDispatchMode):
 
 
 def test_with_the_generator_on_the_gpu_the_host_never_waits(monkeypatch):
-    # The whole-batch way of a GPU's generator, walked on the CPU.
+    # The code for a generator on the GPU, which draws for the whole batch, run on the CPU.
     monkeypatch.setattr(photometric, "known_to_host", lambda source: False)
     images = scenery(4, 48, 64)
     with NoReading():
@@ -138,7 +138,7 @@ def test_with_the_generator_on_the_gpu_the_host_never_waits(monkeypatch):
 def test_nothing_moves(name):
     images = scenery(32, 128, 144)
     moved = shift(images.float() / 255, STAGES[name](images, seeded(3)))
-    # Noise and quantisation scatter single images; a stage that moves the image moves them all.
+    # Noise and quantization disturb single images; a stage that moves images moves all of them.
     assert moved.mean(0).abs().max() < 0.02
     assert moved.abs().max() < 0.25
 
@@ -171,11 +171,11 @@ def test_motion_blurs_along_its_direction_by_its_length():
     axis = torch.arange(11.0) - 5
     across, along = (kernel.sum(1) @ axis**2).sqrt(), (kernel.sum(0) @ axis**2).sqrt()
     assert across < 0.5
-    assert abs(float(along) - 6 / 12**0.5) < 0.4  # the deviation of a line of 6 pixels
+    assert abs(float(along) - 6 / 12**0.5) < 0.4  # the std of a line of 6 pixels
 
 
 def test_jpeg_keeps_the_centroid_of_spots():
-    # Rounding moves a single spot a little; over all places in a block these moves cancel.
+    # Rounding moves a single spot a little; over all positions in a block these shifts cancel.
     count, axis = 300, torch.arange(64.0) + 0.5
     center = 8 + 16 * torch.rand(count, 2, generator=seeded())
     from_x, from_y = axis - center[:, :1], axis - center[:, 1:]
@@ -221,8 +221,8 @@ def test_night_is_dark_and_day_is_not():
     night = Photometric(night=1)(images, seeded()).mean((1, 2, 3))
     assert (night < 0.8 * before).all()
     assert night.mean() < 0.6 * before.mean()
-    assert (night > 0.05).all()  # yet something is to be seen
-    # What is dark already becomes neither black nor bright.
+    assert (night > 0.05).all()  # yet something is visible
+    # An image that is dark already becomes neither black nor bright.
     dusk = Photometric(night=1)(images // 4, seeded()).mean((1, 2, 3))
     assert (dusk > 0.5 * before / 4).all() and dusk.mean() < before.mean() / 4
 
@@ -276,7 +276,7 @@ def test_white_noise_has_unit_variance_and_no_pattern():
         ({"gamma": -0.1}, r"gamma is -0\.1; expected a strength of 0 or more"),
     ],
 )
-def test_impossible_settings_are_said(settings, message):
+def test_impossible_settings_are_explained(settings, message):
     with pytest.raises(ValueError, match=message):
         Photometric(**settings)
     with pytest.raises(ValueError, match="strength is 2"):

@@ -33,7 +33,7 @@ def test_order_follows_from_seed_and_epoch_alone():
     assert not set(epoch(100, 20, 3)) & set(epoch(100, 20, 2))
 
 
-def test_processes_share_an_epoch_out(process):
+def test_processes_divide_an_epoch_among_them(process):
     whole = epoch(50, 20, 1)
     shares = []
     for rank in range(3):

@@ -22,7 +22,7 @@ def camera_of(model):
 
 
 def points_in_view(*shape, seed=0, spread=0.35):
-    """Points (*shape, 3) 1 to 9 m before the camera."""
+    """Points (*shape, 3) at depths of 1 to 9 m."""
     generator = torch.Generator().manual_seed(seed)
     uv = (torch.rand(*shape, 2, generator=generator, dtype=torch.float64) * 2 - 1) * spread
     z = 1 + 8 * torch.rand(*shape, 1, generator=generator, dtype=torch.float64)
@@ -46,7 +46,7 @@ def test_projection_against_pycolmap(model):
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_batch_shapes(shape):
-    """A batch of cameras of several models projects as each camera does alone."""
+    """A batch of cameras with several models gives the same projections as each camera alone."""
     count = torch.Size(shape).numel()
     names = [list(MODELS)[i % len(MODELS)] for i in range(count)]
     cameras = [camera_of(name) for name in names]
@@ -112,7 +112,7 @@ def test_not_a_number_is_invalid():
 
 @pytest.mark.parametrize(("k1", "k2"), [(-0.3, 0.0), (-0.3, 0.01), (0.1, -0.05), (0.0, -0.1)])
 def test_beyond_the_fold_of_the_distortion_is_invalid(k1, k2):
-    """Where r (1 + k1 r² + k2 r⁴) falls again, points far off the axis land back in the image."""
+    """Where r (1 + k1 r² + k2 r⁴) decreases again, points far from the axis project into the image."""
     camera = Camera.from_colmap("RADIAL", 4000, 4000, [500.0, 2000.0, 2000.0, k1, k2], dtype=torch.float64)
     radius = torch.linspace(0.01, 8, 4000, dtype=torch.float64)
     slope = 1 + 3 * k1 * radius**2 + 5 * k2 * radius**4
@@ -122,11 +122,11 @@ def test_beyond_the_fold_of_the_distortion_is_invalid(k1, k2):
     step = radius[1] - radius[0]
     assert valid[radius < fold - step].all()
     assert not valid[radius > fold + step].any()
-    assert camera.contains(xy)[radius > fold + step].any()  # the image's border alone would let them pass
+    assert camera.contains(xy)[radius > fold + step].any()  # the image's border alone would not exclude them
 
 
 @pytest.mark.parametrize(("k1", "k2"), [(0.0, 0.0), (0.2, 0.0), (-0.3, 0.2), (0.1, 0.1)])
-def test_distortion_that_never_folds_bounds_nothing(k1, k2):
+def test_distortion_that_never_folds_excludes_nothing(k1, k2):
     camera = Camera.from_colmap("RADIAL", 10**9, 10**9, [1.0, 5e8, 5e8, k1, k2], dtype=torch.float64)
     assert camera.project(points_in_view(100, spread=20.0))[1].all()
 

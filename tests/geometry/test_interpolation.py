@@ -109,7 +109,7 @@ def test_gradient_is_the_interpolated_difference(features, gradient, across):
 
 
 def test_bicubic_weights_are_catmull_rom(features):
-    """(grid_sample's bicubic kernel is another one, so it is no oracle.)"""
+    """The bicubic kernel of grid_sample is a different one, so that it cannot be the reference here."""
     a = 0.3
     x = torch.tensor([-1.0, 0.0, 1.0, 2.0], dtype=torch.float64) - a
 

@@ -52,7 +52,7 @@ def test_exp_where_the_series_ends(angle):
 
 
 def test_exp_in_float32_at_every_scale():
-    """Cancellation in (1 - cos t) / t² must not show: the error stays that of float32 numbers near one."""
+    """(1 - cos t) / t² must not suffer from cancellation: the error stays that of float32 numbers near one."""
     for scale in (1e-6, 1e-3, 0.02, 0.06, 0.2, 1.0):
         delta = random_twist(100, scale=scale)
         expected = exp(delta).matrix()
@@ -137,7 +137,7 @@ def test_quaternions_against_scipy(shape):
 
 
 def test_quaternions_at_half_turns():
-    """At 180° w is zero, and each of x, y, z in turn is the only one that is not."""
+    """At 180° w is zero; in each case one of x, y, z is the only component that is not."""
     axes = torch.cat([torch.eye(3), torch.tensor([[1.0, 1, 0], [0, -1, 1], [1, 1, 1], [1, -2, 3]])]).double()
     axes = axes / axes.norm(dim=-1, keepdim=True)
     for offset in (0.0, 1e-9, -1e-9, 1e-5):
@@ -182,7 +182,7 @@ def test_perturb_moves_by_exactly_that_much(shape):
     assert torch.equal(moved.translation, again.translation)
 
 
-def test_perturb_takes_one_amount_an_element():
+def test_perturb_takes_one_amount_for_each_element():
     pose = random_pose(4)
     amount = torch.tensor([0.0, 0.1, 0.5, 2.0], dtype=torch.float64)
     position, rotation = pose_errors(perturb(pose, amount, 10 * amount, torch.Generator().manual_seed(0)), pose)
@@ -190,7 +190,7 @@ def test_perturb_takes_one_amount_an_element():
     torch.testing.assert_close(rotation, 10 * amount, rtol=1e-6, atol=1e-6)
 
 
-def test_perturb_directions_are_spread():
+def test_perturb_directions_are_spread_evenly():
     pose = Pose.identity(2000, dtype=torch.float64)
     moved = perturb(pose, 1.0, 90.0, torch.Generator().manual_seed(0))
     assert moved.center().mean(0).norm() < 0.06
@@ -225,14 +225,14 @@ def test_matrices_indexing_and_stacking(size):
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (4,), (2, 3)])
-def test_a_pose_from_its_centre_has_it(shape):
+def test_a_pose_from_its_centre_has_that_centre(shape):
     center = torch.randn(*shape, 3, dtype=torch.float64)
     rotation = so3_exp(torch.randn(*shape, 3, dtype=torch.float64))
     torch.testing.assert_close(Pose.from_center(rotation, center).center(), center)
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (4,), (2, 3)])
-def test_a_shifted_pose_sees_shifted_points_alike_and_comes_back(shape):
+def test_a_shifted_pose_sees_shifted_points_the_same_and_can_be_shifted_back(shape):
     pose = exp(torch.randn(*shape, 6, dtype=torch.float64))
     origin, points = torch.randn(*shape, 3, dtype=torch.float64), torch.randn(*shape, 5, 3, dtype=torch.float64)
     moved = pose.shifted(origin)

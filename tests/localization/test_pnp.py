@@ -18,7 +18,7 @@ CAMERA = Camera.from_colmap("OPENCV", 640, 480, OPENCV, dtype=torch.float64)
 
 
 def scene(count: int = 200, seed: int = 0) -> tuple[np.ndarray, np.ndarray, Pose]:
-    """Pixels that pycolmap projects, points in the world, and the pose."""
+    """Pixels projected by pycolmap, their world points, and the pose."""
     generator = np.random.default_rng(seed)
     in_camera = generator.uniform((-1.5, -1.2, 3), (1.5, 1.2, 8), (count, 3))
     keypoints = pycolmap.Camera(model="OPENCV", width=640, height=480, params=OPENCV).img_from_cam(in_camera)
@@ -53,7 +53,7 @@ def test_wrong_matches_are_found_and_one_seed_gives_one_pose():
 
 
 def test_distortion_counts():
-    """Without it the pose is off: the camera's distortion does reach the solver."""
+    """Without distortion the pose is wrong, so that the camera's distortion must reach the solver."""
     keypoints, points, pose = scene()
     straight = Camera(CAMERA.size, torch.cat([CAMERA.parameters[:4], torch.zeros(4, dtype=torch.float64)]))
     result = estimate_pose(keypoints, points, straight, max_error=10.0)
@@ -85,7 +85,7 @@ def test_degenerate_input_gives_a_reason(case):
     assert result.reason
 
 
-def test_wrong_shapes_and_settings_are_said():
+def test_wrong_shapes_and_settings_are_explained():
     keypoints, points, _ = scene(20)
     with pytest.raises(ValueError, match=r"keypoints \(20, 2\), points \(19, 3\)"):
         estimate_pose(keypoints, points[:19], CAMERA)

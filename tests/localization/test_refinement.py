@@ -24,7 +24,7 @@ MODELS = [
 
 
 def smooth_map(generator, *, batch, channels, stride, cells=4.0, dtype=torch.float64):
-    """Maps (B, C, H, W) that vary over `cells` cells: random waves, L2-normalised over channels."""
+    """Maps (B, C, H, W) of random waves that vary over `cells` cells, L2-normalised over channels."""
     x = torch.arange(WIDTH // stride, dtype=torch.float64) + 0.5
     y = torch.arange(HEIGHT // stride, dtype=torch.float64) + 0.5
     centers = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1)
@@ -37,7 +37,7 @@ def smooth_map(generator, *, batch, channels, stride, cells=4.0, dtype=torch.flo
 
 
 def problem(*, batch=1, channels=12, strides=(4,), models=MODELS, seed=0, dtype=torch.float64, **settings):
-    """Arguments of `refine_pose` for queries that see random points, descriptors taken at the truth; and the truth."""
+    """Arguments of `refine_pose` for queries that see random points, and the true poses, used for the descriptors."""
     generator = torch.Generator().manual_seed(seed)
     cameras = [Camera.from_colmap(m, WIDTH, HEIGHT, p, dtype) for m, p in (models * batch)[:batch]]
     camera = Camera.stack(cameras)
@@ -61,7 +61,7 @@ def problem(*, batch=1, channels=12, strides=(4,), models=MODELS, seed=0, dtype=
 
 
 def element(arguments, i):
-    """The problem of one element of the batch."""
+    """The arguments for one element of the batch."""
     one = slice(i, i + 1)
     pyramid = arguments["pyramid"]
     return arguments | {
@@ -102,14 +102,14 @@ def test_normal_equations_against_autograd_of_the_whole_residual(robust):
         torch.testing.assert_close(found.hessian[b], torch.einsum("n,nci,ncj->ij", weight, jb, jb))
         torch.testing.assert_close(found.gradient[b], torch.einsum("n,nci,nc->i", weight, jb, rb))
         torch.testing.assert_close(found.weighted_square[b], (weight * rb.square().sum(-1)).sum())
-    # Half the summed cost is what the equations descend.
+    # The equations minimize half the summed cost.
     (gradient,) = torch.func.jacrev(
         lambda d: (robust.cost_and_weight(residual(d).square().sum(-1))[0] * found.valid).sum(-1) / 2
     )(zero).unbind(0)[:1]
     torch.testing.assert_close(found.gradient[0], gradient[0])
 
 
-def test_points_are_chunked_without_a_trace(monkeypatch):
+def test_chunks_of_points_do_not_change_the_equations(monkeypatch):
     from gnnet.localization import normal_equations
 
     arguments, _ = problem(batch=3)
@@ -132,19 +132,19 @@ def test_converges_to_the_truth_in_a_batch_of_mixed_cameras(gradient):
     assert result.cam_from_world.dtype == result.covariance.dtype == torch.float64
 
 
-def test_float32_is_good_to_a_tenth_of_a_millimetre():
+def test_float32_is_accurate_to_a_tenth_of_a_millimetre():
     arguments, truth = problem(batch=4, dtype=torch.float32)
     position, rotation = pose_errors(refine_pose(**arguments).cam_from_world, truth)
     assert position.max() < 2e-4 and rotation.max() < 2e-3
 
 
-def test_a_batch_is_as_its_elements_one_by_one():
+def test_a_batch_gives_the_same_as_its_elements_one_by_one():
     arguments, truth = problem(batch=5, strides=(8, 4), robust=Robust("cauchy", scale=0.3))
     generator = torch.Generator().manual_seed(3)
     distance = torch.tensor([0.0, 0.01, 0.8, 0.1, 0.4], dtype=torch.float64)
     arguments["initial"] = perturb(truth, distance, 4 * distance, generator)
     batch = refine_pose(**arguments)
-    assert len(set(batch.iterations.tolist())) > 2  # they stop at different times, so compaction is at work
+    assert len(set(batch.iterations.tolist())) > 2  # so that finished ones are removed
     for i in range(5):
         one = refine_pose(**element(arguments, i))
         for name in ("status", "iterations", "valid_count", "initial_cost", "final_cost", "covariance"):
@@ -152,7 +152,7 @@ def test_a_batch_is_as_its_elements_one_by_one():
         torch.testing.assert_close(batch.cam_from_world.matrix()[i], one.cam_from_world.matrix()[0])
 
 
-def test_one_map_may_serve_many_starts():
+def test_one_map_may_serve_many_initial_poses():
     arguments, truth = problem()
     generator = torch.Generator().manual_seed(1)
     starts = Pose.stack([perturb(truth[0], 0.02 * i, 0.1 * i, generator) for i in range(4)])
@@ -289,11 +289,11 @@ def test_only_points_seen_before_and_after_judge_a_step():
 
     every, some = [True] * 30, [True] * 20 + [False] * 10
     assert improves([1.0] * 30, [0.9] * 30, every, every)
-    # Losing bad points lowers the sum and the mean, gaining good ones the mean; what both saw has become worse.
+    # Losing bad points lowers the sum and the mean, gaining good ones lowers the mean; the common points became worse.
     assert not improves([1.0] * 20 + [9.0] * 10, [1.1] * 30, every, some)
     assert not improves([1.0] * 30, [1.1] * 20 + [0.0] * 10, some, every)
     assert improves([1.0] * 30, [0.9] * 20 + [9.0] * 10, some, every)
-    # More than half lost, or fewer left than are needed.
+    # More than half the points are lost, or fewer are left than are needed.
     assert not improves([1.0] * 30, [0.1] * 30, every, [True] * 14 + [False] * 16)
     assert not improves([1.0] * 30, [0.1] * 30, some, [True] * 11 + [False] * 19)
 
@@ -343,9 +343,9 @@ def test_covariance_agrees_with_the_scatter_of_noisy_estimates():
         "descriptor_valid": (arguments["descriptor_valid"][0].expand(draws, -1),),
     }
     result = refine_pose(**arguments | many)
-    # Noise moves the minimum of the interpolated cost off the zero of the gradient: no reason to stall.
+    # Noise moves the minimum of the interpolated cost away from the zero of the gradient; that must not stall it.
     assert result.converged.all()
-    # exp(δ) estimate = truth: δ to first order, and its Mahalanobis length, whose mean square is 6.
+    # exp(δ) · estimate = truth: δ to first order, and its squared Mahalanobis length, whose mean is 6.
     error = truth[[0] * draws] @ result.cam_from_world.inverse()
     skew = (error.rotation - error.rotation.transpose(-1, -2)) / 2
     delta = torch.cat([error.translation, torch.stack([skew[:, 2, 1], skew[:, 0, 2], skew[:, 1, 0]], -1)], -1)

@@ -1,4 +1,4 @@
-"""Robust costs: weights against autograd, limits, and the closed forms the docstring states."""
+"""Robust costs: weights against autograd, limits, and the closed forms that the docstring gives."""
 
 import math
 
@@ -37,7 +37,7 @@ def test_zero_costs_nothing_and_weighs_one_with_a_finite_gradient(robust):
 
 
 @pytest.mark.parametrize("robust", COSTS, ids=str)
-def test_cost_rises_and_weight_never_does(robust):
+def test_cost_increases_and_weight_never_does(robust):
     cost, weight = robust.cost_and_weight(SQUARED)
     assert (cost.diff() >= 0).all() and (weight.diff() <= 1e-15).all()
 

@@ -10,6 +10,6 @@ def test_no_parameters_and_nothing_to_load():
 
 
 @pytest.mark.parametrize("strides", [(1, 2), (3,), (), (4, 4), (0,)])
-def test_strides_that_cannot_be(strides):
+def test_impossible_strides_are_refused(strides):
     with pytest.raises(ValueError, match="powers of two, coarse to fine"):
         GreyValues(strides=strides)

@@ -10,7 +10,7 @@ from gnnet.models.netvlad import NetVLAD, load_netvlad
 
 @pytest.fixture(scope="module")
 def reference():
-    """torchvision's layers without the last ReLU and max pool, with random weights under which images differ."""
+    """torchvision's layers without the last ReLU and max pool, with random weights for which images differ."""
     torch.manual_seed(0)
     return vgg16(weights=None).features[:-2].eval()
 
@@ -25,7 +25,7 @@ def network(reference):
 
 
 def netvlad_by_loops(maps, network):
-    """Each residual of each cell to each centre, in float64."""
+    """NetVLAD in float64, from each residual of each cell to each centre."""
     maps, descriptors = maps.double().numpy(), []
     weight, bias, centroids = (
         p.detach().double().numpy() for p in (network.pool.conv.weight, network.pool.conv.bias, network.pool.centroids)
@@ -45,18 +45,18 @@ def netvlad_by_loops(maps, network):
     return torch.from_numpy(np.stack(descriptors))
 
 
-# 51 × 70 is no multiple of the stride: the networks that the checkpoints come from do not pad.
+# 51 × 70 is no multiple of the stride; the networks from which the checkpoints come do not pad.
 @pytest.mark.parametrize("size", [(48, 64), (51, 70), (16, 16)])
 def test_against_torchvision_and_loops(network, reference, size):
     images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1))
     images[1, :2] = 0  # an image of another colour
-    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     with torch.no_grad():
-        maps = reference((images - mean[:, None, None]) / deviation[:, None, None])
+        maps = reference((images - mean[:, None, None]) / std[:, None, None])
         descriptors = network(images)
     assert maps.shape[-2:] == (size[0] // 16, size[1] // 16)
     assert (maps < 0).any()
-    assert descriptors[0] @ descriptors[1] < 0.99  # so that the comparison tells something
+    assert descriptors[0] @ descriptors[1] < 0.99  # so that the comparison can fail
     assert descriptors.shape == (2, 5 * 512)
     torch.testing.assert_close(descriptors.double(), netvlad_by_loops(maps, network), rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(descriptors.norm(dim=1), torch.ones(2))
@@ -109,7 +109,7 @@ WIDTHS = {0: 64, 2: 64, 5: 128, 7: 128, 10: 256, 12: 256, 14: 256, 17: 512, 19: 
 
 
 def checkpoint(encoder="encoder.module.", pool="pool.module.", *, clusters=3, bias=False):
-    """Tensors as in the files, each of one number, so that the files are small."""
+    """Tensors with the shapes of real files; each repeats one number, so that the files are small."""
     inputs = [3, *WIDTHS.values()]
     shapes = {f"{encoder}{i}.weight": (c, b, 3, 3) for (i, c), b in zip(WIDTHS.items(), inputs, strict=False)}
     shapes |= {f"{encoder}{i}.bias": (c,) for i, c in WIDTHS.items()}

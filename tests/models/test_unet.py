@@ -17,7 +17,7 @@ def test_paper_settings():
     assert len(convolutions(network)) == 10 + 12 + 4
 
 
-def test_no_stage_finer_than_asked_for():
+def test_there_is_no_stage_finer_than_asked_for():
     fine = UNet(widths=(8, 16, 16, 16), strides=(4, 1))
     coarse = UNet(widths=(8, 16, 16, 16), strides=(4,))
     assert len(fine.decoder) == 3
@@ -50,7 +50,7 @@ def test_blurred_features_depend_little_on_where_in_the_grid_a_place_lies():
     image = torch.rand(1, 3, 72, 72, generator=torch.Generator().manual_seed(0))
 
     def change(pooling: str) -> float:
-        """Share of the features' variance that a shift by less than the deepest stride brings."""
+        """Change of the features after a shift by less than the deepest stride, as a share of their variance."""
         torch.manual_seed(0)
         network = UNet(widths=(16, 16, 16, 16), strides=(1,), upsampling="bilinear", pooling=pooling, normalize=False)
         with torch.no_grad():
@@ -80,6 +80,6 @@ def test_narrow_stages_have_few_groups(width):
         ({"stem_stride": 3}, "expected 1, 2 or 4"),
     ],
 )
-def test_settings_that_cannot_be(settings, message):
+def test_impossible_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         UNet(**settings)

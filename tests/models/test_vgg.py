@@ -16,8 +16,8 @@ def test_taps_are_inputs_of_torchvision_layers(reference):
     network = VGG16(normalize=False).eval()
     network.features.load_state_dict(reference[:28].state_dict())
     images = torch.rand(1, 3, 32, 48)
-    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
-    x = (images - mean[:, None, None]) / deviation[:, None, None]
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    x = (images - mean[:, None, None]) / std[:, None, None]
     inputs = {}
     with torch.no_grad():
         for index, layer in enumerate(reference):
@@ -32,7 +32,7 @@ def test_taps_are_inputs_of_torchvision_layers(reference):
 
 @pytest.mark.parametrize("taps", [(3,), (2, 1), (14, 13, 12), (30, 5)])
 def test_any_layers(reference, taps):
-    """Also the input of a ReLU, which must not be overwritten in place."""
+    """The input of a ReLU may be a tap too, and must not be overwritten in place."""
     network = VGG16(taps=taps, normalize=False).eval()
     network.features.load_state_dict(reference[: taps[0]].state_dict())
     with torch.no_grad():
@@ -59,6 +59,6 @@ def test_frozen_layers_are_not_trained():
 
 
 @pytest.mark.parametrize("taps", [(14, 17), (31,), (0,), (), (14, 14)])
-def test_taps_that_cannot_be(taps):
+def test_impossible_taps_are_refused(taps):
     with pytest.raises(ValueError, match="coarse to fine"):
         VGG16(taps=taps)

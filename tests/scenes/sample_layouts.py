@@ -1,4 +1,4 @@
-"""A small folder of each dataset layout, and how it is read, for the tests that damage them."""
+"""A small folder of each dataset layout, and how it is read, for tests that damage it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ STREET = {"places": 1, "frames": 2, "query_frames": 2, "image_size": 32, "condit
 
 
 def write_robotcar(root: Path) -> None:
-    """A town with a left camera, which stands where the rear one does, and with lists of queries."""
+    """A town with lists of queries and a left camera, which has the poses of the rear one."""
     render_toy_town(root, TownSettings(**TOWN), progress=False)
     home = root / "robotcar"
     for rear in [*home.glob("images/*/rear"), *home.glob("*trinsics/rear_*.txt")]:
@@ -56,7 +56,7 @@ def write_cmu(root: Path) -> None:
 
 
 def write_unpacked(root: Path) -> None:
-    """Without correspondences: covisible images are pairs."""
+    """A folder without correspondences, where covisible images are pairs."""
     write_cmu(root)
     shutil.rmtree(root / "cmu/correspondence")
 
@@ -86,7 +86,7 @@ def write_walk(root: Path) -> None:
 
 
 def write_places(root: Path) -> None:
-    """Of JPEG and PNG images."""
+    """Places with JPEG and PNG images."""
     for number, path in enumerate([*write_place(root / "harbour", 4), *write_place(root / "square", 3, seed=1)]):
         if number % 2:
             with Image.open(path) as image:
@@ -95,7 +95,7 @@ def write_places(root: Path) -> None:
 
 
 class Layout(NamedTuple):
-    """How a folder is written and read, and the files (a pattern) without which nothing may be left."""
+    """How a folder is written and read; `shared` matches files that all of the dataset needs."""
 
     write: Callable[[Path], None]
     read: Callable[..., Scene]
@@ -118,7 +118,7 @@ LAYOUTS = {
     "toy": Layout(write_street, partial(load_toy, **STREET), r"json|aligned|trinsics"),
 }  # fmt: skip
 
-# Where the images are that lists, models and pairs name.
+# Folders of the images that lists, models and pairs name.
 IMAGES_OF = {
     "robotcar": "robotcar/images", "robotcar, merged": "robotcar/images", "cmu": "cmu/images/slice2/database",
     "colmap": "images", "colmap, binary": "images",

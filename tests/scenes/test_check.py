@@ -1,4 +1,4 @@
-"""Each kind of damage is named, and left out where that is asked for."""
+"""Each kind of damage is reported, and left out if asked for."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def pose(scale: float = 1.0, sign: float = 1.0, x: float = 0.0) -> Pose:
 
 @pytest.fixture
 def scene(tmp_path: Path) -> Scene:
-    """Four whole images with depth, in a ring of pairs: of a still camera, and with files."""
+    """Four whole images with depth, in a ring of pairs: of a fixed camera, and with files."""
     images = {}
     for name in NAMES:
         Image.new("RGB", (40, 30), (9, 9, 9)).save(tmp_path / f"{name}.jpg")
@@ -62,7 +62,7 @@ def check(scene: Scene, on_bad: str = "raise") -> Scene:
     return checked(scene, BadInput(on_bad), progress=False)
 
 
-def test_a_sound_scene_stays_as_it_is(scene):
+def test_a_scene_without_damage_is_unchanged(scene):
     found = check(scene)
     assert list(found.images) == list(NAMES) and found.pairs == scene.pairs and found.problems == ("an old problem",)
 
@@ -144,7 +144,7 @@ def test_points(scene):
     assert len(check(replace(scene, images=unseen, points=points)).images) == 4
 
 
-def test_images_of_a_still_camera_have_one_size(scene, tmp_path):
+def test_images_of_a_fixed_camera_have_one_size(scene, tmp_path):
     Image.new("RGB", (42, 30)).save(tmp_path / "0.jpg")
     other = changed(scene, "0", camera=None, point_ids=None, keypoints=None)
     with pytest.raises(ValueError, match=r"/0\.jpg is 42×30 pixels, .*/1\.jpg is 40×30; .*resize them"):
@@ -168,7 +168,7 @@ def test_pairs_of_images_that_the_scene_lacks(scene):
     assert check(stray, "skip").pairs == scene.pairs
 
 
-def test_every_problem_is_told(scene, tmp_path):
+def test_every_problem_is_reported(scene, tmp_path):
     (tmp_path / "0.jpg").unlink()
     (tmp_path / "2.jpg").write_bytes(b"")
     damaged = changed(scene, "3", camera=camera(focal=-1), cam_from_world=None)

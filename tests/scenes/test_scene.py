@@ -1,4 +1,4 @@
-"""The split by place."""
+"""The split of a scene by place, and the choice of conditions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Columns give back what was packed, and selections agree with plain dicts and tuples."""
+"""Columns return what was packed, and selections agree with plain dicts and tuples."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def random_camera(rng: np.random.Generator) -> Camera:
 
 
 def random_images(count: int = 60) -> dict[str, SceneImage]:
-    """Each kind of knowledge is there or not, by chance."""
+    """Each optional field is set or missing at random."""
     rng = np.random.default_rng(0)
     images = [random_image(i, rng) for i in range(count)]
     return {image.name: image for image in images}
@@ -72,7 +72,7 @@ def random_pairs(images: dict[str, SceneImage], count: int = 100) -> tuple[Pair,
 
 
 def assert_equal(found, expected) -> None:
-    """Equality of every field, exactly, through nested values."""
+    """Assert that every field is exactly equal, nested values included."""
     if expected is None or isinstance(expected, str | Path | bool | int):
         assert found == expected and type(found) is type(expected)
     elif isinstance(expected, Tensor):
@@ -114,7 +114,7 @@ def test_every_field_comes_back(scene, images, pairs):
         assert_equal(found, expected)
 
 
-def test_names_and_indices_that_are_not_there(scene):
+def test_unknown_names_and_indices(scene):
     assert "fog/1.jpg" not in scene.images and 3 not in scene.images and scene.images.get("fog/1.jpg") is None
     with pytest.raises(KeyError, match="fog"):
         scene.images["fog/1.jpg"]
@@ -165,7 +165,7 @@ def test_empty_scene():
     assert list(scene.images.values()) == [] and list(scene.pairs) == [] and scene.places == () == scene.conditions
 
 
-def test_malformed_images_are_said(images):
+def test_malformed_images_are_explained(images):
     image = SceneImage("a", Path("a"), "day", "p", point_ids=np.arange(3), keypoints=np.zeros((2, 2)))
     with pytest.raises(ValueError, match="image a observes 3 points at 2 keypoints"):
         Scene("x", {"a": image}, ())

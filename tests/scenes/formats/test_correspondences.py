@@ -45,7 +45,7 @@ def test_file_counts_from_the_first_pixels_centre(tmp_path: Path):
 def test_v5_file(tmp_path: Path, points, matlab_order: bool):
     path = tmp_path / "pair.mat"
     xy_a, xy_b, weight = points
-    turn = (lambda x: x.T) if matlab_order else (lambda x: x)  # MATLAB saves 2×N what h5py reads as N×2
+    turn = (lambda x: x.T) if matlab_order else (lambda x: x)  # h5py reads the 2×N arrays of MATLAB as N×2
     content = {"pt_i": turn(xy_a - 0.5), "pt_j": turn(xy_b - 0.5), "dist_from_center": -np.log(weight)[None]}
     scipy.io.savemat(path, {"im_i_path": A, "im_j_path": B, **content})
     assert read_correspondence_header(path) == (A, B, 7)
@@ -77,7 +77,7 @@ def test_malformed_file_names_file_key_found_and_expected(tmp_path: Path, points
     with pytest.raises(ValueError, match=message) as error:
         read_correspondence_file(path)
     assert str(path) in str(error.value)
-    if "finite" not in message:  # the header needs no points to see the rest
+    if "finite" not in message:  # the header is checked without the points
         with pytest.raises(ValueError, match=message):
             read_correspondence_header(path)
 
@@ -131,7 +131,7 @@ def _replace(path: Path, key: str, put) -> None:
         (lambda file, key: file.create_dataset(key, data=h5py.Empty("f8")), "key without values"),
     ],
 )
-def test_arrays_that_are_elsewhere_or_not_there(tmp_path: Path, points, put, message):
+def test_arrays_in_another_file_or_missing(tmp_path: Path, points, put, message):
     path = tmp_path / "pair.mat"
     write_correspondences(tmp_path / "other.mat", A, B, *points)
     (tmp_path / "other.raw").write_bytes(b"\0" * 112)

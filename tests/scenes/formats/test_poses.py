@@ -1,4 +1,4 @@
-"""Files that hloc and the benchmark exchange: read, written, and what is broken in them."""
+"""Files that hloc and the benchmark exchange: reading, writing, and errors for broken ones."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_quaternions_of_any_length_are_normalised(tmp_path, scale):
     np.testing.assert_allclose(pose.rotation, np.diag([1.0, -1, -1]))
 
 
-def test_written_poses_return_with_every_digit(tmp_path):
+def test_written_poses_are_read_with_every_digit(tmp_path):
     poses, path = random_poses(50), tmp_path / "new" / "folder" / "poses.txt"
     write_pose_file(path, poses)
     found = read_pose_file(path)
@@ -126,7 +126,7 @@ def test_pairs_keep_their_order(tmp_path):
             read_pairs_file(written(tmp_path, f"q r\n{line}\n"))
 
 
-def test_query_lists_give_cameras_as_pycolmap_has_them(tmp_path):
+def test_query_lists_give_the_cameras_of_pycolmap(tmp_path):
     import pycolmap
 
     parameters = {
@@ -184,7 +184,7 @@ _WORDS = st.lists(
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(content=st.one_of(st.binary(max_size=200), st.lists(_WORDS, max_size=4)))
-def test_whatever_stands_in_a_file(tmp_path, content):
+def test_any_content_gives_poses_or_a_clear_error(tmp_path, content):
     path = written(tmp_path, content if isinstance(content, bytes) else "\n".join(" ".join(c) for c in content))
     for read in (read_pose_file, read_pairs_file, read_query_list):
         try:

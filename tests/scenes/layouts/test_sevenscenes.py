@@ -1,4 +1,4 @@
-"""7-Scenes folders, written here; and real ones where they are at hand."""
+"""7-Scenes folders, written here; and real ones where they are available."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ COLOR_FROM_DEPTH = np.array(
 
 
 def world_from_depth(sequence: int, number: int) -> np.ndarray:
-    """A depth camera that goes along x, 1 cm a frame; sequences lie 30 cm apart, and the third looks back."""
+    """A depth camera that moves along x, 1 cm per frame; sequences are 30 cm apart, and the third looks backwards."""
     matrix = np.eye(4)
     matrix[:3, :3] = Rotation.from_rotvec([0, np.pi if sequence == 3 else 0.002 * number, 0]).as_matrix()
     matrix[:3, 3] = 0.01 * number, 0.3 * sequence, 1
@@ -64,7 +64,7 @@ def test_the_map_the_queries_and_their_cameras(tmp_path):
     for name, image in scene.images.items():
         assert image.is_reference == name.startswith("seq-01/") and image.condition == "reference"
     image = scene.images["seq-02/frame-000004.color.jpg"]
-    # Of the colour camera: its centre is 2.6 cm to the right of the depth camera's, which the files tell.
+    # The files give poses of the depth camera; the colour camera's centre is 2.6 cm to the right of it.
     np.testing.assert_allclose(
         image.cam_from_world.matrix(), COLOR_FROM_DEPTH @ np.linalg.inv(world_from_depth(2, 4)), atol=1e-6
     )
@@ -83,7 +83,7 @@ def test_the_map_the_queries_and_their_cameras(tmp_path):
 def test_pairs_at_gaps_in_frame_numbers(tmp_path):
     scene = load(write_scene(tmp_path / "attic", frames=(0, 2, 4, 10, 12)), gaps=(3, 8))
     numbers = {tuple(int(name[13:19]) for name in (p.image_a, p.image_b)) for p in scene.pairs}
-    # Where a frame is missing, the next stands in for it, up to half a gap later: 3 is 4, 7 is no frame before 10.
+    # A missing frame is replaced by the next one, up to half a gap later: 3 by 4, but 7 not by 10.
     assert numbers == {(0, 4), (0, 10), (2, 10), (4, 12)}
     assert all(p.image_a.startswith("seq-01/") and p.image_b.startswith("seq-01/") for p in scene.pairs)
     scene = load(tmp_path / "attic", gaps=(4, 8), stride=4)
@@ -142,7 +142,7 @@ def test_what_is_broken_ends_the_reading_or_is_left_out(tmp_path, name):
     assert len(scene.images) == left and len(scene.problems) == 1 and scene.pairs
 
 
-def test_the_layout_is_told(tmp_path):
+def test_the_expected_layout_is_explained(tmp_path):
     for root in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(FileNotFoundError, match=r"(?s)no scene of 7-Scenes \(dataset\.root\); .*TrainSplit"):
             load(root)

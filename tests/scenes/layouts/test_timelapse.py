@@ -1,4 +1,4 @@
-"""Folders of fixed cameras and of any photographs."""
+"""Folders of pictures of fixed cameras, and of any photographs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gnnet.scenes.layouts.timelapse import load_timelapse
 
 
 def write_place(folder: Path, count: int, *, seed: int = 0, gains: list[float] | None = None) -> list[Path]:
-    """Pictures of one camera: blocks that stay, in another light each, with noise."""
+    """Pictures of one fixed camera: the same blocks, each time in another light, with noise."""
     generator = np.random.default_rng(seed)
     blocks = np.kron(generator.uniform(40, 220, (12, 16)), np.ones((10, 10)))
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def test_one_folder_is_one_place_and_places_are_chosen(tmp_path):
         load_timelapse(tmp_path, folders=["moon"], progress=False)
 
 
-def test_a_moved_camera_is_seen_and_left_out(tmp_path):
+def test_pictures_of_a_moved_camera_are_found_and_left_out(tmp_path):
     paths = write_place(tmp_path / "harbour", 6)
     picture = np.asarray(Image.open(paths[2]))
     Image.fromarray(np.roll(picture, (9, 14), (0, 1))).save(paths[2], quality=95)
@@ -92,7 +92,7 @@ def test_homography_pairs_each_photograph_with_itself(tmp_path):
     scene = load_homography(tmp_path)
     assert scene.places == ("a", "b/c") and len(scene.pairs) == len(scene.images) == 4
     assert all(pair.static and pair.image_a == pair.image_b for pair in scene.pairs)
-    assert len(load_homography(tmp_path / "a").places) == 2  # one folder: each photograph for itself
+    assert len(load_homography(tmp_path / "a").places) == 2  # one folder: each photograph is a place
 
 
 @pytest.mark.skipif("GNNET_DATA" not in os.environ, reason="set GNNET_DATA to the folder that holds timelapse/")
