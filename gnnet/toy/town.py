@@ -92,9 +92,17 @@ def load_toy(
     on_bad: OnBad = "raise",
     progress: bool = True,
 ) -> Scene:
-    """Read the toy town in `root` as RobotCar Seasons is read; it is rendered first unless it is there already.
+    """Read the toy town in `root` with the reader of RobotCar Seasons, after rendering it if necessary.
 
-    For the settings see `TownSettings`; what is raised, see there, `ensure_toy_town` and `load_robotcar`.
+    Args:
+        root: folder of the town.
+        places, frames, query_frames, image_size, seed, conditions: see `TownSettings`.
+        on_bad: see `load_robotcar`.
+        progress: whether to show progress bars.
+
+    Raises:
+        ValueError: for bad settings, see `TownSettings`, and for bad files, see `load_robotcar`.
+        FileExistsError: if `root` holds something that is not a toy town.
     """
     settings = TownSettings(
         places=places, frames=frames, query_frames=query_frames, image_size=image_size, seed=seed, conditions=conditions

@@ -19,8 +19,8 @@ from gnnet.toy.streets import build_street, drive
 from gnnet.toy.town import CONDITIONS, TownSettings, ensure_toy_town, load_toy, render_toy_town
 from gnnet.toy.truth import render_depth
 
-ALL = {"generator": np.random.default_rng(0), "count": 0}  # files give all they have
-TOY_SEED = 0  # of the session's town
+ALL = {"generator": np.random.default_rng(0), "count": 0}  # draws all correspondences of a file
+TOY_SEED = 0  # of the town in toy_root
 SMALL = {"places": 1, "frames": 2, "query_frames": 1, "image_size": 48, "conditions": ("overcast-reference", "night")}
 
 
@@ -34,7 +34,7 @@ def depth_of(root: Path, name: str) -> np.ndarray:
 
 
 def depth_between_pixels(depth: np.ndarray, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Depth at (N, 2) by interpolating 1/depth, exact on planes; False where the pixels around are not one plane."""
+    """Depth at pixels (N, 2), and whether it is known: the inverse depth is interpolated, which is exact on planes."""
     inverse = np.where(depth > 0, 1 / np.maximum(depth.astype(np.float64), 1e-3), 1e6)
     flat = np.zeros(depth.shape, bool)
     along_x = inverse[1:-1, :-2] + inverse[1:-1, 2:] - 2 * inverse[1:-1, 1:-1]
@@ -50,7 +50,7 @@ def depth_between_pixels(depth: np.ndarray, xy: np.ndarray) -> tuple[np.ndarray,
 
 
 def transfer(a: SceneImage, b: SceneImage, xy: np.ndarray, depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels of image a at their depths, in image b."""
+    """Project pixels (N, 2) of image a with depths (N,) into image b: pixels (N, 2) and validity (N,)."""
     rays = a.camera.unproject(torch.from_numpy(xy))
     world = a.cam_from_world.inverse().transform(rays * torch.from_numpy(depth)[:, None])
     projected, valid = b.camera.project(b.cam_from_world.transform(world))
@@ -73,7 +73,7 @@ def test_correspondences_agree_with_poses_and_depth(toy_root: Path, town: Scene)
         assert found.weight.min() > 0 and found.weight.max() <= 1
     errors = np.concatenate(errors)
     assert len(errors) > 200 * len(town.pairs)
-    # A few points lie on poles so thin that they pass between the centres of the depth map's pixels.
+    # A few points are on poles so thin that they are between the centres of the depth map's pixels.
     assert (errors > 0.05).mean() < 0.002 and np.quantile(errors, 0.99) < 1e-3
 
 
@@ -89,7 +89,7 @@ def test_correspondences_are_exact_by_casting_rays(town: Scene):
         origin, direction = pixel_rays(image.camera, camera_from_place, torch.from_numpy(xy).double())
         ends.append(origin + trace(bounds, origin, direction).depth * direction)
     apart = (ends[0] - ends[1]).norm(dim=0)
-    assert apart.quantile(0.99) < 1e-3  # metres; float32 pixels, seen at a grazing angle
+    assert apart.quantile(0.99) < 1e-3  # metres; pixels are float32, and surfaces may be seen at a grazing angle
 
 
 def test_half_a_pixel_or_a_moved_camera_would_be_noticed(toy_root: Path, town: Scene):
@@ -131,7 +131,7 @@ def test_depth_is_that_of_a_plane_where_the_camera_looks_at_the_road():
     assert (depth == 0).any()  # sky
 
 
-def test_windows_leave_out_no_hit():
+def test_windows_exclude_no_hit():
     street, camera = build_street(1, 0), toy_camera(48)
     bounds = street.bounds(torch.float32)
     poses = drive(frames=3, reference_frames=4, rng=np.random.default_rng(1))
@@ -177,7 +177,7 @@ def test_rendering_is_deterministic(tmp_path: Path):
         assert all(np.array_equal(x, y) for x, y in zip(*found, strict=True))
 
 
-def test_ensure_renders_once_and_again_for_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_ensure_renders_once_for_each_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     rendered = []
 
     def fake(root: Path, settings: TownSettings, *, progress: bool) -> Path:
@@ -205,7 +205,7 @@ def test_ensure_leaves_other_folders_alone(tmp_path: Path):
     assert (tmp_path / "mine.txt").read_text() == "keep"
 
 
-def test_load_toy_is_load_robotcar_of_the_folder(tmp_path: Path):
+def test_load_toy_reads_the_folder_as_load_robotcar_does(tmp_path: Path):
     scene = load_toy(tmp_path / "toy", **SMALL, progress=False)
     again = load_robotcar(tmp_path / "toy", progress=False)
     assert scene.pairs == again.pairs and len(scene.pairs) == 2
