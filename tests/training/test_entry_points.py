@@ -14,7 +14,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 import evaluate
 import train
@@ -96,6 +96,22 @@ def test_every_dataset_composes(tmp_path, option, name):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose(name, overrides=[f"dataset={option}", *required, f"paths.output_dir={tmp_path}"])
     assert instantiate(cfg.dataset, _convert_="all").batch_size >= 1
+
+
+@pytest.mark.parametrize("option", ["robotcar", "cmu"])
+def test_the_large_datasets_mean_the_papers_network_and_schedule(tmp_path, option):
+    cfg = configure(tmp_path, f"dataset={option}", "loss=gn")
+    assert (cfg.model.widths, cfg.steps, cfg.candidates) == ([64, 128, 256, 512, 1024], 100_000, "all")
+    assert cfg.trainer.max_steps == 100_000 and cfg.loss.terms.dmc.candidates == "all"
+    assert (cfg.dataset.batch_size, cfg.dataset.crop, cfg.dataset.largest_side) == (1, None, 768)
+
+
+def test_a_source_says_only_what_differs_from_all():
+    common = OmegaConf.to_container(OmegaConf.load(ROOT / "conf/source/base.yaml"))
+    for option in set(options("source")) - {"base"}:
+        own = OmegaConf.to_container(OmegaConf.load(ROOT / f"conf/source/{option}.yaml"))
+        same = [key for key, value in own.items() if key in common and value == common[key]]
+        assert not same, f"conf/source/{option}.yaml repeats {same} of base.yaml"
 
 
 @pytest.mark.parametrize("option", options("experiment"))
