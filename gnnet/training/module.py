@@ -21,13 +21,13 @@ class FeatureLearning(pl.LightningModule):
     """Learns features from pixel correspondences.
 
     Args:
-        network: images (B, 3, H, W) to a `FeaturePyramid`.
-        loss: of two pyramids and their correspondences.
+        network: maps images (B, 3, H, W) uint8 to a `FeaturePyramid`.
+        loss: compares two pyramids at their correspondences.
         optimizer: makes the optimizer from the parameters that require gradients.
         scheduler: makes the learning-rate schedule, stepped every training step; None keeps the rate.
-        photometric: augmentation of each image on its own, on the device that trains; None: none.
-        seed: of mining, start points and augmentation, together with the step and the process.
-        config: plain values that rebuild this module; kept in the checkpoint for `evaluate.py`.
+        photometric: augments each image on its own, on the device that trains; None does not.
+        seed: with the step and the process, seeds mining, initial points of the loss, and augmentation.
+        config: plain values that rebuild this module, kept in its checkpoints; None keeps none.
     """
 
     def __init__(
@@ -65,23 +65,28 @@ class FeatureLearning(pl.LightningModule):
     def pair_features(
         self, batch: PairBatch, generator: torch.Generator | None
     ) -> tuple[FeaturePyramid, FeaturePyramid]:
-        """Pyramids of both images; one pass of the network where they have one size. No generator, no augmentation."""
-        images = batch.image_a, batch.image_b
+        """Pyramids of images a and b, from one pass of the network if the images have one size.
+
+        Args:
+            batch: the image pairs.
+            generator: draws the augmentation; None leaves the images as they are.
+        """
+        images = [batch.image_a, batch.image_b]
         if self.photometric is not None and generator is not None:
-            images = tuple(self.photometric(image, generator) for image in images)
+            images = [self.photometric(image, generator) for image in images]
         if images[0].shape != images[1].shape:
             return self.network(images[0]), self.network(images[1])
         pyramid = self.network(torch.cat(images))
-        halves = [tuple(m.chunk(2)[side] for m in pyramid.maps) for side in (0, 1)]
-        return FeaturePyramid(halves[0], pyramid.strides), FeaturePyramid(halves[1], pyramid.strides)
+        a, b = zip(*(level.chunk(2) for level in pyramid.maps), strict=True)
+        return FeaturePyramid(a, pyramid.strides), FeaturePyramid(b, pyramid.strides)
 
     def _generator(self) -> torch.Generator:
-        """Random numbers of this step and process; a resumed run draws what it would have drawn."""
+        """Random numbers of this step and process, so that a resumed run draws what it would have drawn."""
         seed = (self.seed * 1_000_003 + self.global_step) * 4099 + self.global_rank
         return torch.Generator(device=self.device).manual_seed(seed % 2**63)
 
     def validation_step(self, batch: object, batch_index: int, dataloader_idx: int = 0) -> None:
-        """Queries are localized, and pairs matched, by the `Validation` callback."""
+        """Nothing: the callback `LocalizationValidation` localizes queries and matches pairs."""
 
     def configure_optimizers(self):
         optimizer = self.make_optimizer([p for p in self.parameters() if p.requires_grad])
