@@ -69,12 +69,11 @@ def train(cfg: DictConfig, data: DataModule, module: FeatureLearning, trainer: p
         trainer.fit(module, datamodule=data, ckpt_path=cfg.checkpoint, weights_only=True)
     if not trainer.is_global_zero:
         return None
-    output = Path(cfg.paths.output_dir)
+    output, seconds = Path(cfg.paths.output_dir), round(time.monotonic() - started)
     draw_loss_curves(trainer, output / "figures" / "losses.png")
     if not data.validations:
         print(f"Nothing to validate on; checkpoints and logs are in {output}", flush=True)
         return Results(None, None)
-    measured = {"seed": cfg.seed, "steps": trainer.global_step, "training seconds": round(time.monotonic() - started)}
     return evaluate_networks(
         {"trained": module.network, "untrained": build_network(cfg)},
         data,
@@ -82,7 +81,7 @@ def train(cfg: DictConfig, data: DataModule, module: FeatureLearning, trainer: p
         starts=make(cfg.starts),
         device=trainer.strategy.root_device,
         output=output,
-        settings=choices() | measured,
+        settings=choices() | {"seed": cfg.seed, "steps": trainer.global_step, "training seconds": seconds},
     )
 
 
@@ -98,9 +97,8 @@ def build_network(cfg: DictConfig) -> nn.Module:
 def choices() -> dict[str, str]:
     """Which option of each group is in use; nothing outside Hydra."""
     chosen = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
-    return {
-        group: chosen[group] for group in ("dataset", "model", "loss", "trainer", "experiment") if chosen.get(group)
-    }
+    groups = ("dataset", "model", "loss", "trainer", "experiment")
+    return {group: chosen[group] for group in groups if chosen.get(group)}
 
 
 def arguments() -> list[str]:

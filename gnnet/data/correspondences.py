@@ -1,4 +1,4 @@
-"""Correspondences of training pairs: from a file, a still camera, depth maps, or common 3D points."""
+"""Correspondences of a training pair: from a file, a fixed camera, depth maps, or common 3D points."""
 
 from __future__ import annotations
 
@@ -8,25 +8,27 @@ from functools import partial
 import numpy as np
 
 from gnnet.data.depth import Window, depth_correspondences, read_depth_view
-from gnnet.data.timelapse import lasting_structure, still_correspondences
+from gnnet.data.timelapse import fixed_camera_correspondences, lasting_structure
 from gnnet.scenes.formats.correspondences import Correspondences, read_correspondence_file
 from gnnet.scenes.formats.images import image_size
 from gnnet.scenes.scene import Pair, Scene, SceneImage
 
 
 class PairPoints:
-    """Correspondences of a pair, drawn as often as one likes; what they come from is read once.
+    """The correspondences of a pair. Their source is read once; then they can be drawn many times.
 
-    A pair's own file has the first word; without one, a still camera's pixels correspond to
-    themselves; images with depth give points that both see; else it is the 3D points that both observe.
+    The source is the first of these that the pair has: a file that lists them; a fixed camera, whose pixels
+    correspond to themselves; depth maps of both images; 3D points that both images observe.
 
     Args:
-        scene, pair: what is known of the images.
-        size: width and height of a still camera's images; None reads them from the file.
-        structure: of a place's name, see `lasting_structure`; None weighs all pixels of a still camera alike.
+        scene: holds the pair's images.
+        pair: the two images.
+        size: width and height in pixels of a fixed camera's images; None reads them from the file.
+        structure: gives the map of a place by its name, see `lasting_structure`; None weighs all pixels of
+            a fixed camera alike.
 
     Raises:
-        FileNotFoundError, ValueError: if a file is missing or malformed, or nothing tells the correspondences.
+        FileNotFoundError, ValueError: if a file is missing or malformed, or the pair has no source.
     """
 
     def __init__(
@@ -43,7 +45,7 @@ class PairPoints:
             self._all = read_correspondence_file(pair.correspondences)
         elif pair.static:
             size = image_size(a.path) if size is None else size
-            self._draw = partial(still_correspondences, size, _structure_of(pair, a, structure))
+            self._draw = partial(fixed_camera_correspondences, size, _structure_of(pair, a, structure))
         elif a.depth is not None and b.depth is not None:
             self._draw = partial(depth_correspondences, read_depth_view(a), read_depth_view(b))
         else:
@@ -51,16 +53,16 @@ class PairPoints:
 
     @property
     def endless(self) -> bool:
-        """Whether each draw finds other points; otherwise there are so many and no more."""
+        """Whether each draw finds other points; otherwise it gives all that there are."""
         return self._draw is not None
 
     def draw(self, count: int, generator: np.random.Generator, window: Window | None = None) -> Correspondences:
         """Matching points in pixels of the files; weight 1 where nothing better is known.
 
         Args:
-            count: about so many points of a still camera or depth; of files and 3D points, all there are.
-            generator: of the points drawn.
-            window: of image a, to which endless points are confined, but for some near its border.
+            count: about so many points of a fixed camera or of depth maps; files and 3D points give all.
+            generator: draws the points.
+            window: of image a; points of a fixed camera or of depth maps lie in it, or near its border.
         """
         return self._all if self._draw is None else self._draw(count=count, generator=generator, window=window)
 
@@ -74,16 +76,16 @@ def _structure_of(pair: Pair, a: SceneImage, structure: Callable[[str], np.ndarr
 
 
 def _common_points(scene: str, a: SceneImage, b: SceneImage) -> Correspondences:
+    ids, keypoints = [], []
     for image in (a, b):
         if image.point_ids is None or image.keypoints is None:
             raise ValueError(
                 f"{scene}: {image.name} observes no 3D points and has no depth, and the pair {a.name}, {b.name} has no "
                 "file of correspondences; expected one of them"
             )
-    shared, in_a, in_b = np.intersect1d(a.point_ids, b.point_ids, return_indices=True)
+        ids.append(image.point_ids)
+        keypoints.append(np.asarray(image.keypoints, np.float32))
+    shared, in_a, in_b = np.intersect1d(ids[0], ids[1], return_indices=True)
     if len(shared) == 0:
         raise ValueError(f"{scene}: {a.name} and {b.name} observe no 3D point in common; leave out this pair")
-    keypoints_a, keypoints_b = np.asarray(a.keypoints)[in_a], np.asarray(b.keypoints)[in_b]
-    return Correspondences(
-        keypoints_a.astype(np.float32), keypoints_b.astype(np.float32), np.ones(len(shared), np.float32)
-    )
+    return Correspondences(keypoints[0][in_a], keypoints[1][in_b], np.ones(len(shared), np.float32))

@@ -1,4 +1,4 @@
-"""Correspondences and 3D points from depth maps and poses; only the pixels that are asked for are lifted."""
+"""Correspondences and 3D points from depth maps and poses; only the pixels that are needed are lifted to 3D."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from gnnet.scenes.formats.correspondences import Correspondences
 from gnnet.scenes.scene import SceneImage
 
 _UNKNOWN = 65535  # as 7-Scenes writes it; others write 0
-_TOLERANCE = (0.02, 0.02)  # two depths of one surface differ by at most so many metres, plus this share of the depth
+_TOLERANCE = (0.02, 0.02)  # two depths of one surface differ by at most so many metres plus this share of the depth
 _LARGEST_STEP = 0.06  # share of the depth by which a pixel's neighbourhood may vary; more is the edge of an object
-_CELLS = 2  # cells of the grid for each point asked for, as many points are not seen in the other image
-_TRIES = 3  # pixels looked at in each cell
-_MARCH = 2.0  # pixels of the depth map between two looks for what hides a point
+_CELLS = 2  # cells of the grid for each point wanted, since many points are not seen in the other image
+_TRIES = 3  # random pixels tried in each cell
+_MARCH = 2.0  # pixels of the depth map between two steps of the search for what hides a point
 Window = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of an image
 _NEIGHBOURS = np.array([(x, y) for y in (-1, 0, 1) for x in (-1, 0, 1)])
 _CENTRE = len(_NEIGHBOURS) // 2
 
 
 def read_depth(path: Path) -> np.ndarray:
-    """Depth along the optical axis (H, W), float32 metres, of a 16-bit PNG in millimetres; 0 where it is unknown.
+    """Depth along the optical axis (H, W), float32 metres, from a 16-bit PNG in millimetres; 0 where it is unknown.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a file that is no readable 16-bit image of one channel.
+        ValueError: if the file is no readable 16-bit image of one channel.
     """
     if not path.is_file():
         raise FileNotFoundError(f"depth map {path} does not exist; expected a 16-bit PNG in millimetres")
@@ -59,19 +59,20 @@ def depth_correspondences(
     """Points of image a's depth map and where image b sees them.
 
     The points are spread evenly: at most one in each cell of a grid over the depth map, at a random
-    pixel. A point is kept where both images see it: it lies inside both, its neighbourhood in both
-    depth maps holds no edge of an object, and b's depth agrees to 2 cm + 2 %. Where a depth camera is
-    not its image's camera, nothing else known to the depth map hides the point from the image's camera.
+    pixel. A point is kept if both images see it: it lies inside both, its neighbourhood in both
+    depth maps holds no edge of an object, and b's depth agrees to 2 cm + 2 %. If the depth camera is
+    not the image's camera, nothing in the depth map may hide the point from the image's camera.
 
     Args:
-        a, b: of images of one scene.
-        count: so many points at most.
-        generator: of the pixels drawn.
-        window: of image a, where the points lie, but for some near its border; None takes all of it.
+        a: depth map of the first image.
+        b: depth map of the second image, of the same scene.
+        count: the most points.
+        generator: draws the pixels.
+        window: the part of image a in which the points lie, or near its border; None is the whole.
 
     Returns:
-        Keypoints at the point's exact projections; weight 1, less where the two depths disagree by more
-        than the surface's slope explains (0.37 at the tolerance). None where the images see nothing in common.
+        Keypoints at the exact projections of the points; weight 1, or less where the two depths disagree by
+        more than the surface's slope explains (0.37 at the tolerance). Empty if the images see nothing in common.
     """
     points_a, keypoints_a = _surface_points(a, _CELLS * count, generator, window)
     points_b = (b.cam_from_world @ a.cam_from_world.inverse()).transform(points_a)
@@ -88,9 +89,9 @@ def depth_correspondences(
 
 
 def depth_points(image: SceneImage, *, count: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """World points (N, 3) in metres that an image sees, and where: keypoints (N, 2), both float64.
+    """World points (N, 3) in metres that an image sees, and their keypoints (N, 2), both float64.
 
-    Spread and chosen as in `depth_correspondences`; N is at most `count`.
+    They are spread and chosen as in `depth_correspondences`; N is at most `count`.
 
     Raises:
         FileNotFoundError, ValueError: if camera, pose or depth map is missing or broken, or no depth is known.
@@ -99,15 +100,16 @@ def depth_points(image: SceneImage, *, count: int, generator: np.random.Generato
     points, keypoints = _surface_points(view, _CELLS * count, generator)
     rows = _at_most(np.flatnonzero(~_hidden(view, points)), count, generator)
     if len(rows) == 0:
-        raise ValueError(f"depth map {image.depth.path} holds no smooth surface that {image.name} sees; leave it out")
+        raise ValueError(f"depth map {view.path} holds no smooth surface that {image.name} sees; leave it out")
     return view.cam_from_world.inverse().transform(points[rows]).numpy(), keypoints[rows].numpy()
 
 
 def lift_keypoints(image: SceneImage, keypoints: np.ndarray, *, iterations: int = 10) -> tuple[np.ndarray, np.ndarray]:
     """World points (N, 3), float64 metres, on the rays of an image's keypoints (N, 2), and their validity (N,).
 
-    With a depth camera of its own, where a ray meets the surface is found by iteration. Invalid: no
-    depth, the edge of an object, or no end of the iteration; these points are finite but mean nothing.
+    If the depth map has a camera of its own, where a ray meets the surface is found by iteration. A point is
+    invalid at unknown depth, at the edge of an object, or if the iteration does not converge; it is finite then,
+    but means nothing.
 
     Raises:
         FileNotFoundError, ValueError: if camera, pose or depth map is missing or broken.
@@ -129,8 +131,18 @@ def lift_keypoints(image: SceneImage, keypoints: np.ndarray, *, iterations: int 
 
 @dataclass(frozen=True)
 class DepthView:
-    """A depth map (H, W) with the camera that took it, and the image that it belongs to."""
+    """A depth map, read, and the image that it belongs to.
 
+    Args:
+        path: of the depth map.
+        metres: (H, W) float32 depth along the optical axis; 0 is unknown.
+        camera: took the depth map.
+        image_from_depth: maps points of the depth camera to the image's camera; None: they are one.
+        image_camera: took the image.
+        cam_from_world: pose of the image.
+    """
+
+    path: Path
     metres: np.ndarray
     camera: Camera
     image_from_depth: Pose | None
@@ -145,28 +157,28 @@ class DepthView:
 
 
 def read_depth_view(image: SceneImage) -> DepthView:
-    """The depth map of an image, read, with its cameras.
+    """The depth map of an image with both cameras.
 
     Raises:
         FileNotFoundError, ValueError: if camera, pose or depth map is missing or broken.
     """
-    for known, what in ((image.depth, "depth map"), (image.camera, "camera"), (image.cam_from_world, "pose")):
-        if known is None:
-            raise ValueError(f"{image.name} has no {what}; points from depth need depth map, camera and pose")
-    metres = read_depth(image.depth.path)
-    camera = image.depth.camera or image.camera
+    depth, image_camera, cam_from_world = image.depth, image.camera, image.cam_from_world
+    if depth is None or image_camera is None or cam_from_world is None:
+        missing = "depth map" if depth is None else "camera" if image_camera is None else "pose"
+        raise ValueError(f"{image.name} has no {missing}; points from depth need depth map, camera and pose")
+    metres, camera = read_depth(depth.path), depth.camera or image_camera
     size = tuple(camera.size.round().int().tolist())
     if size != metres.shape[::-1]:
         raise ValueError(
-            f"depth map {image.depth.path} is {metres.shape[1]}×{metres.shape[0]} pixels, its camera says "
+            f"depth map {depth.path} is {metres.shape[1]}×{metres.shape[0]} pixels, its camera says "
             f"{size[0]}×{size[1]}; expected them alike"
         )
-    return DepthView(metres, camera, image.depth.image_from_depth, image.camera, image.cam_from_world)
+    return DepthView(depth.path, metres, camera, depth.image_from_depth, image_camera, cam_from_world)
 
 
 @dataclass(frozen=True)
 class _Patch:
-    """Of the 3×3 pixels around points: the middle one's depth (N,), 0 unknown; the least and largest known."""
+    """Depths (N,) of the 3×3 pixels around points: that of the middle, 0 if unknown; the least and largest known."""
 
     middle: np.ndarray
     near: np.ndarray
@@ -174,17 +186,17 @@ class _Patch:
 
     @property
     def any(self) -> np.ndarray:
-        """Where a depth is known (N,)."""
+        """Whether any depth is known (N,)."""
         return self.far > 0
 
     @property
     def smooth(self) -> np.ndarray:
-        """Where the known depths are of one surface (N,)."""
+        """Whether the known depths are of one surface (N,)."""
         return self.any & (self.far - self.near <= _LARGEST_STEP * self.far)
 
 
 def _patch(metres: np.ndarray, xy: Tensor) -> _Patch:
-    """Pixels beyond the map's border count as the border's own."""
+    """The patches around points (N, 2) in pixels of a depth map (H, W), which goes on as its border beyond it."""
     limit = np.array(metres.shape[::-1]) - 1
     pixel = np.floor(np.clip(xy.numpy(), 0, limit)).astype(np.intp)
     x, y = (np.clip(pixel[:, i, None] + _NEIGHBOURS[:, i], 0, limit[i]) for i in (0, 1))
@@ -193,7 +205,7 @@ def _patch(metres: np.ndarray, xy: Tensor) -> _Patch:
 
 
 def _rays(camera: Camera, xy: Tensor) -> Tensor:
-    """Rays (N, 3) with z = 1; without distortion there is nothing to iterate."""
+    """`Camera.unproject` for pixels (N, 2), without its iteration where there is no distortion."""
     if camera.parameters[4:].any():
         return camera.unproject(xy)
     uv = (xy - camera.parameters[2:4]) / camera.parameters[:2]
@@ -212,7 +224,7 @@ def _project(camera: Camera, points: Tensor) -> tuple[Tensor, Tensor]:
 def _surface_points(
     view: DepthView, cells: int, generator: np.random.Generator, window: Window | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Points (N, 3) in the image's frame and keypoints (N, 2) of smooth surfaces, at most one in each grid cell."""
+    """Points (N, 3) in the image's frame on smooth surfaces, at most one in each grid cell, and keypoints (N, 2)."""
     left, top, right, bottom = _in_depth_map(view, window)
     width, height = right - left, bottom - top
     rows = min(height, max(1, round((cells * height / width) ** 0.5)))
@@ -233,7 +245,7 @@ def _surface_points(
 
 
 def _in_depth_map(view: DepthView, window: Window | None) -> tuple[int, int, int, int]:
-    """Where in the depth map, in whole pixels, all surfaces lie that a window of the image sees; never empty."""
+    """The part of the depth map, in whole pixels and never empty, that holds all that a window of the image sees."""
     height, width = view.metres.shape
     near = view.metres[::8, ::8]
     near = near[near > 0]
@@ -250,8 +262,8 @@ def _in_depth_map(view: DepthView, window: Window | None) -> tuple[int, int, int
 
 
 def _observe(view: DepthView, points: Tensor) -> tuple[Tensor, np.ndarray, np.ndarray]:
-    """Keypoints (N, 2) of points (N, 3) in the image's frame, whether its depth map agrees that they are seen, and
-    the depths' disagreement in tolerances, both (N,)."""
+    """Where an image sees points (N, 3) in its frame: keypoints (N, 2), and for each point, (N,), whether the depth
+    map agrees that it is seen, and by how many tolerances the depths disagree."""
     keypoints, inside = _project(view.image_camera, points)
     in_depth = view.to_depth(points)
     xy, measured = _project(view.camera, in_depth)
@@ -266,10 +278,10 @@ def _tolerance(depth: np.ndarray) -> np.ndarray:
 
 
 def _hidden(view: DepthView, points: Tensor) -> np.ndarray:
-    """Which points (N, 3) in the image's frame, seen by the depth camera, something nearer hides from the image, (N,).
+    """Which points (N, 3) in the image's frame, seen by the depth camera, are hidden from the image's camera, (N,).
 
-    The way from each point to the image's camera is followed over the depth map: behind a surface
-    that the depth camera sees, it is taken to be blocked.
+    The ray from each point to the image's camera is followed over the depth map. It counts as blocked where
+    it passes behind a surface that the depth camera sees.
     """
     near = view.metres[::4, ::4]
     near = near[near > 0]

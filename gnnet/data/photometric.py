@@ -1,8 +1,11 @@
 """Photometric augmentation: the same view under another light, at night, and through another camera.
 
-Everything works on a whole batch of images (B, 3, H, W) of display values (as stored in image files,
-not linear in light), moves nothing, and draws every image on its own. Light multiplies. A display value
-is a power of the light, so a factor on the light is a factor on the display value.
+Everything works on a batch of images (B, 3, H, W) of display values (as stored in image files, not
+linear in light), moves no pixel, and draws each image on its own. A display value is a power of the
+light, so a factor on the light is a factor on the display value.
+
+Neither torchvision nor kornia serves: the one draws one setting for a whole batch, the other from the global
+generator, so that a resumed run could not repeat its draws; neither makes a night with lamps.
 """
 
 from __future__ import annotations
@@ -38,16 +41,16 @@ SHADOW_CAST = torch.tensor([0.92, 1.0, 1.1])
 
 @dataclass(frozen=True)
 class Photometric:
-    """What is done to training images, and how much of it. All zero changes nothing.
+    """Augmentation of training images. With all settings at zero it changes nothing.
 
-    The first five are strengths: every image gets a random amount up to that. The others are the
-    probabilities that an image gets that at all.
+    The first five settings are strengths: each image gets a random amount up to that. The others are
+    probabilities that an image gets the effect at all.
 
     Args:
         exposure, gamma, contrast: largest |log| of the factor on the values, of the exponent, and of the
             spread around the mean.
         colour: largest |log| of the factor on one channel; saturation changes by twice that share.
-        noise: largest standard deviation, where white is 1.
+        noise: largest std, where white is 1.
         shade: uneven light and cast shadows.
         night: dark, blue or sodium-orange, unevenly lit by lamps, and noisy.
         blur: defocus, or motion in a random direction.
@@ -78,7 +81,7 @@ class Photometric:
 
     @classmethod
     def of_strength(cls, strength: float) -> Photometric:
-        """From nothing (0) over mild (0.3) to strong (1), for images taken under about the same conditions."""
+        """From nothing (0) over mild (0.3) to strong (1), for images taken under similar conditions."""
         if not 0 <= strength <= 1:
             raise ValueError(f"photometric augmentation: strength is {strength}; expected 0 (off) to 1 (strong)")
         return cls(
@@ -89,17 +92,17 @@ class Photometric:
 
     @classmethod
     def conditions(cls) -> Photometric:
-        """For features that are to hold from day to night and over the seasons."""
+        """Strong changes, for features that must match from day to night and over the seasons."""
         return cls(
             exposure=0.4, gamma=0.5, contrast=0.3, colour=0.15, noise=0.03,
             shade=0.5, night=0.35, blur=0.2, jpeg=0.3, grey=0.1,
         )  # fmt: skip
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Augment a batch, every image on its own; one state of the generator gives one result.
+        """Augment a batch, each image on its own; one state of the generator gives one result.
 
-        With a generator on the CPU, no image pays for what it does not get; with one on the images' GPU,
-        everything is computed for the whole batch and the host never waits for the GPU.
+        With a generator on the CPU, an effect is computed only for the images that get it. With one on the
+        images' GPU, every effect is computed for the whole batch, and the host never waits for the GPU.
 
         Args:
             images: (B, 3, H, W) uint8.
@@ -144,7 +147,7 @@ class Photometric:
 
 
 class Draw(NamedTuple):
-    """Random numbers of one generator, wherever it lives, for images on `device`."""
+    """Random numbers from one generator, on any device, for images on `device`."""
 
     generator: torch.Generator
     device: torch.device
@@ -178,12 +181,12 @@ class Draw(NamedTuple):
 
 
 def known_to_host(source: Tensor | torch.Generator) -> bool:
-    """Whether reading its values makes nobody wait."""
+    """Whether its values can be read without waiting for a GPU."""
     return source.device.type == "cpu"
 
 
 def on_device(constant: Tensor, like: Tensor) -> Tensor:
-    """A constant where another tensor is, without waiting for a GPU's work."""
+    """A constant, copied to the device of another tensor without waiting for it."""
     return constant.to(like.device, non_blocking=True)
 
 
@@ -197,7 +200,7 @@ def tone(images: Tensor, *, gain: Tensor, gamma: Tensor, contrast: Tensor) -> Te
 
 
 def luminance(images: Tensor) -> Tensor:
-    """(B, 1, H, W) of images (B, 3, H, W)."""
+    """The luminance (B, 1, H, W) of images (B, 3, H, W)."""
     return (on_device(YCBCR_FROM_RGB, images)[:1] @ images.flatten(2)).view(len(images), 1, *images.shape[2:])
 
 
@@ -253,8 +256,8 @@ def random_shadow(images: Tensor, draw: Draw) -> Tensor:
     # The second edge of the band looks back at the first; the third ends it somewhere.
     angle[:, 2] = angle[:, 1] + math.pi + draw.uniform(-0.5, 0.5, batch, 1, 1)
     offset = torch.cat((draw.uniform(-0.9, 0.1, batch, 1, 1, 1), draw.uniform(0.05, 0.5, batch, 3, 1, 1)), 1)
-    inside = [angle[:, i].cos() * x + angle[:, i].sin() * y + offset[:, i] for i in range(4)]
-    inside = torch.maximum(inside[0], torch.minimum(torch.minimum(inside[1], inside[2]), inside[3]))
+    one, *three = (angle[:, i].cos() * x + angle[:, i].sin() * y + offset[:, i] for i in range(4))
+    inside = torch.maximum(one, torch.minimum(torch.minimum(three[0], three[1]), three[2]))
     ragged = random_coefficients(draw, batch, 24, 24, falloff=1) * draw.uniform(-0.1, 0.15, batch, 1, 1).clamp(min=0)
     penumbra = draw.uniform(math.log(0.01), math.log(0.1), batch, 1, 1).exp()
     return (inside.add_(smooth_field(ragged, height, width)) / penumbra + 0.5).clamp_(0, 1)
@@ -310,9 +313,9 @@ def random_blur(images: Tensor, draw: Draw) -> Tensor:
 
 
 def blur_kernels(*, sigma: Tensor, length: Tensor, angle: Tensor) -> Tensor:
-    """Kernels (B, 11, 11) of motion by `length` pixels along `angle`, with a Gaussian of `sigma` pixels; each is (B,).
+    """Kernels (B, 11, 11): motion by `length` pixels along `angle` and a Gaussian of `sigma` pixels; each is (B,).
 
-    They equal themselves turned by half a turn, so that blurring shifts nothing.
+    A kernel is symmetric about its middle, so that blurring shifts nothing.
     """
     axis = torch.arange(BLUR_SIZE, device=sigma.device) - BLUR_SIZE // 2
     sigma, length, angle = (setting[:, None, None] for setting in (sigma, length, angle))
@@ -324,7 +327,7 @@ def blur_kernels(*, sigma: Tensor, length: Tensor, angle: Tensor) -> Tensor:
 
 
 def blur(images: Tensor, kernels: Tensor) -> Tensor:
-    """Images (B, 3, H, W) under kernels (B, K, K), K odd; the border goes on as its last pixel."""
+    """Images (B, 3, H, W) convolved with kernels (B, K, K), K odd; beyond the border its last pixel goes on."""
     batch, channels, height, _ = images.shape
     half = kernels.shape[-1] // 2
     padded = functional.pad(images, (half,) * 4, mode="replicate").view(1, batch * channels, height + 2 * half, -1)
@@ -333,11 +336,11 @@ def blur(images: Tensor, kernels: Tensor) -> Tensor:
 
 
 def add_noise(images: Tensor, *, read: Tensor, shot: Tensor | None = None, draw: Draw) -> Tensor:
-    """Noise of every value, of variance read² + shot² · value; `read` and `shot` are (B,)."""
-    deviation = read[:, None, None, None]
+    """Add noise of variance read² + shot² · value to each value; `read` and `shot` are (B,)."""
+    std = read[:, None, None, None]
     if shot is not None:
-        deviation = (deviation**2 + images.clamp(0, 1).mul_(shot[:, None, None, None] ** 2)).sqrt_()
-    return draw.white_noise(*images.shape).mul_(deviation).add_(images)
+        std = (std**2 + images.clamp(0, 1).mul_(shot[:, None, None, None] ** 2)).sqrt_()
+    return draw.white_noise(*images.shape).mul_(std).add_(images)
 
 
 def random_jpeg(images: Tensor, draw: Draw) -> Tensor:
@@ -345,7 +348,7 @@ def random_jpeg(images: Tensor, draw: Draw) -> Tensor:
 
 
 def jpeg(images: Tensor, quality: Tensor) -> Tensor:
-    """What JPEG of a quality (B,) from 1 to 100 leaves of images (B, 3, H, W) in [0, 1], with chroma at half size."""
+    """Images (B, 3, H, W) in [0, 1] after JPEG of a quality (B,) from 1 to 100, with chroma at half size."""
     height, width = images.shape[-2:]
     scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality)[:, None, None]
     padded = functional.pad(images, (0, -width % 16, 0, -height % 16), mode="replicate")

@@ -19,18 +19,17 @@ def _rank_and_world_size() -> tuple[int, int]:
 class TrainingSampler(Sampler[tuple[int, int]]):
     """Walks through shuffled passes over the data, `epoch_length` samples an epoch; yields (pass, index).
 
-    An epoch is thus as long as one likes, however few or many samples there are: checkpoints and
-    validations at its end come at a steady pace, and every sample is seen once in each pass. What
-    an epoch holds follows from (seed, epoch) alone, so a resumed run sees what it would have seen.
-    The pass is part of the key so that a data set can draw anew in each, in any worker.
-    Every process gets the same number of samples.
+    So an epoch may be of any length, and checkpoints and validations at its end come at a steady pace. Each
+    sample is seen once in each pass. What an epoch holds follows from (seed, epoch) alone, so a resumed run
+    sees what it would have seen. The pass is part of the key, so that a data set can draw anew in each pass,
+    in any worker. Each process gets the same number of samples.
 
     Args:
-        length: of the data.
-        epoch_length: samples an epoch, over all processes.
-        seed: of the order.
-        epoch: tells which epoch begins when iteration begins. (Not `set_epoch`: on resuming,
-            Lightning calls it after the first batches are asked for, and one too far.)
+        length: number of samples in the data set.
+        epoch_length: samples in an epoch, over all processes.
+        seed: decides the order.
+        epoch: called when iteration begins, gives the epoch's number. (Not `set_epoch`: after a resumption
+            Lightning calls it after the first batches are asked for, and with the next epoch's number.)
     """
 
     def __init__(self, length: int, *, epoch_length: int, seed: int, epoch: Callable[[], int]) -> None:
@@ -57,7 +56,7 @@ class TrainingSampler(Sampler[tuple[int, int]]):
 
 
 class ValidationSampler(Sampler[tuple[int, int]]):
-    """Yields (0, index) with each index on exactly one process: nothing is repeated to fill up."""
+    """Yields (0, index), each index on exactly one process; nothing is repeated to make the shares equal."""
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -75,16 +74,16 @@ class MixtureSampler(Sampler[list[tuple[int, int]]]):
     """Batches drawn from several sources by weight; yields lists of (pass, index), sources laid end to end.
 
     Within an epoch each source is walked through in shuffled passes. What an epoch holds follows from
-    (seed, epoch) alone, and every process gets the same number of batches.
+    (seed, epoch) alone. Each process gets the same number of batches.
 
     Args:
-        lengths: of the sources.
-        weights: how often each is drawn, relative to the others; a source of weight 0 is not.
-        batch_size: samples a batch.
-        batches: of an epoch, on each process.
+        lengths: number of samples of each source.
+        weights: how often each source is drawn, relative to the others; a source of weight 0 never is.
+        batch_size: samples in a batch.
+        batches: batches of an epoch on each process.
         mixed: draw the source of each sample on its own; otherwise a batch is of one source.
-        seed: of the draws.
-        epoch: tells which epoch begins when iteration begins, see `TrainingSampler`.
+        seed: decides all draws.
+        epoch: gives the number of the epoch that begins, see `TrainingSampler`.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Where the images of a still camera have structure that lasts."""
+"""Where the images of a fixed camera have structure that lasts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from gnnet.data.correspondences import PairPoints
-from gnnet.data.timelapse import PlaceStructure, evenly_spread, lasting_structure, still_correspondences
+from gnnet.data.timelapse import PlaceStructure, evenly_spread, fixed_camera_correspondences, lasting_structure
 from gnnet.scenes.layouts.timelapse import load_timelapse
 
 
@@ -53,7 +53,7 @@ def test_correspondences_are_even_weighted_and_the_pixel_itself(town):
 def test_a_window_gets_all_the_points():
     window = (40.0, 30.0, 90.0, 80.0)
     generator = np.random.default_rng(0)
-    found = still_correspondences((200, 100), np.ones((1, 1)), count=400, generator=generator, window=window)
+    found = fixed_camera_correspondences((200, 100), np.ones((1, 1)), count=400, generator=generator, window=window)
     assert len(found.weight) == 400
     counts = np.histogram2d(*found.keypoints_a.T, bins=5, range=((40, 90), (30, 80)))[0]
     assert (counts == 16).all()
@@ -62,7 +62,7 @@ def test_a_window_gets_all_the_points():
 def test_structure_of_any_resolution_is_read_at_the_right_place():
     structure = np.zeros((10, 10), np.float32)
     structure[:, 5:] = 1
-    matches = still_correspondences((200, 100), structure, count=2000, generator=np.random.default_rng(0))
+    matches = fixed_camera_correspondences((200, 100), structure, count=2000, generator=np.random.default_rng(0))
     assert matches.keypoints_a[:, 0].min() > 85
     assert matches.weight[matches.keypoints_a[:, 0] > 111].min() == 1
 
