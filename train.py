@@ -21,9 +21,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, read_write
 from torch import nn
 
-from evaluate import Results, evaluate_networks
 from gnnet.data.datamodule import CorrespondenceData
 from gnnet.data.mixture import MixtureData
+from gnnet.evaluation.dataset import Results, evaluate_networks
 from gnnet.evaluation.report.charts import loss_curves
 from gnnet.models.weights import load_weights
 from gnnet.training.checkpoints import check_resume
@@ -175,7 +175,7 @@ def one_job_per_process_group() -> Iterator[None]:
 
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> float | None:
-    """Hydra's entry point; returns the score (see `evaluate.Results`), for sweepers that maximise."""
+    """Hydra's entry point; returns the score (see `Results`), for sweepers that maximise."""
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # tips and hardware
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own, about torch
     with one_job_per_process_group():
