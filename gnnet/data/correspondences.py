@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from gnnet.data.depth import Window, depth_correspondences, read_view
+from gnnet.data.depth import Window, depth_correspondences, read_depth_view
 from gnnet.data.timelapse import lasting_structure, still_correspondences
 from gnnet.scenes.formats.correspondences import Correspondences, read_correspondence_file
 from gnnet.scenes.formats.images import image_size
@@ -45,7 +45,7 @@ class PairPoints:
             size = image_size(a.path) if size is None else size
             self._draw = partial(still_correspondences, size, _structure_of(pair, a, structure))
         elif a.depth is not None and b.depth is not None:
-            self._draw = partial(depth_correspondences, read_view(a), read_view(b))
+            self._draw = partial(depth_correspondences, read_depth_view(a), read_depth_view(b))
         else:
             self._all = _common_points(scene.name, a, b)
 

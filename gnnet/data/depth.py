@@ -95,7 +95,7 @@ def depth_points(image: SceneImage, *, count: int, generator: np.random.Generato
     Raises:
         FileNotFoundError, ValueError: if camera, pose or depth map is missing or broken, or no depth is known.
     """
-    view = read_view(image)
+    view = read_depth_view(image)
     points, keypoints = _surface_points(view, _CELLS * count, generator)
     rows = _at_most(np.flatnonzero(~_hidden(view, points)), count, generator)
     if len(rows) == 0:
@@ -112,7 +112,7 @@ def lift_keypoints(image: SceneImage, keypoints: np.ndarray, *, iterations: int 
     Raises:
         FileNotFoundError, ValueError: if camera, pose or depth map is missing or broken.
     """
-    view = read_view(image)
+    view = read_depth_view(image)
     rays = _rays(view.image_camera, torch.from_numpy(np.asarray(keypoints, dtype=np.float64)))
     known = view.metres[view.metres > 0]
     depth = torch.full((len(rays),), float(np.median(known)) if known.size else 1.0, dtype=torch.float64)
@@ -144,7 +144,7 @@ class DepthView:
         return points if self.image_from_depth is None else self.image_from_depth.inverse().transform(points)
 
 
-def read_view(image: SceneImage) -> DepthView:
+def read_depth_view(image: SceneImage) -> DepthView:
     """The depth map of an image, read, with its cameras.
 
     Raises:

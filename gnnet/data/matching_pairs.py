@@ -9,9 +9,10 @@ import torch
 from torch.utils.data import Dataset
 
 from gnnet.data.batches import MatchingPair
-from gnnet.data.images import cut_image, limit_size, map_points, random_homography, read_image
+from gnnet.data.images import limit_size, read_image
 from gnnet.data.photometric import Photometric
 from gnnet.data.sift import detect_sift, strongest_spread
+from gnnet.data.warps import cut_image, map_points, random_homography
 from gnnet.scenes.scene import Pair, Scene
 
 

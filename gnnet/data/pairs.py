@@ -1,4 +1,4 @@
-"""Training pairs drawn from a Scene: images, cut or warped each on its own, with their correspondences."""
+"""Training pairs drawn from a Scene: two images, each cropped or warped on its own, with their correspondences."""
 
 from __future__ import annotations
 
@@ -9,45 +9,37 @@ from torch.utils.data import Dataset
 
 from gnnet.data.batches import PairBatch, pad_rows, stack_images
 from gnnet.data.correspondences import PairPoints
-from gnnet.data.images import (
-    cut_image,
-    even_subset,
-    limit_size,
-    map_points,
-    random_crop,
-    random_homography,
-    read_image,
-)
+from gnnet.data.images import ImageView, even_subset, read_view
 from gnnet.data.timelapse import PlaceStructure
+from gnnet.data.warps import cut_image, map_points, random_crop, random_homography
 from gnnet.scenes.formats.correspondences import Correspondences
 from gnnet.scenes.problems import OnBad
 from gnnet.scenes.scene import Pair, Scene
 
-_TRIES = 4  # of cutting a pair, until it keeps a quarter of the correspondences wanted
-_SPARE = 3  # points drawn for each wanted: not every point is seen by both, or lies in both squares
+_CUTS_TRIED = 4  # until a cut of a pair keeps a quarter of the correspondences wanted
+_SPARE = 3  # points drawn for each point wanted: some are not seen by both images, or lie outside the squares
+_PAIRS_TRIED = 20  # in place of broken ones
 _CORNERS = np.array([[0.0, 0.0], [1, 0], [0, 1], [1, 1]])
-_OTHERS = 20  # pairs tried in place of broken ones
 
 
 class NothingInCommon(Exception):
-    """Images have no visible point in common as drawn: no damage, another pair is drawn."""
+    """Two images as drawn show no common point. That is no damage: another pair is drawn instead."""
 
 
 class PairDataset(Dataset):
     """Image pairs with correspondences, drawn anew from (seed, epoch, index).
 
-    Items are asked for by (epoch, index) and come as a `PairBatch` without batch axis and padding.
+    An item is asked for by (epoch, index) and is a `PairBatch` without batch axis and padding.
 
     Args:
-        scene: with pairs.
-        correspondences: at most so many of a pair's correspondences are drawn, evenly over the image and
-            without replacement.
+        scene: holds the pairs.
+        correspondences: the most points of a pair; they are drawn evenly over the image, without replacement.
         largest_side: images are shrunk to it, in pixels; None keeps them.
-        crop: both sides are cut to random squares of so many pixels; None keeps them whole.
-        warp: strength of the random homography under which each side's square is cut, see
-            `random_homography`; 0 cuts upright squares of the image's own scale.
-        seed: of the draws.
-        on_bad: a broken pair ends the training, or another is drawn in its place.
+        crop: side in pixels of the random squares that both images are cut to; None keeps them whole.
+        warp: strength of the random homographies under which the squares are cut, see
+            `random_homography`; 0 cuts upright squares at the image's own scale.
+        seed: of all draws.
+        on_bad: `raise` ends the training at a broken pair; `skip` draws another in its place.
 
     Raises:
         ValueError: for a warp without a crop.
@@ -79,9 +71,10 @@ class PairDataset(Dataset):
         return len(self.scene.pairs)
 
     def __getitem__(self, key: tuple[int, int]) -> PairBatch:
+        """A pair; raises RuntimeError, naming pair and files, if it cannot be used and no other may replace it."""
         epoch, index = key
         generator = np.random.default_rng((self.seed, epoch, index))
-        for skipped in range(_OTHERS):
+        for skipped in range(_PAIRS_TRIED):
             pair = self.scene.pairs[index]
             try:
                 return self._draw(pair, index, generator)._replace(skipped=torch.tensor(skipped))
@@ -92,7 +85,7 @@ class PairDataset(Dataset):
                 if self.on_bad == "raise" or not isinstance(error, OSError | ValueError):
                     raise RuntimeError(last) from error
             index = int(generator.integers(len(self)))
-        raise RuntimeError(f"{_OTHERS} pairs in a row cannot be used; the last: {last}")
+        raise RuntimeError(f"{_PAIRS_TRIED} pairs in a row cannot be used; the last: {last}")
 
     def _message(self, index: int, error: Exception) -> str:
         pair = self.scene.pairs[index]
@@ -100,70 +93,75 @@ class PairDataset(Dataset):
         return f"pair {index} of {self.scene.name} ({pair.image_a} ↔ {pair.image_b}{source}) cannot be used: {error}"
 
     def _draw(self, pair: Pair, index: int, generator: np.random.Generator) -> PairBatch:
-        whole = [read_image(self.scene.images[name].path) for name in dict.fromkeys((pair.image_a, pair.image_b))]
-        size = whole[0].shape[-1], whole[0].shape[-2]
-        images, factors = zip(*(limit_size(image, self.largest_side) for image in whole), strict=True)
-        images, factors = (images[0], images[-1]), (factors[0], factors[-1])
-        points = PairPoints(self.scene, pair, size=size, structure=self._structure)
+        names = dict.fromkeys((pair.image_a, pair.image_b))  # a photograph paired with itself is read once
+        read = [read_view(self.scene.images[name], self.largest_side) for name in names]
+        views = read[0], read[-1]
+        points = PairPoints(self.scene, pair, size=views[0].file_size, structure=self._structure)
         spare = _SPARE * self.correspondences
         matches = points.draw(spare if self.crop is None else self.correspondences, generator)
         if len(matches.weight) == 0:
             raise NothingInCommon("its images see nothing in common by their depth maps")
-        matches = _in_both(matches, images, factors)
+        matches = _in_both(matches, views)
         if len(matches.weight) == 0:
             raise ValueError(
                 "no correspondence with a weight lies inside both images; are its pixels those of these images?"
             )
+        images = [view.pixels for view in views]
         if self.crop is not None:
-            cuts = self._cuts(images, matches, points.endless, generator)
-            if points.endless:  # those drawn have told where the images look alike: more of them there
-                window = map_points(cuts[0], self.crop * _CORNERS) / factors[0]
-                window = (*window.min(0), *window.max(0))
-                matches = _in_both(points.draw(spare, generator, window), images, factors)
+            cuts = self._cuts(views, matches, self.crop, points.endless, generator)
+            if points.endless:  # the first points found where the images look alike: draw more of them there
+                corners = map_points(cuts[0], self.crop * _CORNERS) / views[0].factors
+                window = (*corners.min(0), *corners.max(0))
+                matches = _in_both(points.draw(spare, generator, window), views)
             matches = _in_cuts(matches, cuts, self.crop)
             images = [cut_image(image, cut, self.crop) for image, cut in zip(images, cuts, strict=True)]
             if len(matches.weight) == 0:
                 raise NothingInCommon("its images, cut at random, see nothing in common")
-        extent = images[0].shape[-1], images[0].shape[-2]
-        chosen = even_subset(matches.keypoints_a, extent, self.correspondences, generator)
+        size = images[0].shape[-1], images[0].shape[-2]
+        chosen = even_subset(matches.keypoints_a, size, self.correspondences, generator)
         return PairBatch(
             image_a=images[0],
             image_b=images[1],
             keypoints_a=torch.from_numpy(matches.keypoints_a[chosen]).float(),
             keypoints_b=torch.from_numpy(matches.keypoints_b[chosen]).float(),
-            weight=torch.from_numpy(np.asarray(matches.weight)[chosen]).float(),
+            weight=torch.from_numpy(matches.weight[chosen]).float(),
             valid=torch.ones(len(chosen), dtype=torch.bool),
             index=torch.tensor(index),
             skipped=torch.tensor(0),
         )
 
     def _cuts(
-        self, images: tuple[Tensor, Tensor], matches: Correspondences, endless: bool, generator: np.random.Generator
+        self,
+        views: tuple[ImageView, ImageView],
+        matches: Correspondences,
+        side: int,
+        endless: bool,
+        generator: np.random.Generator,
     ) -> list[np.ndarray]:
-        """How each side is cut, as `image_from_square`: the best of a few tries.
+        """The homography `image_from_square` of each image: of a few tries, the one that keeps most matches.
 
-        Each side is cut on its own, so that position in the image tells nothing.
+        Each image is cut on its own, so that a feature's position in the image tells nothing.
 
         Args:
-            images: of the pair.
-            matches: that both images see.
-            endless: they are a sample of what there is, not all.
-            generator: of the cuts.
+            views: both images.
+            matches: points that both images see, in pixels of the views.
+            side: of the squares, in pixels.
+            endless: `matches` are a sample of the correspondences that there are, not all of them.
+            generator: draws the cuts.
         """
-        extents = [(image.shape[-1], image.shape[-2]) for image in images]
-        share = min(1.0, self.crop**2 / np.prod(extents[0])) if endless else 1.0
+        share = min(1.0, side**2 / np.prod(views[0].size)) if endless else 1.0
         wanted = max(1, min(self.correspondences, int(share * len(matches.weight))) // 4)
         likely = matches.weight.cumsum(dtype=np.float64)  # float32 rounds a draw up to the end, and beyond
         best, most = [], -1
-        for _ in range(_TRIES):
+        for _ in range(_CUTS_TRIED):
             anchor = int(np.searchsorted(likely, generator.random() * likely[-1], side="right"))
             cuts = [
-                random_homography(extent, xy[anchor], self.crop, self.warp, generator)
+                random_homography(view.size, xy[anchor], side, self.warp, generator)
                 if self.warp > 0
-                else random_crop(extent, xy[anchor], self.crop, generator)
-                for xy, extent in zip(matches[:2], extents, strict=True)
+                else random_crop(view.size, xy[anchor], side, generator)
+                for xy, view in zip(matches[:2], views, strict=True)
             ]
-            inside = len(_in_cuts(matches, cuts, self.crop).weight)
+            inside = len(_in_cuts(matches, cuts, side).weight)
             if inside > most:
                 best, most = cuts, inside
             if inside >= wanted:
@@ -171,44 +169,41 @@ class PairDataset(Dataset):
         return best
 
 
-def _in_both(
-    matches: Correspondences, images: tuple[Tensor, Tensor], factors: tuple[np.ndarray, ...]
-) -> Correspondences:
-    """Matches with a weight inside both images (3, H, W), which were shrunk by `factors`; in their pixels, float64."""
-    both = [np.float64(xy) * f for xy, f in zip(matches[:2], factors, strict=True)]
+def _in_both(matches: Correspondences, views: tuple[ImageView, ImageView]) -> Correspondences:
+    """Matches in pixels of the files that have a weight and lie inside both views; in pixels of the views, float64."""
+    a, b = (np.float64(xy) * view.factors for xy, view in zip(matches[:2], views, strict=True))
     weight = np.asarray(matches.weight)
-    seen = weight > 0  # exp(−d) of a large d is 0
-    for xy, image in zip(both, images, strict=True):
-        seen &= _within(xy, (image.shape[-1], image.shape[-2]))
-    return Correspondences(both[0][seen], both[1][seen], weight[seen])
+    # A weight of 0 is no match: exp(−d) of a large d.
+    seen = (weight > 0) & _within(a, views[0].size) & _within(b, views[1].size)
+    return Correspondences(a[seen], b[seen], weight[seen])
 
 
-def _in_cuts(matches: Correspondences, cuts: list[np.ndarray], size: int) -> Correspondences:
-    """Matches inside the squares of `size` pixels that are cut from both images, in the squares' pixels."""
-    both = [map_points(np.linalg.inv(cut), xy) for cut, xy in zip(cuts, matches[:2], strict=True)]
-    inside = _within(both[0], (size, size)) & _within(both[1], (size, size))
-    return Correspondences(both[0][inside], both[1][inside], matches.weight[inside])
+def _in_cuts(matches: Correspondences, cuts: list[np.ndarray], side: int) -> Correspondences:
+    """Matches inside the squares of `side` pixels that are cut from both images, in pixels of the squares."""
+    a, b = (map_points(np.linalg.inv(cut), xy) for cut, xy in zip(cuts, matches[:2], strict=True))
+    inside = _within(a, (side, side)) & _within(b, (side, side))
+    return Correspondences(a[inside], b[inside], matches.weight[inside])
 
 
-def _within(xy: np.ndarray, extent: tuple[int, int]) -> np.ndarray:
-    """Which points (N, 2) lie in an area of `extent` (width, height), borders included."""
-    return ((xy >= 0) & (xy <= extent)).all(1)
+def _within(xy: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Which points (N, 2) lie in an area of `size` (width, height), borders included, (N,)."""
+    return np.all((xy >= 0) & (xy <= size), axis=1)
 
 
 def collate_pairs(items: list[PairBatch]) -> PairBatch:
     """Stack pairs; shorter keypoint lists and smaller images are padded (bottom, right) with zeros."""
     count = max(len(item.weight) for item in items)
-    keypoints_a, keypoints_b, weight, valid = (
-        torch.stack([pad_rows(getattr(item, field), count) for item in items])
-        for field in ("keypoints_a", "keypoints_b", "weight", "valid")
-    )
+
+    def padded(field: str) -> Tensor:
+        return torch.stack([pad_rows(getattr(item, field), count) for item in items])
+
     return PairBatch(
         image_a=stack_images([item.image_a for item in items]),
         image_b=stack_images([item.image_b for item in items]),
-        keypoints_a=keypoints_a,
-        keypoints_b=keypoints_b,
-        weight=weight,
-        valid=valid,
+        keypoints_a=padded("keypoints_a"),
+        keypoints_b=padded("keypoints_b"),
+        weight=padded("weight"),
+        valid=padded("valid"),
         index=torch.stack([item.index for item in items]),
         skipped=torch.stack([item.skipped for item in items]),
     )

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gnnet.data.depth import depth_correspondences, depth_points, lift_keypoints, read_depth, read_view
+from gnnet.data.depth import depth_correspondences, depth_points, lift_keypoints, read_depth, read_depth_view
 from gnnet.evaluation.inspect.agreement import match_agreement
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, exp
@@ -90,7 +90,7 @@ def project(camera: Camera, pose: Pose, points: np.ndarray) -> np.ndarray:
 
 
 def draw(a: SceneImage, b: SceneImage, count: int = 400, seed: int = 0, window=None):
-    views = read_view(a), read_view(b)
+    views = read_depth_view(a), read_depth_view(b)
     return depth_correspondences(*views, count=count, generator=np.random.default_rng(seed), window=window)
 
 
