@@ -15,7 +15,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from gnnet.data.loaders import Data
+from gnnet.data.datamodule import DataModule
 from gnnet.data.queries import LocalizationDataset
 from gnnet.evaluation.dataset import Results, evaluate_networks
 from gnnet.evaluation.inspect.pairs import sample_evenly
@@ -44,7 +44,7 @@ def run(cfg: DictConfig) -> Results | list[LocalizedQueries]:
     return localize(cfg, networks["trained"], data) if on_map(cfg) else evaluate(cfg, networks, data, steps)
 
 
-def prepare(cfg: DictConfig) -> tuple[dict[str, nn.Module], Data, int]:
+def prepare(cfg: DictConfig) -> tuple[dict[str, nn.Module], DataModule, int]:
     """The networks by name, the data, and how many steps the checkpoint was trained for.
 
     Raises:
@@ -69,7 +69,7 @@ def prepare(cfg: DictConfig) -> tuple[dict[str, nn.Module], Data, int]:
     return networks, data, checkpoint["global_step"]
 
 
-def evaluate(cfg: DictConfig, networks: Mapping[str, nn.Module], data: Data, steps: int) -> Results:
+def evaluate(cfg: DictConfig, networks: Mapping[str, nn.Module], data: DataModule, steps: int) -> Results:
     """Localize and report with what `prepare` made."""
     device = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
     return evaluate_networks(
@@ -89,7 +89,7 @@ def on_map(cfg: DictConfig) -> bool:
     return cfg.localizer.mode != "refine" or cfg.poses is not None
 
 
-def localize(cfg: DictConfig, network: nn.Module, data: Data) -> list[LocalizedQueries]:
+def localize(cfg: DictConfig, network: nn.Module, data: DataModule) -> list[LocalizedQueries]:
     """Localize the queries of each validation set, or of a list, on its map: tables, result files, reports.
 
     Raises:

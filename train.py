@@ -21,8 +21,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, read_write
 from torch import nn
 
-from gnnet.data.datamodule import CorrespondenceData
-from gnnet.data.mixture import MixtureData
+from gnnet.data.datamodule import DataModule
 from gnnet.evaluation.dataset import Results, evaluate_networks
 from gnnet.evaluation.report.charts import loss_curves
 from gnnet.models.weights import load_weights
@@ -33,7 +32,7 @@ from gnnet.training.module import FeatureLearning
 class Run(NamedTuple):
     """What a configuration makes."""
 
-    data: CorrespondenceData | MixtureData
+    data: DataModule
     module: FeatureLearning
     trainer: pl.Trainer
 

@@ -1,61 +1,132 @@
-"""The LightningDataModule: one dataset, checked and split by place, as training pairs and validation samples."""
+"""The LightningDataModules: one dataset, or a mixture of several by weight.
+
+Both give training pairs and validation sets, and share their loaders. They are two classes so that the
+configuration of one dataset stays flat (`dataset.root=DIR`), and because they draw in two ways: one dataset is
+walked through in passes that go on over the epochs, a mixture is drawn anew in each epoch.
+"""
 
 from __future__ import annotations
 
+import bisect
 import inspect
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import pytorch_lightning as pl
-from torch.utils.data import DataLoader, Dataset
+from pytorch_lightning.accelerators import CUDAAccelerator
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from gnnet.data.loaders import (
-    Validation,
-    batches_per_process,
-    current_epoch,
-    loader_settings,
-    validation_loaders,
-)
+from gnnet.data.batches import PairBatch
 from gnnet.data.matching_pairs import MatchingDataset
 from gnnet.data.pairs import PairDataset, collate_pairs
-from gnnet.data.queries import LocalizationDataset
-from gnnet.data.sampler import TrainingSampler
+from gnnet.data.queries import LocalizationDataset, collate_localization
+from gnnet.data.sampler import MixtureSampler, TrainingSampler, ValidationSampler
+from gnnet.sampling import evenly
 from gnnet.scenes.index import open_scene
 from gnnet.scenes.problems import OnBad
 from gnnet.scenes.scene import Scene
 
+Validation = LocalizationDataset | MatchingDataset
 _log = logging.getLogger(__name__)
 
 
-class CorrespondenceData(pl.LightningDataModule):
-    """Training pairs and validation samples of one dataset.
+class DataModule(pl.LightningDataModule):
+    """What one dataset and a mixture share: validation sets, and the loaders of everything.
 
-    Validation is localization, or, where the camera stands still, matching.
+    `validations` holds the validation sets once `setup` has run.
+    """
+
+    def __init__(self, *, batch_size: int, validation_batch_size: int, num_workers: int) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.validation_batch_size = validation_batch_size
+        self.num_workers = num_workers
+        self.validations: list[Validation] = []
+
+    def val_dataloader(self) -> list[DataLoader]:
+        """A loader for each of `validations`, in this order; each sample goes to one process."""
+        return [self._validation_loader(v, ValidationSampler(len(v)), **self._settings()) for v in self.validations]
+
+    def all_of(self, validation: Validation) -> DataLoader:
+        """A loader of every sample of one of `validations` on this process, for evaluation outside of training."""
+        order = [(0, index) for index in range(len(validation))]
+        return self._validation_loader(validation, order, num_workers=self.num_workers)
+
+    def _validation_loader(
+        self, validation: Validation, order: Sampler | list[tuple[int, int]], **settings
+    ) -> DataLoader:
+        if isinstance(validation, MatchingDataset):  # pair by pair: the images of two pairs may differ in size
+            return DataLoader(validation, batch_size=None, sampler=order, **settings)
+        return DataLoader(
+            validation,
+            batch_size=self.validation_batch_size,
+            sampler=order,
+            collate_fn=collate_localization,
+            **settings,
+        )
+
+    def _settings(self) -> dict:
+        """Keep the workers over the epochs; give a GPU memory that it copies fast."""
+        on_gpu = self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator)
+        return {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0, "pin_memory": on_gpu}
+
+    def _batches(self, length: int) -> int:
+        """Batches that each process draws from an epoch of `length` pairs.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        assert self.trainer is not None
+        batches = length // self.trainer.world_size // self.batch_size
+        if batches == 0:
+            raise ValueError(
+                f"an epoch of {length} pairs holds no batch of {self.batch_size} on each of {self.trainer.world_size} "
+                "processes; lower dataset.batch_size or raise dataset.pairs_per_epoch"
+            )
+        return batches
+
+    def _current_epoch(self, batches: int) -> int:
+        """Number of the epoch that begins, where each has `batches` batches on each process.
+
+        It follows from the step, which is restored before a resumed run asks for data.
+        """
+        assert self.trainer is not None
+        limit = self.trainer.limit_train_batches
+        used = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        return self.trainer.global_step // math.ceil(used / self.trainer.accumulate_grad_batches)
+
+
+class CorrespondenceData(DataModule):
+    """One dataset, checked and split by place into training pairs and a validation set.
+
+    Validation localizes queries. Where the camera is fixed, it matches keypoints of pairs instead.
 
     Args:
         scene: reads the dataset from a folder, `scene(root) -> Scene`.
-        root: the dataset's folder; None: nothing to train on.
-        validation_root: another folder of the same layout for validation; None splits `root` by place.
-        conditions: keep only these conditions or groups of them (references always stay); None keeps all.
+        root: the dataset's folder; None trains on nothing.
+        validation_root: another folder of the same layout, for validation; None splits `root` by place.
+        conditions: conditions, or groups of them, to keep beside the references; None keeps all.
         validation_fraction: share of the places that validate; 0 takes none.
-        validation_places: these validate, whatever the fraction.
-        split_seed: which places validate; the same on every machine.
+        validation_places: the places that validate; None lets the fraction decide.
+        split_seed: decides which places validate; the same on every machine.
         seed: of the draws of pairs, correspondences and crops.
-        batch_size: pairs a training step and process.
-        pairs_per_epoch: pairs between two validations, over all processes; None takes all once.
-        correspondences: drawn from each pair, at most.
+        batch_size: pairs in a training step of each process.
+        pairs_per_epoch: pairs between two validations, over all processes; None takes each pair once.
+        correspondences: the most correspondences of a training pair.
         largest_side: images are shrunk to it, in pixels; None keeps their size.
-        crop: training images are cut to random squares of so many pixels; None keeps them whole.
-        warp: strength of the homographies under which they are cut, see `random_homography`.
-        validation_batch_size: queries a validation step.
-        validation_points: 3D points of each validation query, at most.
-        validation_queries: so many queries, or pairs to match, at most; None takes all.
+        crop: side in pixels of the random squares that training images are cut to; None keeps them whole.
+        warp: strength of the homographies under which the squares are cut, see `random_homography`.
+        validation_batch_size: queries in a validation step.
+        validation_points: the most 3D points of a validation query.
+        validation_queries: the most queries, or pairs to match; None takes all.
         num_workers: processes that load data.
-        on_bad: broken input ends the program (`raise`), or is left out and counted (`skip`).
-        index_dir: where the index of the dataset is kept, so that the next start is quick; None keeps none.
-        reader_settings: further settings, which the reader takes (`slices`, `cameras`, …).
+        on_bad: `raise` ends the program at broken input; `skip` leaves it out and counts it.
+        index_dir: folder in which the dataset's index is kept, so that the next start is quick; None keeps none.
+        reader_settings: further settings, passed on to the reader (`slices`, `cameras`, …).
 
     Raises:
         ValueError: for a setting that the reader does not have.
@@ -86,40 +157,48 @@ class CorrespondenceData(pl.LightningDataModule):
         index_dir: str | Path | None = None,
         **reader_settings,
     ) -> None:
-        super().__init__()
-        self.read_scene = _with_settings(scene, reader_settings)
-        self.root = None if root is None else Path(root)
-        self.validation_root = None if validation_root is None else Path(validation_root)
-        self.conditions = None if conditions is None else list(conditions)
-        self.validation_fraction = validation_fraction
-        self.validation_places = None if validation_places is None else set(validation_places)
-        self.split_seed = split_seed
-        self.seed = seed
-        self.batch_size = batch_size
-        self.pairs_per_epoch = pairs_per_epoch
-        self.correspondences = correspondences
-        self.largest_side = largest_side
-        self.crop = crop
-        self.warp = warp
-        self.validation_batch_size = validation_batch_size
-        self.validation_points = validation_points
-        self.validation_queries = validation_queries
-        self.num_workers = num_workers
-        self.on_bad = on_bad
-        self.index_dir = None if index_dir is None else Path(index_dir)
+        super().__init__(batch_size=batch_size, validation_batch_size=validation_batch_size, num_workers=num_workers)
+        reader = _with_settings(scene, reader_settings)
+        self._open = partial(open_scene, reader, index_dir=index_dir, on_bad=on_bad)
+        self._root = root
+        self._validation_root = validation_root
+        self._conditions = conditions
+        self._validation_fraction = validation_fraction
+        self._validation_places = None if validation_places is None else set(validation_places)
+        self._split_seed = split_seed
+        self._seed = seed
+        self._pairs_per_epoch = pairs_per_epoch
+        self._make_pairs = partial(
+            PairDataset,
+            correspondences=correspondences,
+            largest_side=largest_side,
+            crop=crop,
+            warp=warp,
+            seed=seed,
+            on_bad=on_bad,
+        )
+        self._make_queries = partial(
+            LocalizationDataset,
+            points=validation_points,
+            largest_side=largest_side,
+            max_queries=validation_queries,
+            seed=split_seed,
+        )
+        self._make_matching = partial(
+            MatchingDataset, largest_side=largest_side, max_pairs=validation_queries, seed=split_seed
+        )
         self.train_pairs: PairDataset | None = None
-        self.validations: list[Validation] = []
         self._is_set_up = False
 
     def setup(self, stage: str | None = None, *, name: str = "") -> None:
-        """Read, check and split the scene, once; what is missing or broken is said here, before training.
+        """Read, check and split the scene, once, so that what is missing or broken is said before training.
 
         Args:
-            stage: of Lightning; all are prepared.
-            name: of the source in a mixture.
+            stage: Lightning's; all stages are prepared together.
+            name: of the dataset in a mixture.
 
         Raises:
-            FileNotFoundError, ValueError: from the scene's reader, or if it leaves no pair to train on.
+            FileNotFoundError, ValueError: from the scene's reader, or if no pair is left to train on.
         """
         if self._is_set_up:
             return
@@ -127,59 +206,41 @@ class CorrespondenceData(pl.LightningDataModule):
         if train is not None:
             if not train.pairs:
                 raise ValueError(f"{train.name} holds no training pair; take other conditions or another split")
-            self.train_pairs = PairDataset(
-                train,
-                correspondences=self.correspondences,
-                largest_side=self.largest_side,
-                crop=self.crop,
-                warp=self.warp,
-                seed=self.seed,
-                on_bad=self.on_bad,
-            )
+            self.train_pairs = self._make_pairs(train)
             _try_samples(self.train_pairs, count=4)
         if validation is not None:
-            self.validations = [self._validation_set(validation, name)]
+            fixed_camera = any(pair.static for pair in validation.pairs[:1])
+            make: Callable[..., Validation] = self._make_matching if fixed_camera else self._make_queries
+            self.validations = [make(validation, name=name)]
             _try_samples(self.validations[0], count=1)
         self._is_set_up = True
 
-    @property
-    def queries(self) -> LocalizationDataset | None:
-        """The queries to localize, where the dataset has them."""
-        return next((v for v in self.validations if isinstance(v, LocalizationDataset)), None)
-
     def _scenes(self) -> tuple[Scene | None, Scene | None]:
-        """To train on, and to validate on."""
-        root, other = (None if r is None else self._open(r) for r in (self.root, self.validation_root))
+        """The scene to train on, and the scene to validate on."""
+        root, other = (None if r is None else self._read(r) for r in (self._root, self._validation_root))
         if other is not None or root is None:
             return root, other
-        if self.validation_places is not None:
-            unknown = sorted(self.validation_places - set(root.places))
+        if self._validation_places is not None:
+            unknown = sorted(self._validation_places - set(root.places))
             if unknown:
                 raise ValueError(
                     f"dataset.validation_places names {', '.join(unknown)}, which {root.name} does not have; "
                     f"it has {', '.join(root.places)}"
                 )
-            return root.with_places(set(root.places) - self.validation_places), root.with_places(self.validation_places)
-        if self.validation_fraction == 0:
+            others = set(root.places) - self._validation_places
+            return root.with_places(others), root.with_places(self._validation_places)
+        if self._validation_fraction == 0:
             return root, None
-        return root.split(self.validation_fraction, self.split_seed)
+        return root.split(self._validation_fraction, self._split_seed)
 
-    def _open(self, root: Path) -> Scene:
-        scene = open_scene(self.read_scene, root, index_dir=self.index_dir, on_bad=self.on_bad)
+    def _read(self, root: str | Path) -> Scene:
+        scene = self._open(root)
         if scene.problems:
             _log.warning(
                 "%s: %d broken or unsuited files were left out (`python -m gnnet.scenes` lists them), the first: %s",
                 scene.name, len(scene.problems), scene.problems[0],
             )  # fmt: skip
-        return scene if self.conditions is None else scene.with_conditions(self.conditions)
-
-    def _validation_set(self, scene: Scene, name: str) -> Validation:
-        settings = {"largest_side": self.largest_side, "seed": self.split_seed, "name": name}
-        if any(pair.static for pair in scene.pairs[:1]):
-            return MatchingDataset(scene, max_pairs=self.validation_queries, **settings)
-        return LocalizationDataset(
-            scene, points=self.validation_points, max_queries=self.validation_queries, **settings
-        )
+        return scene if self._conditions is None else scene.with_conditions(self._conditions)
 
     def train_dataloader(self) -> DataLoader:
         """Batches of training pairs.
@@ -189,34 +250,130 @@ class CorrespondenceData(pl.LightningDataModule):
         """
         if self.train_pairs is None:
             raise ValueError("there is nothing to train on; give dataset.root")
-        length = self.pairs_per_epoch or len(self.train_pairs)
-        batches = batches_per_process(length, self.batch_size, self.trainer)
+        count = len(self.train_pairs)
+        length = self._pairs_per_epoch or count
+        epoch = partial(self._current_epoch, self._batches(length))
         return DataLoader(
             self.train_pairs,
             batch_size=self.batch_size,
-            sampler=TrainingSampler(
-                len(self.train_pairs),
-                epoch_length=length,
-                seed=self.seed,
-                epoch=partial(current_epoch, self.trainer, batches),
-            ),
-            collate_fn=collate_pairs,
+            sampler=TrainingSampler(count, epoch_length=length, seed=self._seed, epoch=epoch),
             drop_last=True,
-            **loader_settings(self.trainer, self.num_workers),
+            collate_fn=collate_pairs,
+            **self._settings(),
         )
 
-    def val_dataloader(self) -> list[DataLoader]:
-        """A loader for each of `validations`, in this order; each sample goes to one process."""
-        return validation_loaders(self, self.trainer)
+
+class MixtureData(DataModule):
+    """Training pairs drawn from several datasets by weight; each dataset is validated on its own.
+
+    Args:
+        sources: the datasets by name; None in place of one leaves it out. The batch size, epoch and
+            workers of the mixture count, not their own.
+        weights: how often each is drawn, relative to the others; 1 where none is given.
+        mixed: draw the source of every pair on its own; otherwise each batch is of one source.
+        batch_size: pairs in a training step of each process.
+        pairs_per_epoch: pairs between two validations, over all processes.
+        seed: of the order in which pairs are drawn.
+        validation_batch_size: queries in a validation step.
+        num_workers: processes that load data.
+
+    Raises:
+        ValueError: if a weight is negative or names no source.
+    """
+
+    def __init__(
+        self,
+        *,
+        sources: Mapping[str, CorrespondenceData | None],
+        weights: Mapping[str, float | None] | None = None,
+        mixed: bool = False,
+        batch_size: int = 4,
+        pairs_per_epoch: int = 1000,
+        seed: int = 0,
+        validation_batch_size: int = 8,
+        num_workers: int = 2,
+    ) -> None:
+        super().__init__(batch_size=batch_size, validation_batch_size=validation_batch_size, num_workers=num_workers)
+        self.sources = {name: source for name, source in sources.items() if source is not None}
+        given = {name: weight for name, weight in (weights or {}).items() if weight is not None}
+        unknown = sorted(set(given) - set(sources))
+        if unknown:
+            raise ValueError(
+                f"dataset.weights names {', '.join(unknown)}; the sources are {', '.join(sources) or 'none'}"
+            )
+        if any(weight < 0 for weight in given.values()):
+            raise ValueError(f"dataset.weights are {given}; expected zero or more")
+        self._weights = {name: given.get(name, 1.0) for name in self.sources}
+        self._mixed = mixed
+        self._pairs_per_epoch = pairs_per_epoch
+        self._seed = seed
+        self._drawn: dict[str, PairDataset] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        """Set up every source.
+
+        Raises:
+            FileNotFoundError, ValueError: naming the source that is missing or broken, or if none can be drawn from.
+        """
+        for name, source in self.sources.items():
+            try:
+                source.setup(name=name)
+            except (FileNotFoundError, ValueError) as error:
+                raise type(error)(
+                    f"source {name} of the mixture: {error}\n(dataset.sources.{name}=null leaves it out)"
+                ) from error
+            if source.train_pairs is not None and self._weights[name] > 0:
+                self._drawn[name] = source.train_pairs
+        if not self._drawn:
+            raise ValueError(
+                "no source of the mixture has both pairs to train on and a weight above zero "
+                f"(dataset.weights); its sources are {', '.join(self.sources) or 'none'}"
+            )
+        self.validations = [validation for source in self.sources.values() for validation in source.validations]
+
+    def train_dataloader(self) -> DataLoader:
+        """Batches of training pairs.
+
+        Raises:
+            ValueError: if an epoch holds no batch.
+        """
+        batches = self._batches(self._pairs_per_epoch)
+        sampler = MixtureSampler(
+            [len(pairs) for pairs in self._drawn.values()],
+            [self._weights[name] for name in self._drawn],
+            batch_size=self.batch_size,
+            batches=batches,
+            mixed=self._mixed,
+            seed=self._seed,
+            epoch=partial(self._current_epoch, batches),
+        )
+        pairs = _EndToEnd(list(self._drawn.values()))
+        return DataLoader(pairs, batch_sampler=sampler, collate_fn=collate_pairs, **self._settings())
 
 
-def _try_samples(dataset: Dataset, count: int) -> None:
+class _EndToEnd(Dataset):
+    """Several sets of pairs laid end to end; items are asked for by (pass, index)."""
+
+    def __init__(self, parts: list[PairDataset]) -> None:
+        self.parts = parts
+        self.ends = list(accumulate(len(part) for part in parts))
+
+    def __len__(self) -> int:
+        return self.ends[-1]
+
+    def __getitem__(self, key: tuple[int, int]) -> PairBatch:
+        turn, index = key
+        part = bisect.bisect_right(self.ends, index)
+        return self.parts[part][turn, index - (self.ends[part - 1] if part else 0)]
+
+
+def _try_samples(dataset: PairDataset | Validation, count: int) -> None:
     """Read a few samples spread over a data set, so that what is broken is said before training.
 
     Raises:
         ValueError: what the data set says of a sample.
     """
-    for index in sorted({round(i * (len(dataset) - 1) / max(1, count - 1)) for i in range(count)}):
+    for index in evenly(len(dataset), count).tolist():
         try:
             dataset[0, index]
         except RuntimeError as error:
@@ -224,10 +381,10 @@ def _try_samples(dataset: Dataset, count: int) -> None:
 
 
 def _with_settings(scene: Callable[..., Scene], settings: dict) -> Callable[..., Scene]:
-    """The reader with further settings, those that it has.
+    """The reader with further settings.
 
     Raises:
-        ValueError: for any other: dataset.NAME was misspelt.
+        ValueError: for a setting that it does not have: dataset.NAME was misspelt.
     """
     if not settings:
         return scene

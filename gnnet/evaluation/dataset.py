@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from gnnet.data.loaders import Data, all_of
+from gnnet.data.datamodule import DataModule
 from gnnet.data.matching_pairs import MatchingDataset
 from gnnet.evaluation.matching_report import (
     MatchingReport,
@@ -53,7 +53,7 @@ def _is_all(condition: str) -> bool:
 
 def evaluate_networks(
     networks: Mapping[str, nn.Module],
-    data: Data,
+    data: DataModule,
     *,
     localizer: Localizer,
     starts: StartPoses,
@@ -78,7 +78,7 @@ def evaluate_networks(
     common = {"device": device, "settings": settings}
     localized, matched = {}, {}
     for validation in data.validations:
-        name, loader = validation.name, all_of(data, validation)
+        name, loader = validation.name, data.all_of(validation)
         figures = output / "figures" / name
         if isinstance(validation, MatchingDataset):
             title = f"Matching on {name or validation.scene.name}: {len(validation)} pairs"

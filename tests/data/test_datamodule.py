@@ -16,7 +16,7 @@ from gnnet.scenes.layouts.robotcar import load_robotcar
 def test_toy_and_robotcar_train_and_validate_on_different_places(toy_root):
     data = CorrespondenceData(scene=load_robotcar, root=toy_root, num_workers=0, validation_fraction=0.34)
     data.setup()
-    train, validation = set(data.train_pairs.scene.places), set(data.queries.scene.places)
+    train, validation = set(data.train_pairs.scene.places), set(data.validations[0].scene.places)
     assert len(train) == 2 and len(validation) == 1 and not train & validation
 
 
@@ -25,7 +25,7 @@ def test_conditions_are_chosen(toy_root):
         scene=load_robotcar, root=toy_root, num_workers=0, conditions=["night", "sun"], validation_fraction=0.34
     )
     data.setup()
-    assert data.queries.conditions == ("night", "sun")
+    assert data.validations[0].conditions == ("night", "sun")
     scene = data.train_pairs.scene
     assert {scene.images[pair.image_b].condition for pair in scene.pairs} == {"night", "sun"}
 
@@ -52,7 +52,7 @@ def test_validation_places_are_chosen_by_name_or_none(toy_root):
     settings = {"scene": load_robotcar, "root": toy_root, "num_workers": 0}
     data = CorrespondenceData(**settings, validation_places=["002"])
     data.setup()
-    assert data.queries.scene.places == ("002",) and data.train_pairs.scene.places == ("001", "003")
+    assert data.validations[0].scene.places == ("002",) and data.train_pairs.scene.places == ("001", "003")
     with pytest.raises(ValueError, match=r"validation_places names 009, .*001, 002, 003"):
         CorrespondenceData(**settings, validation_places=["009"]).setup()
     whole = CorrespondenceData(**settings, validation_fraction=0)
@@ -60,7 +60,7 @@ def test_validation_places_are_chosen_by_name_or_none(toy_root):
     assert whole.validations == [] and len(whole.train_pairs.scene.places) == 3
     only = CorrespondenceData(**(settings | {"root": None}), validation_root=toy_root)
     only.setup()
-    assert only.train_pairs is None and len(only.queries) > 0
+    assert only.train_pairs is None and len(only.validations[0]) > 0
 
 
 def test_a_truncated_image_ends_before_training_or_is_left_out(toy_root, tmp_path):
@@ -72,7 +72,7 @@ def test_a_truncated_image_ends_before_training_or_is_left_out(toy_root, tmp_pat
         CorrespondenceData(**settings).setup()
     data = CorrespondenceData(**settings, on_bad="skip")
     data.setup()
-    names = set(data.train_pairs.scene.images) | set(data.queries.scene.images)
+    names = set(data.train_pairs.scene.images) | set(data.validations[0].scene.images)
     assert f"night/rear/{broken.name}" not in names and len(names) > 20
 
 

@@ -371,7 +371,7 @@ def test_the_configuration_chooses_slices(sample, tmp_path, override):
         config = compose("train", overrides)
     data = instantiate(config.dataset)
     data.setup()
-    names = [*data.train_pairs.scene.images, *data.queries.scene.images]
+    names = [*data.train_pairs.scene.images, *data.validations[0].scene.images]
     assert {name.split("/")[0] for name in names} == ({"slice2", "slice20"} if "null" in override else {"slice2"})
 
 
