@@ -73,15 +73,18 @@ def evaluate_networks(
     for validation in data.validations:
         name, place = validation.name, validation.name or validation.scene.name
         batches = data.all_of(validation)
-        common = {"conditions": validation.conditions, "device": device, "settings": settings}
         if isinstance(validation, MatchingDataset):
             title = f"Matching on {place}: {len(validation)} pairs"
-            matched[name] = compare_matching(networks, batches, title=title, sift=baselines, upright=baselines, **common)
+            matched[name] = compare_matching(
+                networks, batches, conditions=validation.conditions, device=device, title=title, settings=settings,
+                sift=baselines, upright=baselines,
+            )  # fmt: skip
         else:
             title = f"Localization on {place}: {len(validation)} queries, {describe(starts)}"
             localized[name], basins[name] = compare_localization(
-                networks, batches, title=title, localizer=localizer, starts=starts, **common
-            )
+                networks, batches, conditions=validation.conditions, device=device, title=title, settings=settings,
+                localizer=localizer, starts=starts,
+            )  # fmt: skip
     results = Results(join_tables(localized), join_tables(matched))
     for table, file in ((results.localization, "results.json"), (results.matching, "matching.json")):
         if table is not None:

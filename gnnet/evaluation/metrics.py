@@ -161,7 +161,7 @@ def summarize_errors(position: Tensor, rotation: Tensor, *, thresholds: Threshol
 
 
 def median(values: Tensor) -> float:
-    """Median of values (N,), the mean of the middle two for even N; infinities are values as others, NaN is not allowed."""
+    """Median of values (N,), the mean of the middle two for even N; they may be infinite, but not NaN."""
     # torch.median takes the lower of the middle two, and torch.quantile makes NaN of infinities.
     ordered = values.double().sort().values
     if not len(ordered):

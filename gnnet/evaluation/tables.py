@@ -352,7 +352,10 @@ def read_table(path: str | Path) -> Table:
 
 
 def _read_table_1(content: dict) -> Table:
-    columns = tuple(Column(**{**column, "unit": Unit(column["unit"]), "limits": tuple(column["limits"])}) for column in content["columns"])
+    columns = tuple(
+        Column(**{**column, "unit": Unit(column["unit"]), "limits": tuple(column["limits"])})
+        for column in content["columns"]
+    )
     rows = []
     for row in content["rows"]:
         values = {c.name: row[c.name] if c.unit is Unit.TEXT else _number(row[c.name]) for c in columns}
