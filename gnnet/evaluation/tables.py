@@ -265,15 +265,15 @@ def rich_table(table: Table) -> rich_tables.Table:
 
 def _cells(column: Column, values: Sequence[Value], factor: float) -> list[Text]:
     """A group's cells of a column, with the best value in bold, and what reads the same; none if all read the same."""
-    texts = [_show(value, column.unit, factor) for value in values]
+    texts = [show(value, column.unit, factor) for value in values]
     known = [value for value in values if not isinstance(value, str) and not math.isnan(value)]
     best = None
     if column.better is not None and known and len(set(texts)) > 1:
-        best = _show(min(known) if column.better == "lower" else max(known), column.unit, factor)
+        best = show(min(known) if column.better == "lower" else max(known), column.unit, factor)
     return [Text(text, style="bold" if text == best and best != "∞" else "") for text in texts]
 
 
-def _show(value: Value, unit: Unit, factor: float = 1.0) -> str:
+def show(value: Value, unit: Unit, factor: float = 1.0) -> str:
     """A value as it is printed: ∞ for infinite, – for not known."""
     if isinstance(value, str):
         return value
@@ -296,7 +296,7 @@ def _show(value: Value, unit: Unit, factor: float = 1.0) -> str:
 def format_length(metres: float) -> str:
     """A length with three digits in the unit that suits it: `4.21 mm`, `51.3 cm`, `3.10 m`."""
     unit, factor = _length_unit([metres])
-    return _show(metres, Unit.METRES, factor) + (f" {unit}" if math.isfinite(metres) else "")
+    return show(metres, Unit.METRES, factor) + (f" {unit}" if math.isfinite(metres) else "")
 
 
 def _length_unit(metres: Iterable[float]) -> tuple[str, float]:
@@ -373,9 +373,7 @@ def _read_results_1(content: dict) -> Table:
         method = INITIAL_POSES if line["method"] == "start" else line["method"]
         rows.append((method, line["condition"], int(line["count"]), errors))
     thresholds = tuple((t["metres"], t["degrees"]) for t in content["thresholds"])
-    return localization_table(
-        content["title"], thresholds, rows, settings=content["settings"], notes=content["notes"]
-    )
+    return localization_table(content["title"], thresholds, rows, settings=content["settings"], notes=content["notes"])
 
 
 def _read_matching_1(content: dict) -> Table:
