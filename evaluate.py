@@ -18,7 +18,6 @@ from torch import nn
 from gnnet.data.datamodule import DataModule
 from gnnet.data.queries import LocalizationDataset
 from gnnet.evaluation.dataset import Results, evaluate_networks
-from gnnet.evaluation.inspect.pairs import sample_evenly
 from gnnet.evaluation.localize import (
     LocalizedQueries,
     MapSettings,
@@ -28,9 +27,10 @@ from gnnet.evaluation.localize import (
     queries_of_scene,
 )
 from gnnet.evaluation.metrics import INDOOR, OUTDOOR
-from gnnet.evaluation.tables import print_report
+from gnnet.evaluation.tables import print_table
 from gnnet.models.checkpoint import read_checkpoint
 from gnnet.models.weights import load_weights
+from gnnet.sampling import evenly
 from gnnet.scenes.formats.poses import read_pose_file, read_query_list
 
 
@@ -128,7 +128,7 @@ def localize(cfg: DictConfig, network: nn.Module, data: DataModule) -> list[Loca
         queries = queries_of_scene(scene)
         if cameras is not None:
             queries = queries_of_list(cameras, Path(cfg.images), scene)
-        queries = [queries[i] for i in sample_evenly(len(queries), cfg.max_queries)]
+        queries = [queries[i] for i in evenly(len(queries), cfg.max_queries)]
         result = localize_dataset(
             localizer,
             queries,
@@ -143,7 +143,7 @@ def localize(cfg: DictConfig, network: nn.Module, data: DataModule) -> list[Loca
             colmap_model=cfg.colmap_model,
             command=shlex.join(["python", *sys.argv]),
         )
-        print_report(result.report)
+        print_table(result.report)
         print(f"Poses, records, submission.txt, report.html and figures are in {output}", flush=True)
         done.append(result)
     return done

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -14,6 +14,9 @@ from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.localization.result import Localization
 from gnnet.scenes.scene import Scene, SceneImage
+
+if TYPE_CHECKING:
+    import pycolmap
 
 _BESIDE = "localized/"  # before the name of a query that is a reference too
 
@@ -42,42 +45,38 @@ def write_colmap_model(
     id i + 1. Images of equal cameras share one: OPENCV with distortion, PINHOLE without.
 
     Args:
-        folder: to write to; it is made, and a model that is there is replaced.
-        scene: that the queries were localized in.
-        localizations: of the queries; those without a pose are left out.
-        cameras: of queries by name; of one that is not there, the scene's is taken.
+        folder: is made; a model that is there is replaced.
+        scene: in which the queries were localized.
+        localizations: results of the queries; those without a pose are left out.
+        cameras: cameras of queries, by name; for a query that is not in it, the scene's camera is taken.
 
     Raises:
         ValueError: a query without camera, one that stands there twice, or nothing to write.
     """
-    import pycolmap  # slow to import
-
-    references = [
-        image for image in scene.images.values()
+    references = {
+        image.name: (image.camera, image.cam_from_world)
+        for image in scene.images.values()
         if image.is_reference and image.camera is not None and image.cam_from_world is not None
-    ]  # fmt: skip
-    queries = _posed_queries(scene, localizations, cameras or {}, {image.name for image in references})
+    }
+    queries = _posed_queries(scene, localizations, cameras or {}, references)
     if not references and not queries:
         raise ValueError(
             f"{scene.name} has no reference with camera and pose, and no query was localized: there is no model to "
             "write; give a scene with a map (dataset.root)"
         )
-    model, camera_ids = pycolmap.Reconstruction(), {}
-    seen = [_observed(image, scene.points.numpy()) for image in references]
-    for image_id, (image, (_, keypoints)) in enumerate(zip(references, seen, strict=True), start=1):
-        camera_id = _camera_id(model, image.camera, camera_ids)
-        _add_image(model, image_id, image.name, camera_id, image.cam_from_world, keypoints)
-    for image_id, (name, (camera, pose)) in enumerate(queries.items(), start=len(references) + 1):
-        _add_image(model, image_id, name, _camera_id(model, camera, camera_ids), pose, np.zeros((0, 2)))
-    _add_points(model, scene.points.numpy(), [rows for rows, _ in seen])
-    model.update_point_3d_errors()
+    points = scene.points.numpy()
+    seen = [_observed(scene.images[name], points) for name in references]
+    nothing = [np.zeros((0, 2))] * len(queries)
+    model = _model_of(
+        {**references, **queries}, [*(xy for _, xy in seen), *nothing], points, [rows for rows, _ in seen]
+    )
     Path(folder).mkdir(parents=True, exist_ok=True)
     model.write_binary(str(folder))
     return ExportedModel(len(references), len(queries), model.num_points3D(), sum(len(rows) for rows, _ in seen))
 
 
 def _posed_queries(
-    scene: Scene, localizations: Iterable[Localization], cameras: Mapping[str, Camera], references: set[str]
+    scene: Scene, localizations: Iterable[Localization], cameras: Mapping[str, Camera], references: Collection[str]
 ) -> dict[str, tuple[Camera, Pose]]:
     """Camera and estimated pose of the localized queries, by their name in the model."""
     queries: dict[str, tuple[Camera, Pose]] = {}
@@ -104,39 +103,36 @@ def _observed(image: SceneImage, points: np.ndarray) -> tuple[np.ndarray, np.nda
     return image.point_ids[finite].astype(np.int64), image.keypoints[finite].astype(np.float64)
 
 
-def _camera_id(model, camera: Camera, known: dict[tuple[float, ...], int]) -> int:
-    """The id of a camera in the model, to which it is added when it is new; with a rig of its own."""
-    import pycolmap
+def _model_of(
+    images: Mapping[str, tuple[Camera, Pose]], keypoints: list[np.ndarray], points: np.ndarray, rows: list[np.ndarray]
+) -> pycolmap.Reconstruction:
+    """A COLMAP model.
 
-    size = camera.size.round().to(torch.int64).tolist()
-    parameters = camera.parameters.to(device="cpu", dtype=torch.float64).tolist()
-    key = (*size, *parameters)
-    if key not in known:
-        known[key] = len(known) + 1
-        distorted = any(parameters[4:])
-        model.add_camera_with_trivial_rig(
-            pycolmap.Camera(
-                model="OPENCV" if distorted else "PINHOLE", width=size[0], height=size[1],
-                params=parameters if distorted else parameters[:4], camera_id=known[key],
+    Args:
+        images: camera and `cam_from_world` by name; the first gets the id 1.
+        keypoints: pixels (K, 2) of each image.
+        points: (P, 3) in the world.
+        rows: rows (K,) of the points that the first images see at their keypoints.
+    """
+    import pycolmap  # slow to import
+
+    model = pycolmap.Reconstruction()
+    camera_ids: dict[tuple[float, ...], int] = {}
+    for image_id, (name, (camera, cam_from_world)) in enumerate(images.items(), start=1):
+        width, height = camera.size.round().to(torch.int64).tolist()
+        parameters = camera.parameters.to(device="cpu", dtype=torch.float64).tolist()
+        key = (width, height, *parameters)
+        if key not in camera_ids:
+            camera_ids[key] = len(camera_ids) + 1
+            kind, used = ("OPENCV", parameters) if any(parameters[4:]) else ("PINHOLE", parameters[:4])
+            model.add_camera_with_trivial_rig(
+                pycolmap.Camera(model=kind, width=width, height=height, params=used, camera_id=camera_ids[key])
             )
-        )  # fmt: skip
-    return known[key]
-
-
-def _add_image(model, image_id: int, name: str, camera_id: int, cam_from_world: Pose, keypoints: np.ndarray) -> None:
-    import pycolmap
-
-    pose = cam_from_world.to(device="cpu", dtype=torch.float64)
-    model.add_image_with_trivial_frame(
-        pycolmap.Image(name=name, keypoints=keypoints, camera_id=camera_id, image_id=image_id),
-        pycolmap.Rigid3d(pose.matrix()[:3].numpy()),
-    )
-
-
-def _add_points(model, points: np.ndarray, rows: list[np.ndarray]) -> None:
-    """Points (P, 3) with their tracks; `rows[i]` (K,) are those that image i + 1 sees at its keypoints in order."""
-    import pycolmap
-
+        pose = cam_from_world.to(device="cpu", dtype=torch.float64)
+        model.add_image_with_trivial_frame(
+            pycolmap.Image(name=name, keypoints=keypoints[image_id - 1], camera_id=camera_ids[key], image_id=image_id),
+            pycolmap.Rigid3d(pose.matrix()[:3].numpy()),
+        )
     point = np.concatenate([np.zeros(0, np.int64), *rows])
     image = np.repeat(np.arange(1, len(rows) + 1), [len(r) for r in rows])
     index = np.concatenate([np.zeros(0, np.int64), *(np.arange(len(r)) for r in rows)])
@@ -147,3 +143,5 @@ def _add_points(model, points: np.ndarray, rows: list[np.ndarray]) -> None:
     for row, (start, end) in zip(observed.tolist(), bounds, strict=True):  # pycolmap takes points one by one
         track = pycolmap.Track(elements[start:end])
         model.add_point3D_with_id(row + 1, pycolmap.Point3D(xyz=points[row], track=track))
+    model.update_point_3d_errors()
+    return model

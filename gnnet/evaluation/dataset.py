@@ -1,4 +1,4 @@
-"""Evaluation on a whole dataset: every network on each validation set, with tables, result files and figures."""
+"""Evaluation on a whole dataset: every network on each validation set, then tables, result files and figures."""
 
 from __future__ import annotations
 
@@ -13,42 +13,33 @@ from torch import nn
 
 from gnnet.data.datamodule import DataModule
 from gnnet.data.matching_pairs import MatchingDataset
-from gnnet.evaluation.matching_report import (
-    MatchingReport,
-    compare_matching,
-    join_matching,
-    print_matching,
-    write_matching,
-)
-from gnnet.evaluation.networks import compare_networks, draw_basin, grey_values_like, make_report
+from gnnet.evaluation.metrics import CONVERGED
+from gnnet.evaluation.networks import Basin, compare_localization, compare_matching, grey_values_like
+from gnnet.evaluation.report import charts
 from gnnet.evaluation.report.examples import draw_examples, draw_matches
 from gnnet.evaluation.starts import StartPoses
-from gnnet.evaluation.tables import Report, join_reports, print_report, write_results
+from gnnet.evaluation.tables import Setting, Table, join_tables, print_table, write_table
 from gnnet.localization.localizer import Localizer
 
 
 class Results(NamedTuple):
     """Tables of what was measured; None where the data has nothing of the kind.
 
-    `localization` is of poses refined from start poses, `matching` of pairs by still cameras.
+    `localization` is of poses refined from initial poses, `matching` of keypoints in pairs by fixed cameras.
     """
 
-    localization: Report | None
-    matching: MatchingReport | None
+    localization: Table | None
+    matching: Table | None
 
     def score(self) -> float:
-        """Mean of the trained network's shares of converged starts and of keypoints matched within 3 pixels."""
-        shares = []
-        if self.localization is not None:
-            shares += [x.converged for x in self.localization.lines if x.method == "trained" and _is_all(x.condition)]
-        if self.matching is not None:
-            column = self.matching.thresholds.index(3.0)
-            shares += [x.within[column] for x in self.matching.lines["trained"] if _is_all(x.condition)]
+        """Mean of two shares of the trained network: poses that converge, and keypoints matched within 3 pixels."""
+        shares = [
+            float(row[column])
+            for table, column in ((self.localization, "converged"), (self.matching, "matched_3px"))
+            for row in (() if table is None else table.rows)
+            if row.method == "trained" and row.condition.split("/")[-1] == "all"
+        ]
         return sum(shares) / len(shares) if shares else math.nan
-
-
-def _is_all(condition: str) -> bool:
-    return condition.split("/")[-1] == "all"
 
 
 def evaluate_networks(
@@ -59,56 +50,75 @@ def evaluate_networks(
     starts: StartPoses,
     device: torch.device,
     output: Path,
-    settings: dict,
+    settings: Mapping[str, Setting],
     baselines: bool = True,
 ) -> Results:
-    """Try every network on each validation set: print the tables, write them as JSON, and draw figures.
+    """Measure every network on each validation set: print the tables, write them as JSON; then draw figures.
 
     Args:
-        networks: by name, `trained` among them; pictures are drawn with that.
+        networks: by name, `trained` among them; pictures are drawn with that one.
         data: set up.
-        localizer, starts: how refinement runs and where from.
-        device: where.
+        localizer: settings of the refinement.
+        starts: the initial poses.
+        device: where the networks run.
         output: folder to write into.
-        settings: to stand in the reports.
+        settings: of the tables.
         baselines: also evaluate raw grey values, and SIFT where keypoints are matched.
     """
     if baselines:
         networks = {**networks, "grey values": grey_values_like(networks["trained"])}
-    common = {"device": device, "settings": settings}
-    localized, matched = {}, {}
+    localized: dict[str, Table] = {}
+    matched: dict[str, Table] = {}
+    basins: dict[str, Basin | None] = {}
     for validation in data.validations:
-        name, loader = validation.name, data.all_of(validation)
-        figures = output / "figures" / name
+        name, place = validation.name, validation.name or validation.scene.name
+        batches = data.all_of(validation)
         if isinstance(validation, MatchingDataset):
-            title = f"Matching on {name or validation.scene.name}: {len(validation)} pairs"
+            title = f"Matching on {place}: {len(validation)} pairs"
             matched[name] = compare_matching(
-                networks, loader, conditions=validation.conditions, title=title, sift=baselines, upright=baselines,
-                **common,
+                networks, batches, conditions=validation.conditions, device=device, title=title, settings=settings,
+                sift=baselines, upright=baselines,
             )  # fmt: skip
-            draw_matches(networks["trained"].to(device), validation, figures)
+        else:
+            title = f"Localization on {place}: {len(validation)} queries, {describe(starts)}"
+            localized[name], basins[name] = compare_localization(
+                networks, batches, conditions=validation.conditions, device=device, title=title, settings=settings,
+                localizer=localizer, starts=starts,
+            )  # fmt: skip
+    results = Results(join_tables(localized), join_tables(matched))
+    for table, file in ((results.localization, "results.json"), (results.matching, "matching.json")):
+        if table is not None:
+            write_table(table, output / file)
+            print_table(table)
+    trained = networks["trained"].to(device)
+    for validation in data.validations:
+        figures = output / "figures" / validation.name
+        if isinstance(validation, MatchingDataset):
+            draw_matches(trained, validation, figures)
             continue
-        comparison = compare_networks(
-            networks, loader, localizer=localizer, starts=starts, conditions=validation.conditions, device=device
-        )
-        title = f"Localization on {name or validation.scene.name}: {len(validation)} queries, {describe(starts)}"
-        localized[name] = make_report(comparison, title=title, settings=settings)
-        draw_basin(comparison, figures / "convergence_basin.png")
+        draw_basin(basins[validation.name], figures / "convergence_basin.png")
         samples = [batch.to(device) for batch in validation.one_of_each_condition()]
-        draw_examples(networks["trained"], samples, figures, localizer=localizer, starts=replace(starts, exact=True))
-    results = Results(join_reports(localized), join_matching(matched))
-    if results.localization is not None:
-        write_results(results.localization, output / "results.json")
-        print_report(results.localization)
-    if results.matching is not None:
-        write_matching(results.matching, output / "matching.json")
-        print_matching(results.matching)
+        draw_examples(trained, samples, figures, localizer=localizer, starts=replace(starts, exact=True))
     print(f"Tables as .json, figures and logs are in {output}", flush=True)
     return results
 
 
 def describe(starts: StartPoses) -> str:
-    """Where refinement starts from, in words."""
+    """Where the initial poses are, in words."""
     if starts.kind == "reference":
-        return "started at the reference's pose"
-    return f"started up to {starts.position:g} m and {starts.rotation:g}° off"
+        return "initial pose: the reference's"
+    return f"initial pose up to {starts.position:g} m and {starts.rotation:g}° off"
+
+
+def draw_basin(basin: Basin | None, path: Path) -> None:
+    """Draw the share of poses that converge against the initial offset; nothing without a basin."""
+    if basin is None or not basin.count:
+        return
+    charts.convergence_basin(
+        list(basin.offsets),
+        basin.converged,
+        [basin.count] * (len(basin.offsets) - 1),
+        quantity=f"initial offset, with {basin.degrees_per_metre:g}° a metre",
+        title=f"Share of poses refined to within {100 * CONVERGED[0]:g} cm and {CONVERGED[1]:g}°",
+        path=path,
+    )

@@ -21,7 +21,7 @@ from gnnet.evaluation.colmap_export import write_colmap_model
 from gnnet.evaluation.metrics import Thresholds, summarize_errors
 from gnnet.evaluation.report.page import write_html_report
 from gnnet.evaluation.submission import write_submission
-from gnnet.evaluation.tables import Line, Report, write_results
+from gnnet.evaluation.tables import Table, localization_table, write_table
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, pose_errors
 from gnnet.localization.compile import compile_map
@@ -144,7 +144,7 @@ class LocalizedQueries(NamedTuple):
     """Records of all queries, the table of those whose pose is known, and whether any was localized."""
 
     localizations: list[Localization]
-    report: Report
+    report: Table
     any_localized: bool
 
 
@@ -184,7 +184,7 @@ def localize_dataset(
     localized = {r.name: r.cam_from_world for r in found if r.cam_from_world is not None}
     write_pose_file(output / "poses.txt", localized)
     write_submission(output / "submission.txt", found, dataset=dataset)
-    write_results(report, output / "localization.json")
+    write_table(report, output / "localization.json")
     if colmap_model:
         cameras = {q.name: q.camera for q in queries if q.camera is not None}
         write_colmap_model(output / "colmap", scene, found, cameras=cameras)
@@ -246,7 +246,7 @@ def make_localization_report(
     title: str,
     thresholds: Thresholds,
     settings: Mapping,
-) -> Report:
+) -> Table:
     """The table: of each condition the nearest reference, the pose before refinement, and after it.
 
     Queries without a known pose are left out of it; those that failed count with infinite errors.
@@ -259,17 +259,15 @@ def make_localization_report(
     if localizer.refine_poses:
         methods["refined"] = [_errors(r.cam_from_world, q.cam_from_world) for r, q in known]
     present = sorted({q.condition for _, q in known})
-    lines = []
+    rows = []
     for condition in ("all", *(present if len(present) > 1 else ())) if known else ():
         chosen = [i for i, (_, q) in enumerate(known) if condition in ("all", q.condition)]
         for method, errors in methods.items():
             position, rotation = torch.tensor([errors[i] for i in chosen], dtype=torch.float64).unbind(-1)
             summary = summarize_errors(position, rotation, thresholds=thresholds)
-            lines.append(Line.of(method, condition, len(chosen), summary))
-    return Report(
-        title=title, thresholds=thresholds, lines=tuple(lines), settings=dict(settings),
-        notes=tuple(_notes(localizer, localizations)),
-    )  # fmt: skip
+            rows.append((method, condition, len(chosen), summary))
+    notes = tuple(_notes(localizer, localizations))
+    return localization_table(title, thresholds, rows, settings=dict(settings), notes=notes)
 
 
 def _nearest(localizer: Localizer, result: Localization) -> Pose | None:

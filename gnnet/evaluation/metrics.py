@@ -1,4 +1,4 @@
-"""Localization errors to medians and recalls, before and after refinement; accuracy of matches."""
+"""Medians and recalls of localization errors, before and after refinement."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torchmetrics import Metric
 
 Thresholds = tuple[tuple[float, float], ...]
 
-# (metres, degrees): the long-term localization benchmark's outdoors, the usual ones indoors (finer and
-# finer), and what counts as converged from a perturbed start.
+# (metres, degrees): those of the long-term localization benchmark outdoors, the usual ones indoors (finer and
+# finer), and the errors within which a pose counts as converged.
 OUTDOOR: Thresholds = ((0.25, 2.0), (0.5, 5.0), (5.0, 10.0))
 INDOOR: Thresholds = ((0.05, 5.0), (0.02, 2.0), (0.01, 1.0))
 CONVERGED: tuple[float, float] = (0.05, 0.5)
@@ -32,17 +32,20 @@ class ErrorSummary(NamedTuple):
 
 
 class ConditionSummary(NamedTuple):
-    """The queries of one condition: at the start (`initial`) and localized (`final`); failures are counted in both."""
+    """Errors on one condition: of the initial poses (`initial`) and after localization (`final`).
+
+    `poses` is their number; `failures` of them have no final pose, and count in both.
+    """
 
     condition: str
-    count: int
+    poses: int
     failures: int
     initial: ErrorSummary
     final: ErrorSummary
 
 
 class LocalizationSummary(NamedTuple):
-    """Conditions with at least one query, in the metric's order, and all queries together."""
+    """Summaries of the conditions with at least one query, in the metric's order, and of all queries together."""
 
     thresholds: Thresholds
     conditions: tuple[ConditionSummary, ...]
@@ -50,19 +53,20 @@ class LocalizationSummary(NamedTuple):
 
 
 class LocalizationMetrics(Metric):
-    """Median errors and recalls a condition, gathered over processes; every query counts exactly once.
+    """Median errors and recalls of each condition, gathered over processes; every query counts exactly once.
 
-    Failures are infinite errors (NaN is taken as one), so they stay in the denominator. A sample
-    that is seen again, as a padding sampler repeats it, is known by its index.
+    Failures are infinite errors (NaN is taken as infinite), so they stay in the denominator. A padding
+    sampler repeats samples: of those with the same index the first counts.
 
     Args:
-        conditions: all names of conditions, in one order in every process.
+        conditions: names of all conditions, in the same order in every process.
         thresholds: (metres, degrees) of each recall.
     """
 
     full_state_update = False
     is_differentiable = False
     higher_is_better = None
+    samples: list[Tensor]  # torchmetrics makes one tensor of them when it gathers
 
     _COLUMNS = 6  # index, condition, initial position and rotation, final position and rotation
 
@@ -86,10 +90,10 @@ class LocalizationMetrics(Metric):
         """Add queries.
 
         Args:
-            initial_position: (B,) error of the start's camera centre, metres.
-            initial_rotation: (B,) error of the start's rotation, degrees.
-            position: (B,) error after localization, metres; infinite or NaN if it failed.
-            rotation: (B,) likewise, degrees.
+            initial_position: (B,) error of the initial pose's camera centre, metres.
+            initial_rotation: (B,) error of the initial pose's rotation, degrees.
+            position: (B,) error of the camera centre after localization, metres; infinite or NaN if it failed.
+            rotation: (B,) error of the rotation, degrees, likewise.
             condition: B names, or (B,) positions in `conditions`.
             index: (B,) position in the dataset, below 2²⁴ (float32 holds it exactly).
 
@@ -117,7 +121,7 @@ class LocalizationMetrics(Metric):
         failed = ~samples[:, 4:].isfinite().all(-1)
         return ConditionSummary(
             condition=condition,
-            count=len(samples),
+            poses=len(samples),
             failures=int(failed.sum()),
             initial=summarize_errors(samples[:, 2], samples[:, 3], thresholds=self.thresholds),
             final=summarize_errors(samples[:, 4], samples[:, 5], thresholds=self.thresholds),
@@ -138,7 +142,7 @@ class LocalizationMetrics(Metric):
 def summarize_errors(position: Tensor, rotation: Tensor, *, thresholds: Thresholds) -> ErrorSummary:
     """Medians and recalls of position errors (N,) in metres and rotation errors (N,) in degrees.
 
-    NaN counts as infinite. A pose with either error infinite failed, so both are taken as infinite.
+    NaN counts as infinite. A pose failed if one of its errors is infinite; then both count as infinite.
     Without any pose all figures are NaN.
     """
     failed = ~(position.isfinite() & rotation.isfinite())
@@ -157,7 +161,7 @@ def summarize_errors(position: Tensor, rotation: Tensor, *, thresholds: Threshol
 
 
 def median(values: Tensor) -> float:
-    """Median of (N,) values, the mean of the middle two for even N; infinities are ordinary values, none is NaN."""
+    """Median of values (N,), the mean of the middle two for even N; they may be infinite, but not NaN."""
     # torch.median takes the lower of the middle two, and torch.quantile makes NaN of infinities.
     ordered = values.double().sort().values
     if not len(ordered):
@@ -165,27 +169,8 @@ def median(values: Tensor) -> float:
     return ((ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2).item()
 
 
-def matching_accuracy(
-    predicted_xy: Tensor, true_xy: Tensor, valid: Tensor, *, thresholds: Sequence[float] = (1, 3, 5, 10)
-) -> Tensor:
-    """Share (T,) of the valid correspondences that are matched within each threshold, in pixels.
-
-    Args:
-        predicted_xy: (..., N, 2) where each keypoint was matched; NaN where it was not, which counts as wrong.
-        true_xy: (..., N, 2) where it is.
-        valid: (..., N) bool; False is padding, which does not count.
-        thresholds: T distances in pixels.
-
-    NaN if nothing is valid.
-    """
-    distance = (predicted_xy - true_xy).norm(dim=-1)
-    limits = torch.as_tensor(thresholds, dtype=distance.dtype, device=distance.device)
-    within = (distance[..., None] <= limits) & valid[..., None]
-    return within.flatten(0, -2).sum(0) / valid.sum()
-
-
 def _first_of_each(samples: Tensor) -> Tensor:
-    """Rows (N, columns) without those whose index, the first column, stood in an earlier row."""
+    """The first of the rows (N, columns) with each index, which is the first column; sorted by index."""
     samples = samples[samples[:, 0].argsort(stable=True)]
     new = torch.ones(len(samples), dtype=torch.bool)
     new[1:] = samples[1:, 0] != samples[:-1, 0]

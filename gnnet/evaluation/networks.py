@@ -1,121 +1,178 @@
-"""Several networks localize the same queries from the same starts: one table, and the pictures beside it."""
+"""Several networks on the same queries or pairs: the tables in which a trained network stands beside baselines."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 from rich.progress import track
 from torch import nn
 
-from gnnet.data.batches import LocalizationBatch
-from gnnet.evaluation.metrics import CONVERGED, LocalizationMetrics, LocalizationSummary
+from gnnet.data.batches import LocalizationBatch, MatchingPair
+from gnnet.evaluation.matching import THRESHOLDS, MatchingMetrics, match_pair, match_pair_with_sift
+from gnnet.evaluation.metrics import LocalizationMetrics, LocalizationSummary
 from gnnet.evaluation.protocol import localize_features
-from gnnet.evaluation.report import charts as figures
 from gnnet.evaluation.starts import StartPoses
-from gnnet.evaluation.tables import Line, Report
+from gnnet.evaluation.tables import INITIAL_POSES, Setting, Table, localization_table, matching_table
 from gnnet.localization.localizer import Localizer
+from gnnet.localization.matching import Matcher
 from gnnet.models.grey import GreyValues
 
-RINGS = (0.0, 1.0, 2.0, 3.0, 4.0)  # of the convergence basin, in multiples of the largest start offset
+RINGS = (0.0, 1.0, 2.0, 3.0, 4.0)  # bounds of the rings of offsets, in multiples of the largest initial offset
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What each network reached, by its name: summaries at the configured starts, and shares that converge by ring."""
+class Basin:
+    """How many of the poses converge, by how far off the initial pose is.
 
-    summaries: dict[str, LocalizationSummary]
-    basins: dict[str, tuple[float, ...]]
-    starts_per_ring: int
-    starts: StartPoses
+    Args:
+        offsets: metres, the bounds of R rings of offsets (R + 1,).
+        degrees_per_metre: the initial rotation error that goes with an offset.
+        converged: shares (R,) that converge from each ring, by network.
+        count: initial poses in each ring.
+    """
 
-
-def grey_values_like(network: nn.Module) -> GreyValues:
-    """Raw grey values at the strides of a network's maps, to hold it against."""
-    return GreyValues(strides=sorted(set(network.strides), reverse=True))
+    offsets: tuple[float, ...]
+    degrees_per_metre: float
+    converged: Mapping[str, tuple[float, ...]]
+    count: int
 
 
 @torch.no_grad()
-def compare_networks(
+def compare_localization(
     networks: Mapping[str, nn.Module],
     batches: Iterable[LocalizationBatch],
     *,
     localizer: Localizer,
     starts: StartPoses,
-    conditions: tuple[str, ...],
+    conditions: Sequence[str],
     device: torch.device | str,
-) -> Comparison:
-    """Localize every query with every network from `starts`; if perturbations, also from rings of growing offset.
-
-    Networks are put into evaluation mode for it, and back.
+    title: str,
+    settings: Mapping[str, Setting] | None = None,
+) -> tuple[Table, Basin | None]:
+    """Localize every query with every network, from the same initial poses.
 
     Args:
-        networks: by the name that stands in the table.
+        networks: by the name that stands in the table; put into evaluation mode for it, and back.
         batches: the queries; read once.
         localizer: settings of the refinement.
-        starts: where it starts from.
+        starts: the initial poses.
         conditions: all conditions of the queries.
-        device: where to run.
+        device: where the networks run.
+        title, settings: of the table.
+
+    Returns:
+        The table: on each condition the initial poses, then every network. And, where initial poses are
+        perturbations of the true ones, what converges from rings of growing offset.
     """
-    rings = ring_starts(starts) if starts.kind == "perturbation" else []
+    rings = _rings(starts) if starts.kind == "perturbation" and starts.position > 0 else []
     # Only one process compares, so nothing is gathered.
     new_metrics = partial(LocalizationMetrics, conditions=conditions, sync_on_compute=False)
-    table = {name: new_metrics() for name in networks}
-    basins = {name: [new_metrics() for _ in rings] for name in networks}
-    was_training = {name: network.training for name, network in networks.items()}
-    for network in networks.values():
-        network.eval().to(device)
-    for batch in track(batches, description=f"Localizing with {len(networks)} networks", transient=True):
-        batch = batch.to(device)
-        for name, network in networks.items():
-            query, reference = localizer.features(network, batch)
-            for metrics, at in zip((table[name], *basins[name]), (starts, *rings), strict=True):
-                metrics.update(**localize_features(localizer, query, reference, batch, at)._asdict())
-    for name, network in networks.items():
-        network.train(was_training[name])
-    shares = {name: [ring.compute().overall for ring in metrics] for name, metrics in basins.items()}
-    return Comparison(
-        summaries={name: metrics.compute() for name, metrics in table.items()},
-        basins={name: tuple(ring.final.converged for ring in rings) for name, rings in shares.items()},
-        starts_per_ring=next((ring.count for rings in shares.values() for ring in rings), 0),
-        starts=starts,
+    metrics = {name: [new_metrics() for _ in (starts, *rings)] for name in networks}
+    with _evaluating(networks, device):
+        for batch in track(batches, description=f"Localizing with {len(networks)} networks", transient=True):
+            batch = batch.to(device)
+            for name, network in networks.items():
+                query, reference = localizer.features(network, batch)
+                for metric, initial in zip(metrics[name], (starts, *rings), strict=True):
+                    metric.update(**localize_features(localizer, query, reference, batch, initial)._asdict())
+    summaries = {name: of_network[0].compute() for name, of_network in metrics.items()}
+    table = _localization_table(summaries, title, settings)
+    if not rings:
+        return table, None
+    in_rings = {name: [m.compute().overall for m in of_network[1:]] for name, of_network in metrics.items()}
+    return table, Basin(
+        offsets=tuple(ring * starts.position for ring in RINGS),
+        degrees_per_metre=starts.rotation / starts.position,
+        converged={name: tuple(ring.final.converged for ring in found) for name, found in in_rings.items()},
+        count=next(iter(in_rings.values()))[0].poses,
     )
 
 
-def ring_starts(starts: StartPoses) -> list[StartPoses]:
-    """One start a query in each ring: exactly so far off, position and rotation growing together."""
+def _localization_table(
+    summaries: Mapping[str, LocalizationSummary], title: str, settings: Mapping[str, Setting] | None
+) -> Table:
+    rows = []
+    # Where there is one condition, "all" says the same.
+    by_network = {name: [s.overall, *(s.conditions if len(s.conditions) > 1 else ())] for name, s in summaries.items()}
+    for of_condition in zip(*by_network.values(), strict=True):
+        first = of_condition[0]
+        rows.append((INITIAL_POSES, first.condition, first.poses, first.initial))
+        rows += [(name, s.condition, s.poses, s.final) for name, s in zip(by_network, of_condition, strict=True)]
+    thresholds = next(iter(summaries.values())).thresholds
+    return localization_table(title, thresholds, rows, settings=settings)
+
+
+def _rings(starts: StartPoses) -> list[StartPoses]:
+    """One initial pose a query in each ring, off by the ring's middle; position and rotation grow together."""
     other = replace(starts, count=1, exact=True, seed=starts.seed + 1)
     middles = [(low + high) / 2 for low, high in pairwise(RINGS)]
     return [replace(other, position=m * starts.position, rotation=m * starts.rotation) for m in middles]
 
 
-def make_report(comparison: Comparison, *, title: str, settings: dict, notes: tuple[str, ...] = ()) -> Report:
-    """The comparison as lines of a table: per condition the start poses, then every network."""
-    first = next(iter(comparison.summaries.values()))
-    lines = []
-    single = len(first.conditions) < 2  # then "all" says the same
-    for position, of_first in enumerate((first.overall, *(() if single else first.conditions))):
-        lines.append(Line.of("start", of_first.condition, of_first.count, of_first.initial))
-        for name, summary in comparison.summaries.items():
-            condition = (summary.overall, *summary.conditions)[position]
-            lines.append(Line.of(name, condition.condition, condition.count, condition.final))
-    return Report(title=title, thresholds=first.thresholds, lines=tuple(lines), settings=settings, notes=notes)
+def compare_matching(
+    networks: Mapping[str, nn.Module],
+    pairs: Iterable[MatchingPair],
+    *,
+    conditions: Iterable[str],
+    device: torch.device | str,
+    title: str,
+    matcher: Matcher = Matcher(),  # noqa: B008, a frozen value
+    sift: bool = True,
+    upright: bool = False,
+    thresholds: tuple[float, ...] = THRESHOLDS,
+    settings: Mapping[str, Setting] | None = None,
+) -> Table:
+    """Match every pair with every network, and with SIFT.
+
+    Args:
+        networks: by the name that stands in the table; put into evaluation mode for it, and back.
+        pairs: read once.
+        conditions: all conditions of the pairs.
+        device: where the networks run.
+        matcher: settings of matching with networks.
+        sift: add rows of SIFT.
+        upright: add rows of SIFT whose descriptors are not turned into the gradient's direction, which is the
+            stronger between images of a fixed camera.
+        thresholds: pixels.
+        title, settings: of the table.
+    """
+    conditions = tuple(conditions)
+    turned = {"SIFT": False, **({"SIFT, upright": True} if upright else {})} if sift else {}
+    # Only one process compares, so nothing is gathered.
+    metrics = {
+        name: MatchingMetrics(conditions=conditions, thresholds=thresholds, sync_on_compute=False)
+        for name in (*networks, *turned)
+    }
+    with _evaluating(networks, device):
+        for index, pair in enumerate(track(pairs, description="Matching pairs", transient=True)):
+            for name, network in networks.items():
+                metrics[name].update(match_pair(network, pair, matcher), condition=pair.condition, index=index)
+            for name, is_upright in turned.items():
+                matches = match_pair_with_sift(pair, upright=is_upright)
+                metrics[name].update(matches, condition=pair.condition, index=index)
+    summaries = {name: metric.compute() for name, metric in metrics.items()}
+    return matching_table(title, thresholds, summaries, settings=settings)
 
 
-def draw_basin(comparison: Comparison, path: Path) -> None:
-    """Picture of the share of starts that converge against how far off they start; nothing without rings."""
-    if not comparison.starts_per_ring:
-        return
-    starts = comparison.starts
-    figures.convergence_basin(
-        [ring * starts.position for ring in RINGS],
-        comparison.basins,
-        [comparison.starts_per_ring] * (len(RINGS) - 1),
-        quantity=f"start offset, with {starts.rotation / starts.position:g}° a metre",
-        title=f"Share of starts refined to within {100 * CONVERGED[0]:g} cm and {CONVERGED[1]:g}°",
-        path=path,
-    )
+def grey_values_like(network: nn.Module) -> GreyValues:
+    """Raw grey values at the strides of a network's maps, as a baseline."""
+    strides: Sequence[int] = network.strides  # type: ignore[assignment]  # nn.Module's attributes have no types
+    return GreyValues(strides=sorted(set(strides), reverse=True))
+
+
+@contextmanager
+def _evaluating(networks: Mapping[str, nn.Module], device: torch.device | str) -> Iterator[None]:
+    """Networks on `device` and in evaluation mode; at the end of the block they go back to the mode before it."""
+    was_training = {name: network.training for name, network in networks.items()}
+    for network in networks.values():
+        network.eval().to(device)
+    try:
+        yield
+    finally:
+        for name, network in networks.items():
+            network.train(was_training[name])

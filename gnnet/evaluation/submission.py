@@ -9,7 +9,7 @@ import argparse
 import re
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -28,11 +28,10 @@ from gnnet.scenes.layouts.robotcar_models import CAMERAS
 from gnnet.scenes.problems import BadInput
 from gnnet.scenes.scene import Scene, SceneImage
 
-_LIKE_ROBOTCAR = ("robotcar", "toy")
 _UNIT = 1e-3  # |q| may differ from 1 by so much
-_CLEARLY = 0.45  # another reading must place such a part more of the queries near references
-_FEWEST = 5  # queries; of fewer nothing is told
-_PART = 0.3  # of the queries that another reading must place near references
+_CLEARLY = 0.45  # share of the queries by which another reading must place more near references
+_FEWEST = 5  # queries needed to compare readings
+_PART = 0.3  # share of the queries that another reading must place near references
 _NEIGHBOURS = 8  # references that a query's rotation is compared with
 _SHOWN = 20  # messages of a kind that are printed
 
@@ -54,44 +53,130 @@ class Submitted(NamedTuple):
     not_scored: int
 
 
-@dataclass(frozen=True)
+@dataclass
 class Validation:
     """What a check of a result file found.
 
     Args:
-        lines: of the file that are neither empty nor a comment.
-        errors: what the benchmark would refuse or score wrongly.
-        warnings: what may be meant so.
-        facts: what was found in order.
+        lines: number of lines that are neither empty nor a comment.
+        errors: messages about what the benchmark would refuse or score wrongly.
+        warnings: messages about what may be intended.
+        facts: messages about what is in order.
     """
 
     lines: int
-    errors: tuple[str, ...]
-    warnings: tuple[str, ...]
-    facts: tuple[str, ...]
+    errors: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    facts: list[str] = field(default_factory=list)
+
+
+class ResultFormat:
+    """How a benchmark's result file names the queries of a dataset; here, as the scene does.
+
+    Args:
+        dataset: one of those that `python -m gnnet.scenes` knows.
+    """
+
+    def __init__(self, dataset: str) -> None:
+        self.dataset = dataset
+
+    def submitted_name(self, name: str) -> str | None:
+        """The name of a scene's image in the result file; None if the benchmark does not score it.
+
+        Raises:
+            ValueError: if it is no image's name of the dataset.
+        """
+        return name
+
+    def name_error(self, name: str, source: str) -> str | None:
+        """What is wrong with a name in the result file; `source` says where it stands."""
+        return None
+
+    def is_query(self, image: SceneImage) -> bool:
+        """Whether an image that is no reference is a query."""
+        return True
+
+    def map_of(self, name: str) -> str:
+        """Which map an image belongs to; the images of one map share a world."""
+        return ""
+
+    def open(self, root: Path, progress: bool) -> Scene:
+        """The dataset at a folder, with its queries; nothing is written."""
+        return open_scene(reader_of(self.dataset), root, on_bad="skip", progress=progress)
+
+
+class RobotCarFormat(ResultFormat):
+    """RobotCar Seasons: `rear/<timestamp>.jpg`, without the condition; left and right images are not scored."""
+
+    def submitted_name(self, name: str) -> str | None:
+        parts = PurePosixPath(name).parts
+        if len(parts) != 3 or parts[1] not in CAMERAS:
+            raise ValueError(f"query {name!r} is no image of {self.dataset}; expected <condition>/rear/<timestamp>.jpg")
+        return f"rear/{parts[2]}" if parts[1] == "rear" else None
+
+    def name_error(self, name: str, source: str) -> str | None:
+        if re.fullmatch(r"rear/\d+\.jpg", name, re.ASCII) is not None:
+            return None
+        return f"{source} names {name!r}; expected rear/<timestamp>.jpg, without the condition, and no left or right"
+
+    def open(self, root: Path, progress: bool) -> Scene:
+        # The toy town is read as what it is on disk: its own reader may render another town over it.
+        reader = partial(reader_of("robotcar"), test_queries=True)
+        return open_scene(reader, root, on_bad="skip", progress=progress)
+
+
+class CmuFormat(ResultFormat):
+    """Extended CMU Seasons: the file's name without folders; each slice has a map of its own."""
+
+    def submitted_name(self, name: str) -> str | None:
+        return PurePosixPath(name).name
+
+    def name_error(self, name: str, source: str) -> str | None:
+        try:
+            parse_name(name, source)
+        except ValueError as error:
+            return f"{error}, without folders"
+        return None
+
+    def is_query(self, image: SceneImage) -> bool:
+        return "/database/" not in image.name  # of such an image without a pose, no file tells the pose
+
+    def map_of(self, name: str) -> str:
+        return PurePosixPath(name).parts[0]
+
+
+_FORMATS = {"robotcar": RobotCarFormat, "toy": RobotCarFormat, "cmu": CmuFormat}
+
+
+def format_of(dataset: str) -> ResultFormat:
+    """The form of a dataset's result file.
+
+    Raises:
+        ValueError: an unknown dataset.
+    """
+    if dataset not in DATASETS:
+        raise ValueError(f"dataset {dataset!r} is not known; expected one of {', '.join(DATASETS)}")
+    return _FORMATS.get(dataset, ResultFormat)(dataset)
 
 
 def write_submission(path: str | Path, localizations: Iterable[Localization], *, dataset: str) -> Submitted:
     """Write the poses of the localized queries as the dataset's benchmark wants them; a failed query has no line.
 
-    Names are `rear/<timestamp>.jpg` for RobotCar Seasons and the toy town (left and right images are
-    not scored and left out), the file's name alone for Extended CMU Seasons, the scene's for others.
-
     Args:
         path: of the file; its folder is made, and the file appears when it is complete.
         localizations: of the queries, with the scene's names.
-        dataset: one of those that `python -m gnnet.scenes` knows.
+        dataset: one of those that `python -m gnnet.scenes` knows; it gives the names their form, see `ResultFormat`.
 
     Raises:
         ValueError: an unknown dataset, a name of another form, a pose that is not finite, or two
             queries that become one name.
     """
-    _require_known(dataset)
+    form = format_of(dataset)
     poses: dict[str, Pose] = {}
     origin: dict[str, str] = {}
     failed = not_scored = 0
     for localization in localizations:
-        name = submitted_name(localization.name, dataset=dataset)
+        name = form.submitted_name(localization.name)
         if name is None:
             not_scored += 1
             continue
@@ -107,20 +192,6 @@ def write_submission(path: str | Path, localizations: Iterable[Localization], *,
             poses[name] = localization.cam_from_world
     write_pose_file(path, poses)
     return Submitted(len(poses), failed, not_scored)
-
-
-def submitted_name(name: str, *, dataset: str) -> str | None:
-    """The name of a scene's image in the dataset's result file; None if the benchmark does not score it.
-
-    Raises:
-        ValueError: if it is no image's name of the dataset.
-    """
-    if dataset in _LIKE_ROBOTCAR:
-        parts = PurePosixPath(name).parts
-        if len(parts) != 3 or parts[1] not in CAMERAS:
-            raise ValueError(f"query {name!r} is no image of {dataset}; expected <condition>/rear/<timestamp>.jpg")
-        return f"rear/{parts[2]}" if parts[1] == "rear" else None
-    return PurePosixPath(name).name if dataset == "cmu" else name
 
 
 def validate_submission(
@@ -142,52 +213,29 @@ def validate_submission(
         FileNotFoundError: no such file.
         ValueError: it is no text, or an unknown dataset.
     """
-    _require_known(dataset)
+    form = format_of(dataset)
     bad = BadInput("skip")
     lines = read_pose_lines(path, bad)
-    count = len(lines) + len(bad.problems)
-    errors, warnings, facts = [*bad.problems], [], [f"{count} lines"]
+    found = Validation(len(lines) + len(bad.problems), errors=[*bad.problems])
+    found.facts.append(f"{found.lines} lines")
     for line in lines:
-        errors += _line_errors(line, dataset, f"{path} line {line.number}")
-    if count == 0:
-        errors.append(f"{path} holds no pose; expected a line a localized query")
+        found.errors += _line_errors(line, form, f"{path} line {line.number}")
+    if found.lines == 0:
+        found.errors.append(f"{path} holds no pose; expected a line a localized query")
     if root is not None:
         try:
-            scene = _open(dataset, Path(root), progress)
+            scene = form.open(Path(root), progress)
         except (OSError, ValueError) as error:
-            errors.append(f"{path} was not compared with the dataset, as it cannot be read: {error}")
+            found.errors.append(f"{path} was not compared with the dataset, as it cannot be read: {error}")
         else:
-            found = _against_dataset(lines, scene, dataset, path)
-            errors += found.errors
-            warnings += found.warnings
-            facts += found.facts
-    return Validation(count, tuple(errors), tuple(warnings), tuple(facts))
+            queries = _check_names(found, lines, scene, form, path)
+            _check_positions(found, lines, queries, scene, form, path)
+    return found
 
 
-def _require_known(dataset: str) -> None:
-    if dataset not in DATASETS:
-        raise ValueError(f"dataset {dataset!r} is not known; expected one of {', '.join(DATASETS)}")
-
-
-def _open(dataset: str, root: Path, progress: bool) -> Scene:
-    # The toy town is read as what it is on disk: its own reader may render another town over it.
-    name = "robotcar" if dataset in _LIKE_ROBOTCAR else dataset
-    settings = {"test_queries": True} if name == "robotcar" else {}
-    reader = reader_of(name)
-    return open_scene(partial(reader, **settings), root, on_bad="skip", progress=progress)
-
-
-def _line_errors(line: PoseLine, dataset: str, source: str) -> list[str]:
-    errors = []
-    if dataset in _LIKE_ROBOTCAR and re.fullmatch(r"rear/\d+\.jpg", line.name, re.ASCII) is None:
-        errors.append(
-            f"{source} names {line.name!r}; expected rear/<timestamp>.jpg, without the condition, and no left or right"
-        )
-    if dataset == "cmu":
-        try:
-            parse_name(line.name, source)
-        except ValueError as error:
-            errors.append(f"{error}, without folders")
+def _line_errors(line: PoseLine, form: ResultFormat, source: str) -> list[str]:
+    wrong = form.name_error(line.name, source)
+    errors = [] if wrong is None else [wrong]
     length = float(np.linalg.norm(line.quaternion))
     if not abs(length - 1) <= _UNIT:
         errors.append(
@@ -197,74 +245,81 @@ def _line_errors(line: PoseLine, dataset: str, source: str) -> list[str]:
     return errors
 
 
-def _against_dataset(lines: list[PoseLine], scene: Scene, dataset: str, path: str | Path) -> _Found:
-    """Names against the dataset's queries, and camera centres against its references."""
+def _check_names(
+    found: Validation, lines: list[PoseLine], scene: Scene, form: ResultFormat, path: str | Path
+) -> dict[str, SceneImage]:
+    """Check that the lines name queries of the dataset; these queries, by their name in the file."""
     images = list(scene.images.values())
     # Where every image is of the map, as in a COLMAP folder, every image may be a query too.
     only_references = all(image.is_reference for image in images)
     queries: dict[str, SceneImage] = {}
     others: set[str] = set()
     for image in images:
-        name = submitted_name(image.name, dataset=dataset)
-        # A database image of CMU whose pose no file tells is no query either.
-        if (image.is_reference and not only_references) or (dataset == "cmu" and "/database/" in image.name):
+        name = form.submitted_name(image.name)
+        if (image.is_reference and not only_references) or not form.is_query(image):
             others.add(name or image.name)
         elif name is not None:
             queries[name] = image
-    errors, warnings = [], []
     for line in lines:
         if line.name not in queries:
             what = "a reference of" if line.name in others else "no query of"
-            errors.append(
+            found.errors.append(
                 f"{path} line {line.number} names {line.name}, which is {what} {scene.name}; expected queries alone"
             )
-    known = [line for line in lines if line.name in queries]
-    missing = len(queries) - len(known)
-    facts = [f"{len(known)} of {len(queries)} queries of {scene.name} have a line"]
+    missing = len(queries) - sum(line.name in queries for line in lines)
+    found.facts.append(f"{len(queries) - missing} of {len(queries)} queries of {scene.name} have a line")
     if missing:
-        warnings.append(f"{missing} of {len(queries)} queries have no line; each counts as failed")
+        found.warnings.append(f"{missing} of {len(queries)} queries have no line; each counts as failed")
     if scene.problems:
-        warnings.append(f"{len(scene.problems)} problems of the dataset, the first: {scene.problems[0]}")
-    references = [image for image in images if image.is_reference and image.cam_from_world is not None]
-    placed = _place(known, [_map_of(queries[line.name], dataset) for line in known], references, dataset)
+        found.warnings.append(f"{len(scene.problems)} problems of the dataset, the first: {scene.problems[0]}")
+    return queries
+
+
+def _check_positions(
+    found: Validation, lines: list[PoseLine], queries: dict[str, SceneImage], scene: Scene, form: ResultFormat,
+    path: str | Path,
+) -> None:  # fmt: skip
+    """Check that the camera centres lie near the references of their map."""
+    references: dict[str, list[Pose]] = {}
+    for image in scene.images.values():
+        if image.is_reference and image.cam_from_world is not None:
+            references.setdefault(form.map_of(image.name), []).append(image.cam_from_world)
+    of_map: dict[str, list[PoseLine]] = {}
+    for line in lines:
+        if line.name in queries:
+            of_map.setdefault(form.map_of(queries[line.name].name), []).append(line)
+    placed = _place(of_map, references)
     if placed is None:
-        facts.append(
+        found.facts.append(
             f"camera centres were not compared with references: that needs {_FEWEST} queries and references with poses"
         )
-        return _Found(errors, warnings, facts)
-    facts.append(
+        return
+    found.facts.append(
         f"the camera centres lie {np.median(placed.metres):.3g} m from the nearest reference (median); the references "
         f"lie {placed.spacing:.3g} m apart, within {placed.extent:.3g} m"
     )
     misread = _misread(placed, path)
     if misread is not None:
-        errors.append(misread)
+        found.errors.append(misread)
     elif np.mean(placed.far) > 0.5:
-        warnings.append(
+        found.warnings.append(
             f"{np.mean(placed.far):.0%} of the camera centres lie far from all references; see that the poses are "
             "cam_from_world, with the translation, in the dataset's world and metres"
         )
-    return _Found(errors, warnings, facts)
-
-
-def _map_of(image: SceneImage, dataset: str) -> str:
-    """Images of one map share a world; the slices of CMU may not."""
-    return PurePosixPath(image.name).parts[0] if dataset == "cmu" else ""
-
-
-class _Found(NamedTuple):
-    errors: list[str]
-    warnings: list[str]
-    facts: list[str]
 
 
 class _Placed(NamedTuple):
-    """Queries (Q,) among the references of their map, by how the numbers are read.
+    """Where Q queries are among the references of their map, by how the numbers of the file are read.
 
-    `metres` to the nearest reference, read as they should be; `distances` (reading, Q) in the map's unit,
-    below which a camera is near: readings are translation, centre, and translation with quaternion
-    x y z w. `far` are more than a quarter of the map away. `turned` (2, Q) is the angle to the most alike of the
-    references about t, for R and for Rᵀ. `spacing` and `extent` of the references in metres (medians over queries).
+    The readings are: the translation, as it should be; a camera centre; a translation with a quaternion x y z w.
+
+    Args:
+        metres: (Q,) distance to the nearest reference, read as it should be.
+        distances: (reading, Q) distance to the nearest reference, in units of the map: one unit or less is near.
+        far: (Q,) whether the camera is more than a quarter of the map away.
+        turned: (2, Q) angle of R, and of Rᵀ, to the most similar rotation of the references around t.
+        spacing, extent: distance between neighbouring references, and size of the map, in metres (medians over
+            the queries).
     """
 
     metres: np.ndarray
@@ -275,14 +330,13 @@ class _Placed(NamedTuple):
     extent: float
 
 
-def _place(lines: list[PoseLine], maps: list[str], references: list[SceneImage], dataset: str) -> _Placed | None:
-    """None where there are too few queries, or no map with two references at different positions."""
+def _place(queries: dict[str, list[PoseLine]], references: dict[str, list[Pose]]) -> _Placed | None:
+    """Queries and references by map; None where there are too few queries, or no map with two positions."""
     parts = []
-    for name in sorted(set(maps)):
-        members = [line for line, own in zip(lines, maps, strict=True) if own == name]
-        poses = [image.cam_from_world for image in references if _map_of(image, dataset) == name]
+    for name, lines in sorted(queries.items()):
+        poses = references.get(name, [])
         if len(poses) > 1:
-            parts += _place_in_map(members, Pose.stack(poses))
+            parts += _place_in_map(lines, Pose.stack(poses))
     if sum(part[0].shape[1] for part in parts) < _FEWEST:
         return None
     distances, turned, spacing, extent = (np.concatenate(columns, -1) for columns in zip(*parts, strict=True))
@@ -310,17 +364,17 @@ def _place_in_map(lines: list[PoseLine], references: Pose) -> list[tuple[np.ndar
     readings = (pose.center().numpy(), t, shuffled.center().numpy())
     distances = np.stack([tree.query(positions)[0] for positions in readings])
     near = torch.from_numpy(tree.query(t, k=count)[1].reshape(len(t), -1))
-    alike = references.rotation[near].transpose(-1, -2)
-    turned = [rotation_angle(r[:, None] @ alike).min(1).values for r in (pose.rotation, pose.rotation.mT)]
+    around = references.rotation[near].mT
+    turned = [rotation_angle(r[:, None] @ around).min(1).values for r in (pose.rotation, pose.rotation.mT)]
     return [(distances, torch.stack(turned).numpy(), np.full(len(t), spacing), np.full(len(t), extent))]
 
 
 def _misread(placed: _Placed, path: str | Path) -> str | None:
     """The reading that places clearly more of the queries near references than the right one, in words.
 
-    Queries that are far by both tell nothing: these may have been localized wrongly. How near is near is
-    not fixed, as queries may leave the references' path; but it is at least the map's unit, as any camera
-    is near a sparse map, and at most half of a dense one.
+    Queries that are far by both readings do not count, as they may have been localized wrongly. Several radii
+    are tried, as queries may leave the references' path: from one unit of the map, since any camera is near a
+    sparse map, to 25.
     """
     radii = np.geomspace(1, 25, 64)
     is_near = placed.distances[..., None] <= radii  # (reading, Q, radius)

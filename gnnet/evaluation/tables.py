@@ -1,7 +1,9 @@
-"""Localization results as a table to read and a `results.json` to keep.
+"""One `Table` for everything that is measured: printed with rich, kept as JSON, joined, and compared between runs.
 
-The JSON is strict (RFC 8259 has no Infinity and no NaN): an infinite number is the string "inf"
-(a median is infinite when half the queries or more failed), and a number that is not known is null.
+The JSON is strict (RFC 8259 has no Infinity and no NaN): an infinite number is the string "inf" (a median
+is infinite when half the queries or more failed), and a number that is not known is null.
+
+`python -m gnnet.evaluation.report FILES` prints the tables of several runs as one.
 """
 
 from __future__ import annotations
@@ -9,78 +11,110 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
+from typing import Literal
 
+from rich import table as rich_tables
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
-from gnnet.evaluation.metrics import CONVERGED, ErrorSummary
-from gnnet.files import write_json
+from gnnet.evaluation.matching import MatchingSummary
+from gnnet.evaluation.metrics import CONVERGED, ErrorSummary, Thresholds
+from gnnet.files import read_text, write_json
 
-FORMAT = "gnnet results 1"
+FORMAT = "gnnet table 1"
+INITIAL_POSES = "initial poses"  # the method whose rows tell the errors before refinement
+_AGAIN = "run the evaluation again to write it anew"
 
 Setting = str | int | float | bool | None
+Value = str | int | float
+
+
+class Unit(StrEnum):
+    """What a column holds, and so how it is printed."""
+
+    COUNT = "count"  # a whole number
+    NUMBER = "number"  # three digits
+    METRES = "metres"  # three digits, in the unit that suits the smallest of the column
+    SHARE = "share"  # 0 to 1, printed as percent
+    TEXT = "text"  # as it is
 
 
 @dataclass(frozen=True)
-class Line:
-    """What one method reached on one condition.
+class Column:
+    """One figure that all rows of a table have.
 
     Args:
-        method: `trained`, `untrained`, `grey values`, `start`, …
-        condition: `all`, `night`, …
-        count: number of starts; failed ones are counted, with infinite errors.
-        median_position_m: metres between camera centres; inf if half or more failed, nan if unknown.
-        median_rotation_deg: degrees, likewise.
-        recall: share, 0 to 1, of starts that end within each of the report's thresholds.
-        converged: share of starts that end within `metrics.CONVERGED`.
+        name: key of the figure in a row, and in the JSON.
+        header: printed above the column, in one line or two; the unit of lengths is added.
+        unit: what the figures are.
+        better: whether a lower or a higher figure is better; the best of a condition is printed in bold.
+        printed: False leaves the column to the JSON.
+        limits: of a share, the errors within which it counts: (metres, degrees) or (pixels,).
+    """
+
+    name: str
+    header: str
+    unit: Unit
+    better: Literal["lower", "higher"] | None = None
+    printed: bool = True
+    limits: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """The figures of one method on one condition.
+
+    Args:
+        method: `trained`, `untrained`, `grey values`, `initial poses`, `SIFT`, …
+        condition: `all`, `night`, …; empty where a table has no conditions.
+        values: figures by the name of their column; inf is infinite, nan is not known.
     """
 
     method: str
     condition: str
-    count: int
-    median_position_m: float
-    median_rotation_deg: float
-    recall: tuple[float, ...]
-    converged: float
+    values: Mapping[str, Value]
 
-    @classmethod
-    def of(cls, method: str, condition: str, count: int, errors: ErrorSummary) -> Line:
-        """The line of a summary."""
-        return cls(method, condition, count, *errors)
+    def __getitem__(self, column: str) -> Value:
+        return self.values[column]
 
 
 @dataclass(frozen=True)
-class Report:
-    """Lines under one set of thresholds, with what is needed to understand and repeat them.
+class Table:
+    """Figures by condition and method, with what is needed to understand and repeat them.
 
     Args:
         title: one line.
-        thresholds: (metres, degrees) of each recall.
-        lines: in the order in which conditions, and methods within a condition, are to be read.
+        columns: the figures of each row.
+        rows: in the order in which conditions, and methods within a condition, are to be read.
         settings: plain values: dataset, model, loss, seed, steps, seconds, checkpoint, …
-        notes: sentences to print below the table.
+        meaning: sentences that say what the columns are; printed below the table.
+        notes: sentences about this run; printed below the table, one a line.
+        row_header: printed above the names of the rows.
 
     Raises:
-        ValueError: if a line has not one recall a threshold, or a setting is not a plain value.
+        ValueError: if a row has not one value a column, or a setting is not a plain value.
     """
 
     title: str
-    thresholds: tuple[tuple[float, float], ...]
-    lines: tuple[Line, ...]
-    settings: dict[str, Setting] = field(default_factory=dict)
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    meaning: str = ""
     notes: tuple[str, ...] = ()
+    row_header: str = "condition\n  method"
 
-    def __post_init__(self):
-        for line in self.lines:
-            if len(line.recall) != len(self.thresholds):
+    def __post_init__(self) -> None:
+        names = [column.name for column in self.columns]
+        for row in self.rows:
+            if sorted(row.values) != sorted(names):
                 raise ValueError(
-                    f"line {line.method!r} on {line.condition!r} has {len(line.recall)} recall values, "
-                    f"expected {len(self.thresholds)}, one for each of the thresholds {self.thresholds}"
+                    f"row {row.method!r} on {row.condition!r} has the values {', '.join(row.values)}; "
+                    f"expected one for each of the columns {', '.join(names)}"
                 )
         for key, value in self.settings.items():
             plain = value is None or isinstance(value, str | int | float)
@@ -91,191 +125,379 @@ class Report:
                 )
 
 
-def format_length(metres: float) -> str:
-    """A length with three digits in the unit that suits it: `4.21 mm`, `51.3 cm`, `3.10 m`."""
-    if not math.isfinite(metres):
-        return _number(metres)
-    unit, factor = _length_unit([metres])
-    return f"{_number(metres * factor)} {unit}"
+def localization_table(
+    title: str,
+    thresholds: Thresholds,
+    rows: Iterable[tuple[str, str, int, ErrorSummary]],
+    *,
+    settings: Mapping[str, Setting] | None = None,
+    notes: Sequence[str] = (),
+) -> Table:
+    """Errors of poses as a table.
 
+    Args:
+        title: one line.
+        thresholds: (metres, degrees) of each recall.
+        rows: method, condition, number of poses (failed ones are counted), and their errors.
+        settings, notes: see `Table`.
 
-def report_table(report: Report) -> Table:
-    """A rich table for 80 columns: methods under their condition, the best of a condition in bold.
-
-    All positions have one unit, chosen for the smallest, so that a column can be compared at a glance.
+    Raises:
+        ValueError: if a row has not one recall a threshold.
     """
-    unit, factor = _length_unit([line.median_position_m for line in report.lines])
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
-    table.add_column("condition\n  method", overflow="fold")
-    for header in ("count", f"median\n{unit}", "median\n°", "converged\n%"):
-        table.add_column(header, justify="right", no_wrap=True)
-    for metres, degrees in report.thresholds:
-        table.add_column(f"{metres:g} m\n{degrees:g}°", justify="right", no_wrap=True)
-    for condition, group in _by_condition(report.lines).items():
-        columns = [
-            _column([line.median_position_m * factor for line in group], _number, smallest=True),
-            _column([line.median_rotation_deg for line in group], _number, smallest=True),
-            _column([line.converged for line in group], _percent, smallest=False),
-            *(
-                _column([line.recall[i] for line in group], _percent, smallest=False)
-                for i in range(len(report.thresholds))
-            ),
-        ]
-        table.add_row(Text(condition, style="cyan"))
-        for i, line in enumerate(group):
-            cells = [column[i] for column in columns]
-            table.add_row(Text(f"  {line.method}"), str(line.count), *cells, end_section=line is group[-1])
-    return table
-
-
-def print_report(report: Report, console: Console | None = None) -> None:
-    """Print title, settings, table and notes; easy to read from 80 columns on."""
-    console = console or Console()
-    console.print(Text(report.title, style="bold"))
-    if report.settings:
-        settings = " · ".join(f"{key} {value}" for key, value in report.settings.items())
-        console.print(Text(settings, style="dim"))
-    console.print(report_table(report))
     metres, degrees = CONVERGED
-    meaning = [f"converged: % of starts that end within {metres:g} m and {degrees:g}°, failed ones counted."]
-    if report.thresholds:
-        listed = "; ".join(f"{m:g} m, {d:g}°" for m, d in report.thresholds)
-        meaning.append(f"{listed}: recall, % that ends within both.")
-    if any(math.isinf(line.median_position_m) for line in report.lines):
-        meaning.append("∞: half of the starts or more failed.")
-    console.print(Text(" ".join(meaning), style="dim"))
-    for note in report.notes:
+    meaning = f"converged: % of poses that end within {metres:g} m and {degrees:g}°, failed ones counted."
+    if thresholds:
+        listed = "; ".join(f"{m:g} m, {d:g}°" for m, d in thresholds)
+        meaning += f" {listed}: recall, % that ends within both."
+    recalls = [f"recall_{m:g}m_{d:g}deg" for m, d in thresholds]
+    columns = [
+        Column("count", "count", Unit.COUNT),
+        Column("median_position_m", "median", Unit.METRES, "lower"),
+        Column("median_rotation_deg", "median\n°", Unit.NUMBER, "lower"),
+        Column("converged", "converged\n%", Unit.SHARE, "higher"),
+    ]
+    for name, (m, d) in zip(recalls, thresholds, strict=True):
+        columns.append(Column(name, f"{m:g} m\n{d:g}°", Unit.SHARE, "higher", limits=(m, d)))
+    made = []
+    for method, condition, count, errors in rows:
+        if len(errors.recall) != len(thresholds):
+            raise ValueError(
+                f"row {method!r} on {condition!r} has {len(errors.recall)} recall values, "
+                f"expected {len(thresholds)}, one for each of the thresholds {thresholds}"
+            )
+        values = (count, errors.median_position, errors.median_rotation, errors.converged, *errors.recall)
+        made.append(Row(method, condition, dict(zip([c.name for c in columns], values, strict=True))))
+    return Table(title, tuple(columns), tuple(made), settings or {}, meaning, tuple(notes))
+
+
+def matching_table(
+    title: str,
+    thresholds: Sequence[float],
+    summaries: Mapping[str, Sequence[MatchingSummary]],
+    *,
+    settings: Mapping[str, Setting] | None = None,
+    notes: Sequence[str] = (),
+) -> Table:
+    """Shares of right matches as a table; the first three thresholds are printed, all are in the JSON.
+
+    Args:
+        title: one line.
+        thresholds: pixels.
+        summaries: by method, each of the same conditions: `all` first.
+        settings, notes: see `Table`.
+    """
+
+    def shares(name: str, header: str) -> Iterator[Column]:
+        for number, px in enumerate(thresholds):
+            text = f"{header}\n{px:g} px"
+            yield Column(f"{name}_{px:g}px", text, Unit.SHARE, "higher", printed=number < 3, limits=(px,))
+
+    columns = (
+        Column("pairs", "pairs", Unit.COUNT),
+        Column("keypoints", "keypoints\na pair", Unit.COUNT, printed=False),
+        *shares("matched", "all"),
+        Column("kept", "kept\na pair", Unit.COUNT),
+        *shares("kept", "kept"),
+    )
+    rows = []
+    for group in zip(*summaries.values(), strict=True):
+        for method, s in zip(summaries, group, strict=True):
+            values = (s.pairs, s.keypoints, *s.within, s.kept, *s.kept_within)
+            rows.append(Row(method, s.condition, dict(zip([c.name for c in columns], values, strict=True))))
+    keypoints = f"{rows[0]['keypoints']:.0f} " if rows else ""
+    meaning = (
+        f"all: % of the {keypoints}keypoints a pair whose best match is within so many pixels of the truth. "
+        "kept: matches that lead back when matched back (SIFT: ratio test, mutual nearest), and % of those."
+    )
+    return Table(title, columns, tuple(rows), settings or {}, meaning, tuple(notes))
+
+
+def print_table(table: Table, console: Console | None = None) -> None:
+    """Print title, settings, table, meaning and notes; easy to read from 80 columns on."""
+    console = console or Console()
+    if table.title:
+        console.print(Text(table.title, style="bold"))
+    if table.settings:
+        settings = " · ".join(f"{key} {value}" for key, value in table.settings.items())
+        console.print(Text(settings, style="dim"))
+    grid = rich_table(table)
+    if console.measure(grid, options=console.options.update_width(1000)).maximum > console.width:
+        grid.padding = (0, 0)  # closer together
+    console.print(grid)
+    meaning = [table.meaning] if table.meaning else []
+    lengths = [column.name for column in table.columns if column.unit is Unit.METRES]
+    if any(row[name] == math.inf for row in table.rows for name in lengths):
+        meaning.append("∞: half of them or more failed.")
+    if meaning:
+        console.print(Text(" ".join(meaning), style="dim"))
+    for note in table.notes:
         console.print(Text(f"• {note}"))
 
 
-def write_results(report: Report, path: str | Path) -> None:
-    """Write `results.json` at once: a reader finds the old file or the whole new one."""
-    content = {
-        "format": FORMAT,
-        "title": report.title,
-        "settings": report.settings,
-        "thresholds": [{"metres": float(m), "degrees": float(d)} for m, d in report.thresholds],
-        "lines": [_line_to_json(line) for line in report.lines],
-        "notes": list(report.notes),
-    }
-    write_json(path, content)
+def rich_table(table: Table) -> rich_tables.Table:
+    """The rows for the terminal: methods under their condition, the best of a condition in bold.
+
+    All lengths of a column have one unit, so that they can be compared at a glance.
+    """
+    columns = [column for column in table.columns if column.printed]
+    grid = rich_tables.Table(box=SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
+    grid.add_column(table.row_header, overflow="fold")
+    factors = []
+    for column in columns:
+        unit, factor = "", 1.0
+        if column.unit is Unit.METRES:
+            unit, factor = _length_unit([float(row[column.name]) for row in table.rows])
+        grid.add_column(f"{column.header}\n{unit}".strip(), justify="right", no_wrap=True)
+        factors.append(factor)
+    for condition in dict.fromkeys(row.condition for row in table.rows):
+        group = [row for row in table.rows if row.condition == condition]
+        if condition:
+            grid.add_row(Text(condition, style="cyan"))
+        cells = [
+            _cells(column, [row[column.name] for row in group], factor)
+            for column, factor in zip(columns, factors, strict=True)
+        ]
+        for row, *of_row in zip(group, *cells, strict=True):
+            name = f"  {row.method}" if condition else row.method
+            grid.add_row(Text(name), *of_row, end_section=row is group[-1])
+    return grid
 
 
-def read_results(path: str | Path) -> Report:
-    """The report that `write_results` wrote.
+def _cells(column: Column, values: Sequence[Value], factor: float) -> list[Text]:
+    """A group's cells of a column, with the best value in bold, and what reads the same; none if all read the same."""
+    texts = [show(value, column.unit, factor) for value in values]
+    known = [value for value in values if not isinstance(value, str) and not math.isnan(value)]
+    best = None
+    if column.better is not None and known and len(set(texts)) > 1:
+        best = show(min(known) if column.better == "lower" else max(known), column.unit, factor)
+    return [Text(text, style="bold" if text == best and best != "∞" else "") for text in texts]
+
+
+def show(value: Value, unit: Unit, factor: float = 1.0) -> str:
+    """A value as it is printed: ∞ for infinite, – for not known."""
+    if isinstance(value, str):
+        return value
+    if math.isnan(value):
+        return "–"
+    if math.isinf(value):
+        return "∞"
+    if unit is Unit.SHARE:
+        return f"{100 * value:.1f}"
+    if unit is Unit.COUNT:
+        return f"{value:,.0f}"
+    value *= factor
+    # Three digits, and whole numbers from 100 on.
+    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
+    if 0 < abs(value) < 0.0995:
+        digits = 3
+    return f"{value:.{digits}f}"
+
+
+def format_length(metres: float) -> str:
+    """A length with three digits in the unit that suits it: `4.21 mm`, `51.3 cm`, `3.10 m`."""
+    unit, factor = _length_unit([metres])
+    return show(metres, Unit.METRES, factor) + (f" {unit}" if math.isfinite(metres) else "")
+
+
+def _length_unit(metres: Iterable[float]) -> tuple[str, float]:
+    """Unit, and units a metre, that suit the smallest positive length."""
+    smallest = min((m for m in metres if math.isfinite(m) and m > 0), default=1.0)
+    if smallest < 0.01:
+        return "mm", 1000.0
+    return ("cm", 100.0) if smallest < 1 else ("m", 1.0)
+
+
+def write_table(table: Table, path: str | Path) -> None:
+    """Write a table as JSON at once: a reader finds the old file or the whole new one."""
+    about = {"format": FORMAT, "title": table.title, "settings": table.settings}
+    rows = [{"method": row.method, "condition": row.condition, **row.values} for row in table.rows]
+    content = {**about, "columns": [asdict(column) for column in table.columns], "rows": rows}
+    words = {"meaning": table.meaning, "notes": table.notes, "row_header": table.row_header}
+    write_json(path, json_value({**content, **words}))
+
+
+def json_value(value):
+    """A value for strict JSON: null for nan, the string "inf" for infinity, lists for tuples, text for the rest."""
+    if isinstance(value, Mapping):
+        return {str(key): json_value(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else "inf" if value > 0 else "-inf"
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def read_table(path: str | Path) -> Table:
+    """The table that `write_table` wrote, or the results that an earlier version wrote.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not JSON, or not of this format.
+        ValueError: if it is not JSON, or not of these formats.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; expected a results.json as evaluate.py writes it")
+    text = read_text(Path(path), "a results.json, matching.json or localization.json as evaluate.py writes it")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both of this kind
-        raise ValueError(f"{path} is not JSON ({error}); run the evaluation again to write it anew") from error
+        content = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); {_AGAIN}") from error
     found = content.get("format") if isinstance(content, dict) else None
-    if found != FORMAT:
-        raise ValueError(f"{path}: format is {found!r}, expected {FORMAT!r}; run the evaluation again to write it anew")
+    reader = _READERS.get(found) if isinstance(found, str) else None
+    if reader is None:
+        raise ValueError(f"{path}: format is {found!r}, expected {FORMAT!r}; {_AGAIN}")
     try:
-        return Report(
-            title=content["title"],
-            thresholds=tuple((t["metres"], t["degrees"]) for t in content["thresholds"]),
-            lines=tuple(_line_from_json(line) for line in content["lines"]),
-            settings=content["settings"],
-            notes=tuple(content["notes"]),
-        )
+        return reader(content)
     except KeyError as error:
-        raise ValueError(f"{path} has no key {error}; run the evaluation again to write it anew") from error
+        raise ValueError(f"{path} has no key {error}; {_AGAIN}") from error
     except (TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path}: {error}; run the evaluation again to write it anew") from error
+        raise ValueError(f"{path}: {error}; {_AGAIN}") from error
 
 
-def compare_runs(paths: Iterable[str | Path], *, setting: str = "loss", method: str = "trained") -> Report:
-    """One report of several runs' `results.json`, as a Hydra multirun leaves them; print it with `print_report`.
+def _read_table_1(content: dict) -> Table:
+    columns = tuple(
+        Column(**{**column, "unit": Unit(column["unit"]), "limits": tuple(column["limits"])})
+        for column in content["columns"]
+    )
+    rows = []
+    for row in content["rows"]:
+        values = {c.name: row[c.name] if c.unit is Unit.TEXT else _number(row[c.name]) for c in columns}
+        rows.append(Row(row["method"], row["condition"], values))
+    words = content["meaning"], tuple(content["notes"]), content["row_header"]
+    return Table(content["title"], columns, tuple(rows), content["settings"], *words)
 
-    The lines of `method` are named after each run's `setting`; runs of one name are numbered in the
-    order given. A line of another method (`start`, `untrained`, …) that is the same in every run that
+
+def _read_results_1(content: dict) -> Table:
+    """What earlier versions wrote of localization."""
+    rows = []
+    for line in content["lines"]:
+        medians = _number(line["median_position_m"]), _number(line["median_rotation_deg"])
+        errors = ErrorSummary(*medians, tuple(map(_number, line["recall"])), _number(line["converged"]))
+        method = INITIAL_POSES if line["method"] == "start" else line["method"]
+        rows.append((method, line["condition"], int(line["count"]), errors))
+    thresholds = tuple((t["metres"], t["degrees"]) for t in content["thresholds"])
+    return localization_table(content["title"], thresholds, rows, settings=content["settings"], notes=content["notes"])
+
+
+def _read_matching_1(content: dict) -> Table:
+    """What earlier versions wrote of matching."""
+    summaries = {
+        method: [
+            MatchingSummary(
+                condition=s["condition"],
+                pairs=int(s["pairs"]),
+                keypoints=_number(s["keypoints"]),
+                within=tuple(map(_number, s["within"])),
+                kept=_number(s["kept"]),
+                kept_within=tuple(map(_number, s["kept_within"])),
+            )
+            for s in of_method
+        ]
+        for method, of_method in content["methods"].items()
+    }
+    return matching_table(
+        content["title"], content["thresholds_px"], summaries, settings=content["settings"], notes=content["notes"]
+    )
+
+
+_READERS = {FORMAT: _read_table_1, "gnnet results 1": _read_results_1, "gnnet matching 1": _read_matching_1}
+
+
+def _number(value: float | str | None) -> float | int:
+    """A number as `json_value` writes it."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    return math.nan if value is None else float(value)
+
+
+def join_tables(tables: Mapping[str, Table]) -> Table | None:
+    """Tables of several data sets as one, whose conditions are `NAME/all` and `NAME/CONDITION`.
+
+    Args:
+        tables: by the data set's name, of the same columns; a single one is returned as it is.
+
+    Returns:
+        None for no table.
+    """
+    first = next(iter(tables.values()), None)
+    if first is None or len(tables) == 1:
+        return first
+    return replace(
+        first,
+        title="; ".join(table.title for table in tables.values()),
+        rows=tuple(
+            replace(row, condition=f"{name}/{row.condition}") for name, table in tables.items() for row in table.rows
+        ),
+        notes=tuple(f"{name}: {note}" for name, table in tables.items() for note in table.notes),
+    )
+
+
+def compare_runs(paths: Iterable[str | Path], *, setting: str | None = None, method: str | None = None) -> Table:
+    """One table of several runs' files, as a Hydra multirun leaves them.
+
+    The rows of `method` are named after each run's `setting`; runs of one name are numbered in the
+    order given. A row of another method (`initial poses`, `untrained`, …) that is the same in every run that
     has it stands once. Settings that all runs share are the comparison's; the others are in the notes.
 
+    Args:
+        paths: files of one kind, see `read_table`.
+        setting: name of the setting that names the runs; None takes `run`, or `loss` where there is no `run`.
+        method: name of the method that is compared; None takes the first of `refined`, `PnP` and `nearest`
+            that there is, or `trained`.
+
     Raises:
-        ValueError: if there is no path, a run lacks the setting, or the runs' thresholds differ.
+        ValueError: if there is no path, a run lacks the setting, or the runs' columns differ.
     """
     paths = [Path(path) for path in paths]
     if not paths:
         raise ValueError("no results.json to compare; expected paths such as multirun/<date>/<time>/*/results.json")
-    reports = [read_results(path) for path in paths]
-    for path, report in zip(paths, reports, strict=True):
-        if setting not in report.settings:
-            found = ", ".join(report.settings) or "none"
+    tables = [read_table(path) for path in paths]
+    if setting is None:
+        setting = "run" if "run" in tables[0].settings else "loss"
+    if method is None:
+        present = {row.method for table in tables for row in table.rows}
+        method = next((m for m in ("refined", "PnP", "nearest") if m in present), "trained")
+    columns = [[column.name for column in table.columns] for table in tables]
+    for path, table, names in zip(paths, tables, columns, strict=True):
+        if setting not in table.settings:
+            found = ", ".join(table.settings) or "none"
             raise ValueError(f"{path} has no setting {setting!r} to name the run by; its settings are {found}")
-        if report.thresholds != reports[0].thresholds:
+        if names != columns[0]:
             raise ValueError(
-                f"{path} has the thresholds {report.thresholds}, but {paths[0]} has {reports[0].thresholds}; "
-                "evaluate both with the same thresholds"
+                f"{path} has the columns {', '.join(names)}, but {paths[0]} has {', '.join(columns[0])}; "
+                "compare files of one kind, evaluated with the same thresholds"
             )
-    names = _distinct(_what_differs([str(report.settings[setting]) for report in reports]))
-    shared = {k: v for k, v in reports[0].settings.items() if all(r.settings.get(k, _ABSENT) == v for r in reports)}
+    names = _distinct(_what_differs([str(table.settings[setting]) for table in tables]))
+    shared = {k: v for k, v in tables[0].settings.items() if all(t.settings.get(k, _ABSENT) == v for t in tables)}
     notes = []
-    for name, report, path in zip(names, reports, paths, strict=True):
-        own = [f"{k} {v}" for k, v in report.settings.items() if k not in shared and k != setting]
+    for name, table, path in zip(names, tables, paths, strict=True):
+        own = [f"{k} {v}" for k, v in table.settings.items() if k not in shared and k != setting]
         notes.append(f"{name}: {', '.join([*own, str(path)])}")
-    return Report(
-        title=f"{len(reports)} runs by {setting}",
-        thresholds=reports[0].thresholds,
-        lines=tuple(_merge_lines([report.lines for report in reports], names, method)),
+    return replace(
+        tables[0],
+        title=f"{len(tables)} runs by {setting}",
+        rows=_merge_rows([table.rows for table in tables], names, method),
         settings={k: v for k, v in shared.items() if k != setting},
         notes=tuple(notes),
-    )
-
-
-def join_reports(reports: Mapping[str, Report]) -> Report | None:
-    """Reports of several data sets as one, whose conditions are `NAME/all` and `NAME/CONDITION`.
-
-    Args:
-        reports: by the data set's name, of one set of thresholds; a single one is returned as it is.
-
-    Returns:
-        None for no report.
-    """
-    if len(reports) < 2:
-        return next(iter(reports.values()), None)
-    first = next(iter(reports.values()))
-    return Report(
-        title="; ".join(report.title for report in reports.values()),
-        thresholds=first.thresholds,
-        lines=tuple(
-            replace(line, condition=f"{name}/{line.condition}")
-            for name, report in reports.items()
-            for line in report.lines
-        ),
-        settings=first.settings,
-        notes=tuple(f"{name}: {note}" for name, report in reports.items() for note in report.notes),
     )
 
 
 _ABSENT = object()
 
 
-def _merge_lines(runs: list[tuple[Line, ...]], names: list[str], method: str) -> list[Line]:
-    """Lines of `method` named after their run, equal lines of other methods once, unequal ones with the run's name."""
-    merged: dict[tuple[str, str], Line] = {}
-    for name, lines in zip(names, runs, strict=True):
-        for line in lines:
-            if line.method == method:
+def _merge_rows(runs: list[tuple[Row, ...]], names: list[str], method: str) -> tuple[Row, ...]:
+    """Rows of `method` named after their run, equal rows of other methods once, unequal ones with the run's name."""
+    # repr compares nan as equal to nan
+    versions: dict[tuple[str, str], set[str]] = {}
+    for row in (row for rows in runs for row in rows):
+        versions.setdefault((row.condition, row.method), set()).add(repr(row))
+    merged: dict[tuple[str, str], Row] = {}
+    for name, rows in zip(names, runs, strict=True):
+        for row in rows:
+            label = row.method
+            if label == method:
                 label = name
-            else:
-                # repr compares nan as equal to nan
-                versions = {repr(o) for other in runs for o in other if _key(o) == _key(line)}
-                label = line.method if len(versions) == 1 else f"{line.method} ({name})"
-            renamed = replace(line, method=label)
-            merged.setdefault(_key(renamed), renamed)
-    return list(merged.values())
-
-
-def _key(line: Line) -> tuple[str, str]:
-    return line.condition, line.method
+            elif len(versions[row.condition, label]) > 1:
+                label = f"{label} ({name})"
+            merged.setdefault((row.condition, label), replace(row, method=label))
+    return tuple(merged.values())
 
 
 def _what_differs(names: list[str]) -> list[str]:
@@ -289,96 +511,16 @@ def _distinct(names: list[str]) -> list[str]:
     return [name if names.count(name) == 1 else f"{name} #{names[: i + 1].count(name)}" for i, name in enumerate(names)]
 
 
-def _by_condition(lines: Sequence[Line]) -> dict[str, list[Line]]:
-    groups: dict[str, list[Line]] = {}
-    for line in lines:
-        groups.setdefault(line.condition, []).append(line)
-    return groups
-
-
-def _length_unit(metres: Iterable[float]) -> tuple[str, float]:
-    """Unit, and units a metre, that suit the smallest positive length."""
-    smallest = min((m for m in metres if math.isfinite(m) and m > 0), default=1.0)
-    if smallest < 0.01:
-        return "mm", 1000.0
-    return ("cm", 100.0) if smallest < 1 else ("m", 1.0)
-
-
-def _column(values: list[float], show, smallest: bool) -> list[Text]:
-    """Cells, with the best value in bold, and what reads the same as it; none if all read the same."""
-    texts = [show(value) for value in values]
-    known = [value for value in values if not math.isnan(value)]
-    best = show(min(known) if smallest else max(known)) if known else None
-    bold = len(set(texts)) > 1 and best not in ("∞", None)
-    return [Text(text, style="bold" if bold and text == best else "") for text in texts]
-
-
-def _number(value: float) -> str:
-    """Three digits, and whole numbers from 100 on; ∞, or – for what is not known."""
-    if math.isnan(value):
-        return "–"
-    if math.isinf(value):
-        return "∞"
-    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
-    if 0 < abs(value) < 0.0995:
-        digits = 3
-    return f"{value:.{digits}f}"
-
-
-def _percent(share: float) -> str:
-    return "–" if math.isnan(share) else f"{100 * share:.1f}"
-
-
-def _line_to_json(line: Line) -> dict:
-    return {
-        "method": line.method,
-        "condition": line.condition,
-        "count": int(line.count),
-        "median_position_m": _encode(line.median_position_m),
-        "median_rotation_deg": _encode(line.median_rotation_deg),
-        "recall": [_encode(share) for share in line.recall],
-        "converged": _encode(line.converged),
-    }
-
-
-def _line_from_json(content: dict) -> Line:
-    values = {f.name: content[f.name] for f in fields(Line)}
-    return Line(
-        method=values["method"],
-        condition=values["condition"],
-        count=int(values["count"]),
-        median_position_m=_decode(values["median_position_m"]),
-        median_rotation_deg=_decode(values["median_rotation_deg"]),
-        recall=tuple(_decode(share) for share in values["recall"]),
-        converged=_decode(values["converged"]),
-    )
-
-
-def _encode(value: float) -> float | str | None:
-    value = float(value)
-    if math.isnan(value):
-        return None
-    return value if math.isfinite(value) else ("inf" if value > 0 else "-inf")
-
-
-def _decode(value: float | str | None) -> float:
-    return math.nan if value is None else float(value)
-
-
 def main() -> None:
     """`python -m gnnet.evaluation.report FILES`: tables of several runs as one."""
     parser = argparse.ArgumentParser(
         prog="python -m gnnet.evaluation.report", description="Tables of several runs side by side."
     )
-    parser.add_argument("files", nargs="+", type=Path, help="results.json or localization.json of runs")
-    parser.add_argument("--setting", default=None, help="that names the runs: by default run, or else loss")
-    parser.add_argument("--method", default=None, help="that is compared: by default refined, or else trained")
+    parser.add_argument("files", nargs="+", type=Path, help="results.json, localization.json or matching.json of runs")
+    parser.add_argument("--setting", help="the setting that names the runs: by default run, or else loss")
+    parser.add_argument("--method", help="the method that is compared: by default refined, or else trained")
     arguments = parser.parse_args()
     try:
-        reports = [read_results(path) for path in arguments.files]
-        setting = arguments.setting or ("run" if "run" in reports[0].settings else "loss")
-        methods = {line.method for report in reports for line in report.lines}
-        method = arguments.method or next((m for m in ("refined", "PnP", "nearest") if m in methods), "trained")
-        print_report(compare_runs(arguments.files, setting=setting, method=method))
+        print_table(compare_runs(arguments.files, setting=arguments.setting, method=arguments.method))
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error

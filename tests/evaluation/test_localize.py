@@ -19,7 +19,7 @@ from gnnet.evaluation.localize import (
 )
 from gnnet.evaluation.metrics import INDOOR
 from gnnet.evaluation.submission import validate_submission
-from gnnet.evaluation.tables import read_results
+from gnnet.evaluation.tables import read_table
 from gnnet.geometry.pose import perturb, pose_errors
 from gnnet.localization.localizer import Localizer
 from gnnet.localization.matching import Matcher
@@ -66,9 +66,9 @@ def test_given_poses_are_refined_and_written_back_in_the_same_format(scene, tmp_
         kept = result.cam_from_world if result.refined else starts[query.name]
         assert pose_errors(kept, result.cam_from_world)[0] < 1e-9
     assert any(r.refined for r in done.localizations)
-    table = read_results(tmp_path / "out" / "localization.json")
-    assert [line.method for line in table.lines] == ["nearest", "given", "refined"]
-    assert table.lines[1].median_position_m == pytest.approx(0.02, abs=1e-6)
+    table = read_table(tmp_path / "out" / "localization.json")
+    assert [row.method for row in table.rows] == ["nearest", "given", "refined"]
+    assert table.rows[1]["median_position_m"] == pytest.approx(0.02, abs=1e-6)
     records = [json.loads(line) for line in (tmp_path / "out" / "localizations.jsonl").read_text().splitlines()]
     assert [r["name"] for r in records] == [q.name for q in queries]
     assert all(r["start_error"]["position_m"] == pytest.approx(0.02, abs=1e-6) for r in records)
@@ -99,7 +99,11 @@ def test_a_query_that_fails_is_a_row_with_its_reason_and_the_run_goes_on(scene, 
         starts={},
     )  # fmt: skip
     assert not done.any_localized
-    assert all(line.recall == (0.0, 0.0, 0.0) for line in done.report.lines if line.method != "nearest")
+    assert all(
+        row[column] == 0
+        for row in done.report.rows if row.method != "nearest"
+        for column in row.values if column.startswith("recall_")
+    )  # fmt: skip
     assert any("0 of 3" in note for note in done.report.notes)
 
 

@@ -22,13 +22,8 @@ from gnnet.evaluation.matching import (
     match_pair,
     match_pair_with_sift,
 )
-from gnnet.evaluation.matching_report import (
-    compare_matching,
-    join_matching,
-    print_matching,
-    read_matching,
-    write_matching,
-)
+from gnnet.evaluation.networks import compare_matching
+from gnnet.evaluation.tables import join_tables, print_table, read_table, write_table
 from gnnet.localization.matching import Matcher
 from gnnet.models.grey import GreyValues
 from gnnet.scenes.layouts.robotcar import load_robotcar
@@ -162,35 +157,39 @@ def test_the_report_is_read_back_and_printed(shifted, tmp_path):
         settings={"seed": 0},
     )
     assert network.training
-    assert list(report.lines) == ["patches", "SIFT", "SIFT, upright"]
-    by_condition = {summary.condition: summary for summary in report.lines["SIFT"]}
-    assert by_condition["day-day"].kept_within[0] > 0.9
-    assert by_condition["day-night"].kept == 0 and math.isnan(by_condition["day-night"].kept_within[0])
-    write_matching(report, tmp_path / "matching.json")
+    assert [row.method for row in report.rows[:3]] == ["patches", "SIFT", "SIFT, upright"]
+    by_condition = {row.condition: row for row in report.rows if row.method == "SIFT"}
+    assert by_condition["day-day"]["kept_1px"] > 0.9
+    assert by_condition["day-night"]["kept"] == 0 and math.isnan(by_condition["day-night"]["kept_1px"])
+    write_table(report, tmp_path / "matching.json")
     assert [p.name for p in tmp_path.iterdir()] == ["matching.json"]
     # NaN is not equal to itself
-    assert repr(read_matching(tmp_path / "matching.json")) == repr(report)
+    assert repr(read_table(tmp_path / "matching.json")) == repr(report)
     console = Console(width=80, record=True)
-    print_matching(replace(report, notes=("a note",)), console)
+    print_table(replace(report, notes=("a note",)), console)
     text = console.export_text()
     assert "day-night" in text and "SIFT, upright" in text and "a note" in text and "%" in text
+    assert "all: % of the" in text and "10 px" not in text
     assert max(map(len, text.splitlines())) <= 80
-    joined = join_matching({"harbour": report, "square": report})
-    conditions = [summary.condition for summary in joined.lines["SIFT"]]
+    joined = join_tables({"harbour": report, "square": report})
+    conditions = [row.condition for row in joined.rows if row.method == "SIFT"]
     assert conditions[:2] == ["harbour/all", "harbour/day-day"] and conditions[3] == "square/all"
-    assert join_matching({"": report}) is report and join_matching({}) is None
+    assert join_tables({"": report}) is report and join_tables({}) is None
 
 
-def test_broken_reports_are_said(tmp_path):
+def test_broken_files_are_said(tmp_path):
     path = tmp_path / "matching.json"
     with pytest.raises(FileNotFoundError, match=r"matching\.json does not exist"):
-        read_matching(path)
+        read_table(path)
     for content, message in (
         ("{", "is not JSON"),
         ("[]", "format is None"),
-        ('{"format": "gnnet matching 1"}', "has no key 'title'"),
+        ('{"format": ["gnnet matching 1"]}', "format is \\['gnnet"),
+        ('{"format": "gnnet matching 1"}', "has no key 'methods'"),
         ('{"format": "gnnet matching 1", "title": "", "thresholds_px": [1], "methods": 3}', "run the evaluation"),
+        ('{"format": "gnnet table 1", "columns": [{"name": "x", "unit": "ells", "limits": []}]}', "'ells' is not"),
+        ('{"format": "gnnet table 1", "columns": 3}', "run the evaluation"),
     ):
         path.write_text(content)
         with pytest.raises(ValueError, match=message):
-            read_matching(path)
+            read_table(path)

@@ -10,7 +10,6 @@ from gnnet.evaluation.metrics import (
     INDOOR,
     OUTDOOR,
     LocalizationMetrics,
-    matching_accuracy,
     median,
     summarize_errors,
 )
@@ -52,7 +51,7 @@ def test_summary_against_numpy():
         (summary.conditions[0], np.arange(0, 9, 2)),
         (summary.conditions[1], np.arange(1, 9, 2)),
     ):
-        assert line.count == len(rows)
+        assert line.poses == len(rows)
         assert line.failures == int(np.isinf(position[rows]).sum())
         assert line.final.median_position == pytest.approx(np.median(position[rows]))
         assert line.final.median_rotation == pytest.approx(np.median(rotation[rows]))
@@ -86,7 +85,7 @@ def test_updates_in_parts_in_any_order_and_reset():
     assert metric.compute() == summary_of(columns)
     metric.reset()
     metric.update(**take(columns, [0, 1]))
-    assert metric.compute().overall.count == 2
+    assert metric.compute().overall.poses == 2
 
 
 def test_conditions_by_name():
@@ -105,7 +104,7 @@ def test_thresholds_are_a_setting():
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_no_queries_give_nan():
     summary = LocalizationMetrics(conditions=CONDITIONS).compute()
-    assert summary.overall.count == 0
+    assert summary.overall.poses == 0
     assert math.isnan(summary.overall.final.median_position)
     assert summary.conditions == ()
 
@@ -122,15 +121,6 @@ def test_no_queries_give_nan():
 )
 def test_median(values, expected):
     assert median(torch.tensor(values)) == expected
-
-
-def test_matching_accuracy():
-    true_xy = torch.zeros(2, 3, 2)
-    predicted = torch.tensor([[[0.6, 0.8], [0.0, 2.9], [torch.nan, 0.0]], [[3.0, 4.0], [50.0, 0.0], [0.0, 0.0]]])
-    valid = torch.tensor([[True, True, True], [True, True, False]])
-    expected = torch.tensor([1, 2, 3, 3]) / 5
-    torch.testing.assert_close(matching_accuracy(predicted, true_xy, valid), expected)
-    assert matching_accuracy(predicted, true_xy, torch.zeros_like(valid)).isnan().all()
 
 
 def _process(rank, rendezvous, counts, results):
@@ -153,6 +143,6 @@ def test_two_processes_equal_one(tmp_path, monkeypatch):
     mp.spawn(_process, args=(str(tmp_path / "rendezvous"), counts, str(tmp_path / "summary")), nprocs=2)
     for count in counts:
         expected = summary_of(queries(count))
-        assert expected.overall.count == count
+        assert expected.overall.poses == count
         for rank in range(2):
             assert torch.load(tmp_path / f"summary.{count}.{rank}", weights_only=False) == expected

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gnnet.evaluation.submission import main, submitted_name, validate_submission, write_submission
+from gnnet.evaluation.submission import format_of, main, validate_submission, write_submission
 from gnnet.geometry.pose import Pose, perturb, pose_errors
 from gnnet.localization.result import Localization, Status
 from gnnet.scenes.formats.poses import read_pose_file
@@ -72,7 +72,7 @@ def test_robotcar_has_rear_images_alone_without_their_condition(tmp_path):
         assert [line[0] for line in words] == ["rear/20.jpg", "rear/3.jpg"]
         numbers = torch.tensor([float(word) for word in words[0][1:]], dtype=torch.float64)
         torch.testing.assert_close(numbers, torch.cat([pose.quaternion(), pose.translation]))
-        assert validate_submission(path, dataset=dataset).errors == ()
+        assert validate_submission(path, dataset=dataset).errors == []
 
 
 def test_cmu_has_the_files_names_and_others_the_scenes(tmp_path):
@@ -121,7 +121,7 @@ def test_every_broken_line_is_told(tmp_path):
         "left/9.jpg 1 0 0 0 1 2 3",
     )
     found = validate_submission(path, dataset="robotcar")
-    assert found.lines == 9 and found.warnings == () and found.facts == ("9 lines",)
+    assert found.lines == 9 and found.warnings == [] and found.facts == ["9 lines"]
     told = sorted((error.split(" line ")[1].split()[0].rstrip(":"), error) for error in found.errors)
     assert [number for number, _ in told] == ["2", "3", "4", "5", "6", "7", "9"]
     parts = ("without the condition", "/3.png", "7 words", "not finite", "again, after line 1", "length 1.00", "left/9")
@@ -140,12 +140,12 @@ def test_a_good_submission(town, toy_root, tmp_path, dataset):
     queries, path = estimates(town), tmp_path / "results.txt"
     write_submission(path, queries, dataset=dataset)
     found = validate_submission(path, dataset=dataset, root=toy_root)
-    assert found.errors == found.warnings == () and found.lines == QUERIES
+    assert found.errors == found.warnings == [] and found.lines == QUERIES
     assert f"{QUERIES} of {QUERIES} queries of robotcar have a line" in found.facts
     assert "from the nearest reference (median)" in found.facts[-1]
     write_submission(path, queries[3:], dataset=dataset)
     found = validate_submission(path, dataset=dataset, root=toy_root)
-    assert found.errors == () and found.warnings == (f"3 of {QUERIES} queries have no line; each counts as failed",)
+    assert found.errors == [] and found.warnings == [f"3 of {QUERIES} queries have no line; each counts as failed"]
     assert before == sorted(path.stat().st_mtime_ns for path in toy_root.rglob("*"))  # the town is not rendered anew
 
 
@@ -172,7 +172,7 @@ def misread(pose: Pose, kind: str) -> torch.Tensor:
 
 def write_misread(path: Path, localizations: list[Localization], kind: str, *, dataset: str) -> Path:
     rows = {found.name: misread(found.cam_from_world, kind).tolist() for found in localizations}
-    lines = {submitted_name(name, dataset=dataset): " ".join(map(repr, row)) for name, row in rows.items()}
+    lines = {format_of(dataset).submitted_name(name): " ".join(map(repr, row)) for name, row in rows.items()}
     return write_lines(path, *(f"{name} {numbers}" for name, numbers in lines.items()))
 
 
@@ -197,7 +197,7 @@ def test_other_readings_of_the_numbers_are_told(town, cmu_root, toy_root, tmp_pa
         path = write_misread(tmp_path / "results.txt", queries, kind, dataset=dataset)
         errors = validate_submission(path, dataset=dataset, root=root).errors
         if TOLD[kind] is None:
-            assert errors == ()
+            assert errors == []
         else:
             assert len(errors) == 1 and TOLD[kind] in errors[0], errors
 
@@ -210,22 +210,22 @@ def test_poses_in_another_world_are_warned_of(town, toy_root, tmp_path):
     ]
     write_submission(tmp_path / "results.txt", moved, dataset="toy")
     found = validate_submission(tmp_path / "results.txt", dataset="toy", root=toy_root)
-    assert found.errors == () and "100% of the camera centres lie far from all references" in found.warnings[0]
+    assert found.errors == [] and "100% of the camera centres lie far from all references" in found.warnings[0]
 
 
 def test_few_queries_tell_nothing_of_the_reading(town, toy_root, tmp_path):
     path = tmp_path / "results.txt"
     write_submission(path, estimates(town)[:4], dataset="toy")
     found = validate_submission(path, dataset="toy", root=toy_root)
-    assert found.errors == () and "not compared with references: that needs 5 queries" in found.facts[-1]
+    assert found.errors == [] and "not compared with references: that needs 5 queries" in found.facts[-1]
 
 
 def test_cmu_counts_the_queries_of_withheld_pose(cmu_root, tmp_path):
     write_submission(tmp_path / "r.txt", estimates(load_cmu(cmu_root, progress=False)), dataset="cmu")
     found = validate_submission(tmp_path / "r.txt", dataset="cmu", root=cmu_root)
     # Two slices, two frames of two cameras on three days, of which one is withheld.
-    assert found.errors == () and found.lines == 16
-    assert found.warnings == ("8 of 24 queries have no line; each counts as failed",)
+    assert found.errors == [] and found.lines == 16
+    assert found.warnings == ["8 of 24 queries have no line; each counts as failed"]
 
 
 def test_where_every_image_is_of_the_map_every_image_may_be_a_query(toy_root, tmp_path):
@@ -237,7 +237,7 @@ def test_where_every_image_is_of_the_map_every_image_may_be_a_query(toy_root, tm
     scene = load_colmap(tmp_path, progress=False)
     write_submission(tmp_path / "r.txt", estimates(scene, references=True), dataset="colmap")
     found = validate_submission(tmp_path / "r.txt", dataset="colmap", root=tmp_path)
-    assert found.errors == found.warnings == () and found.lines == 3
+    assert found.errors == found.warnings == [] and found.lines == 3
 
 
 def test_the_command(town, toy_root, tmp_path, capsys):
@@ -277,15 +277,13 @@ def test_the_command_as_a_process(tmp_path):
 @pytest.mark.parametrize("kind", TOLD)
 @pytest.mark.parametrize(("dataset", "folder"), [("sevenscenes", "7scenes"), ("rgbd", "hololens")])
 def test_other_readings_on_real_data(tmp_path, dataset, folder, kind):
-    from gnnet.evaluation.submission import _open
-
     root = Path(os.environ["GNNET_DATA"]) / folder
-    scene = _open(dataset, root, progress=False)
+    scene = format_of(dataset).open(root, progress=False)
     references = all(image.is_reference for image in scene.images.values())
     queries = estimates(scene, position=0.05, references=references)
     path = write_misread(tmp_path / "r.txt", queries, kind, dataset=dataset)
     errors = validate_submission(path, dataset=dataset, root=root).errors
-    assert errors == () if TOLD[kind] is None else (len(errors) == 1 and TOLD[kind] in errors[0])
+    assert errors == [] if TOLD[kind] is None else (len(errors) == 1 and TOLD[kind] in errors[0])
 
 
 def test_written_poses_are_the_estimates(town, tmp_path):

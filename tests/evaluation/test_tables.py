@@ -1,43 +1,55 @@
 import io
 import json
 import math
-from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
+from gnnet.evaluation.metrics import ErrorSummary
 from gnnet.evaluation.tables import (
-    Line,
-    Report,
+    Column,
+    Row,
+    Table,
+    Unit,
     compare_runs,
     format_length,
-    join_reports,
-    print_report,
-    read_results,
-    report_table,
-    write_results,
+    join_tables,
+    localization_table,
+    main,
+    print_table,
+    read_table,
+    rich_table,
+    write_table,
 )
 
 THRESHOLDS = ((0.25, 2.0), (0.5, 5.0), (5.0, 10.0))
-START = Line("start", "all", 40, 0.52, 4.1, (0.1, 0.4, 1.0), 0.0)
-TRAINED = Line("trained", "all", 40, 0.0042, 0.031, (0.925, 0.975, 1.0), 0.9)
-FAILED = Line("grey values", "night", 12, math.inf, math.inf, (0.0, 0.25, 0.25), 0.0)
+INITIAL = ("initial poses", "all", 40, ErrorSummary(0.52, 4.1, (0.1, 0.4, 1.0), 0.0))
+TRAINED = ("trained", "all", 40, ErrorSummary(0.0042, 0.031, (0.925, 0.975, 1.0), 0.9))
+FAILED = ("grey values", "night", 12, ErrorSummary(math.inf, math.inf, (0.0, 0.25, 0.25), 0.0))
 
 
-def make_report(*lines: Line, **settings) -> Report:
+def make_table(*rows: tuple, **settings) -> Table:
     settings = {"dataset": "toy", "loss": "nce", "seed": 0, **settings}
-    return Report("toy validation", THRESHOLDS, lines or (START, TRAINED, FAILED), settings, ("a note",))
+    rows = rows or (INITIAL, TRAINED, FAILED)
+    return localization_table("toy validation", THRESHOLDS, rows, settings=settings, notes=("a note",))
 
 
-def printed(report: Report, width: int = 80) -> str:
+def changed(row: tuple, **values) -> tuple:
+    """A row of another method, condition or count, or with other errors."""
+    method, condition, count, errors = row
+    named = [values.pop(key, old) for key, old in (("method", method), ("condition", condition), ("count", count))]
+    return (*named, errors._replace(**values))
+
+
+def printed(table: Table, width: int = 80) -> str:
     console = Console(width=width, file=io.StringIO())
-    print_report(report, console)
+    print_table(table, console)
     return "\n".join(line.rstrip() for line in console.file.getvalue().splitlines())
 
 
-def bold_cells(report: Report) -> dict[str, list[str]]:
+def bold_cells(table: Table) -> dict[str, list[str]]:
     """Bold numbers by the text of their row's first cell."""
-    table = report_table(report)
+    table = rich_table(table)
     names = [str(cell).strip() for cell in table.columns[0].cells]
     bold: dict[str, list[str]] = {name: [] for name in names}
     for column in table.columns[2:]:
@@ -48,86 +60,86 @@ def bold_cells(report: Report) -> dict[str, list[str]]:
 
 
 def test_results_survive_writing_and_reading(tmp_path):
-    report = make_report(seconds=271.5, checkpoint=None, full=True)
+    report = make_table(seconds=271.5, checkpoint=None, full=True)
     path = tmp_path / "new" / "results.json"
-    write_results(report, path)
-    assert read_results(path) == report
+    write_table(report, path)
+    assert read_table(path) == report
     assert [p.name for p in path.parent.iterdir()] == ["results.json"]
 
 
 def test_unknown_numbers_survive_as_nan(tmp_path):
-    write_results(make_report(replace(START, converged=math.nan)), tmp_path / "results.json")
-    assert math.isnan(read_results(tmp_path / "results.json").lines[0].converged)
+    write_table(make_table(changed(INITIAL, converged=math.nan)), tmp_path / "results.json")
+    assert math.isnan(read_table(tmp_path / "results.json").rows[0]["converged"])
 
 
 def test_results_are_strict_json(tmp_path):
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
 
-    write_results(make_report(FAILED, replace(START, converged=math.nan)), tmp_path / "results.json")
+    write_table(make_table(FAILED, changed(INITIAL, converged=math.nan)), tmp_path / "results.json")
     content = json.loads((tmp_path / "results.json").read_text(), parse_constant=refuse)
-    assert content["lines"][0]["median_position_m"] == "inf"
-    assert content["lines"][1]["converged"] is None
+    assert content["rows"][0]["median_position_m"] == "inf"
+    assert content["rows"][1]["converged"] is None
 
 
 def test_failed_write_keeps_the_old_results(tmp_path, monkeypatch):
     path = tmp_path / "results.json"
-    write_results(make_report(), path)
+    write_table(make_table(), path)
     monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        write_results(make_report(seed=1), path)
-    assert read_results(path).settings["seed"] == 0
+        write_table(make_table(seed=1), path)
+    assert read_table(path).settings["seed"] == 0
     assert [p.name for p in tmp_path.iterdir()] == ["results.json"]
 
 
 def test_reading_says_what_is_wrong(tmp_path):
     path = tmp_path / "results.json"
     with pytest.raises(FileNotFoundError, match=r"results\.json does not exist"):
-        read_results(path)
+        read_table(path)
     path.write_text("{")
     with pytest.raises(ValueError, match=r"results\.json is not JSON"):
-        read_results(path)
+        read_table(path)
     path.write_text('{"recall": 1}')
-    with pytest.raises(ValueError, match="format is None, expected 'gnnet results 1'"):
-        read_results(path)
-    write_results(make_report(), path)
+    with pytest.raises(ValueError, match="format is None, expected 'gnnet table 1'"):
+        read_table(path)
+    write_table(make_table(), path)
     content = json.loads(path.read_text())
-    del content["lines"][0]["converged"]
+    del content["rows"][0]["converged"]
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="no key 'converged'"):
-        read_results(path)
+        read_table(path)
 
 
-def test_report_refuses_what_it_cannot_print_or_write():
-    with pytest.raises(ValueError, match=r"'start' on 'all' has 1 recall values, expected 3"):
-        make_report(replace(START, recall=(0.5,)))
+def test_table_refuses_what_it_cannot_print_or_write():
+    with pytest.raises(ValueError, match=r"'initial poses' on 'all' has 1 recall values, expected 3"):
+        make_table(changed(INITIAL, recall=(0.5,)))
     with pytest.raises(ValueError, match=r"settings\['path'\]"):
-        make_report(path=["a", "b"])
+        make_table(path=["a", "b"])
     with pytest.raises(ValueError, match=r"settings\['loss_value'\] is inf"):
-        make_report(loss_value=math.inf)
+        make_table(loss_value=math.inf)
 
 
 def test_table_shows_every_number_in_80_columns():
-    text = printed(make_report(), width=80)
+    text = printed(make_table(), width=80)
     assert max(map(len, text.splitlines())) <= 80
     assert "toy validation" in text and "dataset toy · loss nce · seed 0" in text and "• a note" in text
     rows = {line.split("  ")[1].strip(): line.split() for line in text.splitlines() if line.startswith("  ")}
-    assert rows["start"] == ["start", "40", "520", "4.10", "0.0", "10.0", "40.0", "100.0"]
+    assert rows["initial poses"] == ["initial", "poses", "40", "520", "4.10", "0.0", "10.0", "40.0", "100.0"]
     assert rows["trained"] == ["trained", "40", "4.20", "0.031", "90.0", "92.5", "97.5", "100.0"]
     assert rows["grey values"][2:] == ["12", "∞", "∞", "0.0", "0.0", "25.0", "25.0"]
     assert text.index("all\n") < text.index("trained") < text.index("night\n") < text.index("grey values")
 
 
 def test_best_of_a_condition_is_bold():
-    worse = replace(START, method="untrained", median_position_m=0.0043)
-    bold = bold_cells(make_report(START, worse, TRAINED, FAILED))
+    worse = changed(INITIAL, method="untrained", median_position=0.0043)
+    bold = bold_cells(make_table(INITIAL, worse, TRAINED, FAILED))
     assert bold["trained"] == ["4.20", "0.031", "90.0", "92.5", "97.5"]  # all reach 100 % within 5 m
-    assert bold["start"] == bold["untrained"] == []
+    assert bold["initial poses"] == bold["untrained"] == []
     assert bold["grey values"] == []  # nothing to compare with
 
 
 def test_names_are_not_read_as_markup():
-    text = printed(make_report(replace(START, method="[red]x[/red]", condition="[bold]")))
+    text = printed(make_table(changed(INITIAL, method="[red]x[/red]", condition="[bold]")))
     assert "[red]x[/red]" in text and "[bold]" in text
 
 
@@ -141,16 +153,16 @@ def test_lengths_are_written_in_the_unit_that_suits(metres, text):
 
 
 def test_runs_stand_beside_each_other(tmp_path):
-    better = replace(TRAINED, median_position_m=0.002)
+    better = changed(TRAINED, median_position=0.002)
     paths = [tmp_path / name / "results.json" for name in "abc"]
-    write_results(make_report(START, TRAINED, FAILED, loss="dmc", steps=900), paths[0])
-    write_results(make_report(START, better, replace(FAILED, count=11), loss="nce", steps=900), paths[1])
-    write_results(make_report(START, TRAINED, FAILED, loss="nce", seed=1, steps=900), paths[2])
+    write_table(make_table(INITIAL, TRAINED, FAILED, loss="dmc", steps=900), paths[0])
+    write_table(make_table(INITIAL, better, changed(FAILED, count=11), loss="nce", steps=900), paths[1])
+    write_table(make_table(INITIAL, TRAINED, FAILED, loss="nce", seed=1, steps=900), paths[2])
     report = compare_runs(paths)
-    assert [(line.method, line.median_position_m) for line in report.lines if line.condition == "all"] == [
-        ("start", 0.52), ("dmc", 0.0042), ("nce #1", 0.002), ("nce #2", 0.0042),
+    assert [(row.method, row["median_position_m"]) for row in report.rows if row.condition == "all"] == [
+        ("initial poses", 0.52), ("dmc", 0.0042), ("nce #1", 0.002), ("nce #2", 0.0042),
     ]  # fmt: skip
-    unequal = [line.method for line in report.lines if line.condition == "night"]
+    unequal = [row.method for row in report.rows if row.condition == "night"]
     assert unequal == ["grey values (dmc)", "grey values (nce #1)", "grey values (nce #2)"]
     assert report.settings == {"dataset": "toy", "steps": 900}
     assert report.notes[2] == f"nce #2: seed 1, {paths[2]}"
@@ -159,30 +171,99 @@ def test_runs_stand_beside_each_other(tmp_path):
 
 def test_runs_that_cannot_be_compared_say_why(tmp_path):
     first, second = tmp_path / "first.json", tmp_path / "second.json"
-    write_results(make_report(), first)
+    write_table(make_table(), first)
     with pytest.raises(ValueError, match=r"no results\.json to compare"):
         compare_runs([])
     with pytest.raises(ValueError, match=r"has no setting 'model'.*dataset, loss, seed"):
         compare_runs([first], setting="model")
-    write_results(Report("indoor", ((0.05, 5.0),), (replace(START, recall=(1.0,)),), {"loss": "gn"}), second)
-    with pytest.raises(ValueError, match=r"second\.json has the thresholds"):
+    indoor = localization_table("", ((0.05, 5.0),), [changed(INITIAL, recall=(1.0,))], settings={"loss": "gn"})
+    write_table(indoor, second)
+    with pytest.raises(ValueError, match=r"second\.json has the columns .*recall_0\.05m_5deg, but .*same thresholds"):
         compare_runs([first, second])
 
 
-def test_reports_of_several_data_sets_are_joined():
-    report = make_report(TRAINED, replace(TRAINED, condition="night"))
-    joined = join_reports({"town": report, "room": report})
-    assert [line.condition for line in joined.lines] == ["town/all", "town/night", "room/all", "room/night"]
+def test_tables_of_several_data_sets_are_joined():
+    report = make_table(TRAINED, changed(TRAINED, condition="night"))
+    joined = join_tables({"town": report, "room": report})
+    assert [row.condition for row in joined.rows] == ["town/all", "town/night", "room/all", "room/night"]
     assert joined.notes == ("town: a note", "room: a note") and joined.settings == report.settings
-    assert join_reports({"town": report}) is report and join_reports({}) is None
+    assert join_tables({"town": report}) is report and join_tables({}) is None
 
 
 def test_runs_are_named_by_what_differs(tmp_path):
     paths = []
     for gradient in ("central", "bicubic"):
-        line = Line("refined", "all", 4, 0.01, 0.1, (1.0,), 1.0)
-        report = Report("a", ((0.05, 5.0),), (line,), {"run": f"sparse_to_dense gradient={gradient}"})
+        row = ("refined", "all", 4, ErrorSummary(0.01, 0.1, (1.0,), 1.0))
+        settings = {"run": f"sparse_to_dense gradient={gradient}"}
+        report = localization_table("a", ((0.05, 5.0),), [row], settings=settings)
         paths.append(tmp_path / f"{gradient}.json")
-        write_results(report, paths[-1])
-    compared = compare_runs(paths, setting="run", method="refined")
-    assert [line.method for line in compared.lines] == ["gradient=central", "gradient=bicubic"]
+        write_table(report, paths[-1])
+    assert compare_runs(paths) == compare_runs(paths, setting="run", method="refined")  # what it takes by itself
+    assert [row.method for row in compare_runs(paths).rows] == ["gradient=central", "gradient=bicubic"]
+
+
+RESULTS_1 = """{"format": "gnnet results 1", "title": "old", "settings": {"loss": "gn", "seed": 1},
+"thresholds": [{"metres": 0.25, "degrees": 2.0}, {"metres": 0.5, "degrees": 5.0}, {"metres": 5.0, "degrees": 10.0}],
+"lines": [
+{"method": "start", "condition": "all", "count": 40, "median_position_m": 0.52, "median_rotation_deg": 4.1,
+ "recall": [0.1, 0.4, 1.0], "converged": 0.0},
+{"method": "trained", "condition": "all", "count": 40, "median_position_m": "inf", "median_rotation_deg": null,
+ "recall": [0.925, 0.975, 1.0], "converged": 0.9}], "notes": ["a note"]}"""
+MATCHING_1 = """{"format": "gnnet matching 1", "title": "old", "settings": {"loss": "gn"}, "thresholds_px": [1.0, 3.0],
+"methods": {
+"trained": [{"condition": "all", "pairs": 4, "keypoints": 90.5, "within": [0.5, 0.75], "kept": 40.0,
+ "kept_within": [0.8, null]}],
+"SIFT": [{"condition": "all", "pairs": 4, "keypoints": 90.5, "within": [0.25, 0.5], "kept": 20.0,
+ "kept_within": [0.9, 1.0]}]}, "notes": []}"""
+
+
+def test_files_of_the_version_before_are_read_and_compared_with_new_ones(tmp_path):
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    old.write_text(RESULTS_1)
+    table = read_table(old)
+    assert table.rows[0] == make_table().rows[0] and table.columns == make_table().columns
+    assert table.rows[1]["median_position_m"] == math.inf and math.isnan(table.rows[1]["median_rotation_deg"])
+    assert table.notes == ("a note",) and table.settings == {"loss": "gn", "seed": 1}
+    write_table(make_table(INITIAL, TRAINED), new)
+    compared = compare_runs([old, new])
+    assert [row.method for row in compared.rows] == ["initial poses", "gn", "nce"]
+
+    old.write_text(MATCHING_1)
+    table = read_table(old)
+    assert [(row.method, row["pairs"], row["matched_3px"], row["kept"]) for row in table.rows] == [
+        ("trained", 4, 0.75, 40.0), ("SIFT", 4, 0.5, 20.0),
+    ]  # fmt: skip
+    assert math.isnan(table.rows[0]["kept_3px"])
+    with pytest.raises(ValueError, match=r"new\.json has the columns .* but .*old\.json has pairs"):
+        compare_runs([old, new])
+
+
+def test_rows_have_the_columns_of_their_table():
+    with pytest.raises(ValueError, match=r"'a' on 'all' has the values y; expected one for each of the columns x"):
+        Table("t", (Column("x", "x", Unit.COUNT),), (Row("a", "all", {"y": 1}),))
+
+
+def test_columns_of_words_and_tables_without_conditions(tmp_path):
+    columns = (Column("size", "pixels", Unit.TEXT), Column("pairs", "pairs", Unit.COUNT))
+    table = Table("t", columns, (Row("day", "", {"size": "80×60", "pairs": 1200}),), row_header="images")
+    write_table(table, tmp_path / "t.json")
+    assert read_table(tmp_path / "t.json") == table
+    assert any(line.split() == ["day", "80×60", "1,200"] for line in printed(table).splitlines())
+
+
+def test_wide_tables_move_closer_together():
+    columns = tuple(Column(f"column{i}", f"column{i}", Unit.COUNT) for i in range(8))
+    table = Table("", columns, (Row("method", "", {c.name: 1 for c in columns}),), row_header="")
+    assert max(map(len, printed(table, width=80).splitlines())) == 6 + 8 * 8
+    assert max(map(len, printed(table, width=100).splitlines())) == 6 + 8 * 10
+
+
+def test_the_command_compares_files(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "results.json"
+    path.write_text(RESULTS_1)
+    monkeypatch.setattr("sys.argv", ["report", str(path)])
+    main()
+    assert "1 runs by loss" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", ["report", str(tmp_path / "none.json")])
+    with pytest.raises(SystemExit, match=r"none\.json does not exist"):
+        main()

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 import evaluate
 import train
 from gnnet.data.images import read_image
-from gnnet.evaluation.tables import read_results
+from gnnet.evaluation.tables import read_table
 from gnnet.localization.localizer import Localizer
 from gnnet.scenes.layouts.robotcar import load_robotcar
 
@@ -136,9 +136,9 @@ def finished_run(toy_root, tmp_path_factory):
 
 def test_train_leaves_table_figures_and_checkpoints(finished_run):
     output, report = finished_run
-    assert {line.method for line in report.lines} == {"start", "trained", "untrained", "grey values"}
-    assert "night" in {line.condition for line in report.lines}
-    assert read_results(output / "results.json") == report
+    assert {row.method for row in report.rows} == {"initial poses", "trained", "untrained", "grey values"}
+    assert "night" in {row.condition for row in report.rows}
+    assert read_table(output / "results.json") == report
     assert json.loads((output / "results.json").read_text())["settings"]["steps"] == 4
     names = {path.name for path in (output / "figures").glob("*.png")}
     assert {"losses.png", "convergence_basin.png", "overview.png"} <= names
@@ -159,15 +159,15 @@ def test_evaluate_agrees_with_the_last_validation_of_training(finished_run, tmp_
     logged = last_validation(output)
     overrides = ["localizer.iterations=5", "starts.count=1", f"checkpoint={output / 'checkpoints' / 'last.ckpt'}"]
     report = evaluate.run(configure(tmp_path, *overrides, name="evaluate")).localization
-    for line in report.lines:
-        same = next(x for x in trained.lines if (x.method, x.condition) == (line.method, line.condition))
+    for line in report.rows:
+        same = next(x for x in trained.rows if (x.method, x.condition) == (line.method, line.condition))
         assert line == same
-        if line.method in ("trained", "start"):
+        if line.method in ("trained", "initial poses"):
             prefix = "val" if line.condition == "all" else f"val/{line.condition}"
-            suffix = "_before" if line.method == "start" else ""
-            assert logged[f"{prefix}/converged{suffix}"] == pytest.approx(line.converged)
-            assert logged[f"{prefix}/position_m{suffix}"] == pytest.approx(line.median_position_m, rel=1e-5)
-            assert logged[f"{prefix}/rotation_deg{suffix}"] == pytest.approx(line.median_rotation_deg, rel=1e-5)
+            suffix = "_before" if line.method == "initial poses" else ""
+            assert logged[f"{prefix}/converged{suffix}"] == pytest.approx(line["converged"])
+            assert logged[f"{prefix}/position_m{suffix}"] == pytest.approx(line["median_position_m"], rel=1e-5)
+            assert logged[f"{prefix}/rotation_deg{suffix}"] == pytest.approx(line["median_rotation_deg"], rel=1e-5)
 
 
 def test_resumed_equals_uninterrupted(finished_run, toy_root, tmp_path, capsys):
@@ -215,11 +215,11 @@ def test_learning_improves_localization(toy_root, tmp_path):
         "starts.count=2", "localizer.iterations=15", "photometric=off", "starts.position=0.2", "starts.rotation=2",
     ]  # fmt: skip
     report = train.run(on_toy(toy_root, tmp_path, *settings)).localization
-    of = {line.method: line for line in report.lines if line.condition == "all"}
+    of = {line.method: line for line in report.rows if line.condition == "all"}
     # Not against the start's median: with two places to learn from, which side of it 16 starts end on is chance.
-    assert of["trained"].median_position_m < 0.6 * of["untrained"].median_position_m
-    assert of["trained"].converged > max(of["start"].converged, of["untrained"].converged)
-    assert math.isfinite(of["trained"].median_rotation_deg)
+    assert of["trained"]["median_position_m"] < 0.6 * of["untrained"]["median_position_m"]
+    assert of["trained"]["converged"] > max(of["initial poses"]["converged"], of["untrained"]["converged"])
+    assert math.isfinite(of["trained"]["median_rotation_deg"])
 
 
 def call(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess:
@@ -247,13 +247,13 @@ def test_sweep_of_two_process_jobs_leaves_one_folder_each(toy_root, tmp_path):
     for job in ("0", "1"):
         folder = tmp_path / "sweep" / job
         assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
-        report = read_results(folder / "results.json")
+        report = read_table(folder / "results.json")
         assert report.settings["seed"] == int(job)
         logged = last_validation(folder)
         # Three queries on two processes: gathered, each counts once, as in the table of one process.
-        everywhere = next(x for x in report.lines if (x.method, x.condition) == ("trained", "all"))
-        assert everywhere.count == 3
-        assert logged["val/position_m"] == pytest.approx(everywhere.median_position_m, rel=1e-4)
+        everywhere = next(x for x in report.rows if (x.method, x.condition) == ("trained", "all"))
+        assert everywhere["count"] == 3
+        assert logged["val/position_m"] == pytest.approx(everywhere["median_position_m"], rel=1e-4)
 
 
 def test_missing_data_ends_in_one_message(tmp_path):
@@ -279,7 +279,7 @@ def test_queries_are_localized_on_a_map_with_one_command(finished_run, toy_root,
         path.name for path in tmp_path.iterdir()
     }
     assert [path.suffix for path in (tmp_path / "maps").iterdir()] == [".gnmap"]
-    methods = {line.method for line in read_results(tmp_path / "localization.json").lines}
+    methods = {line.method for line in read_table(tmp_path / "localization.json").rows}
     expected = {"nearest": set(), "sparse": {"PnP"}, "sparse_to_dense": {"PnP", "refined"}}
     assert methods == {"nearest"} | expected[mode]
     if mode != "nearest":

@@ -92,15 +92,17 @@ def _positive(text: str) -> int:
 
 
 def _settings(texts: Sequence[str], parser: argparse.ArgumentParser) -> dict:
-    settings = {}
+    settings: dict = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key.isidentifier():
             parser.error(f"--set {text}: expected KEY=VALUE, such as places=8 or cameras=[rear]")
         try:
-            settings |= OmegaConf.to_container(OmegaConf.from_dotlist([text]), resolve=False)
+            given = OmegaConf.to_container(OmegaConf.from_dotlist([text]), resolve=False)
         except (YAMLError, OmegaConfBaseException) as error:
             parser.error(f"--set {text}: {value!r} is no YAML value ({str(error).splitlines()[0]})")
+        assert isinstance(given, dict)
+        settings |= given
     return settings
 
 

@@ -24,8 +24,9 @@ from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from gnnet.data.images import even_subset, limit_size, read_image
 from gnnet.evaluation.inspect.inspection import Distribution, Inspection, condition_pairs
-from gnnet.evaluation.inspect.pairs import PairReader, sample_evenly
+from gnnet.evaluation.inspect.pairs import PairReader
 from gnnet.evaluation.report import pictures as drawing
+from gnnet.sampling import evenly
 from gnnet.scenes.scene import Pair, Scene, SceneImage
 
 PAIRS = 12  # drawn
@@ -95,7 +96,7 @@ def choose_pairs(scene: Scene, count: int) -> list[Pair]:
     for _ in range(min(count, len(scene.pairs))):
         unfinished = [key for key in groups if shares[key] < len(groups[key])]
         shares[min(unfinished, key=shares.__getitem__)] += 1
-    return [scene.pairs[group[k]] for key, group in groups.items() for k in sample_evenly(len(group), shares[key])]
+    return [scene.pairs[group[k]] for key, group in groups.items() for k in evenly(len(group), shares[key])]
 
 
 def _read_row(scene: Scene, pair: Pair) -> Row:

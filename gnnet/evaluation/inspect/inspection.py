@@ -1,8 +1,8 @@
 """What a dataset holds, measured on its scene: images, pairs, correspondences, and how well these agree with the poses.
 
-Correspondences are held against something that they were not made from: 3D points are projected into both
-images, listed ones are compared with the epipolar lines of the poses, and where depth made them, or a camera
-that stands still, the images themselves are matched.
+Correspondences are compared with something that they were not made from: 3D points are projected into both
+images, listed correspondences are compared with the epipolar lines of the poses, and where depth or a fixed
+camera gave them, the images themselves are matched.
 """
 
 from __future__ import annotations
@@ -14,32 +14,27 @@ from dataclasses import dataclass
 import numpy as np
 from rich.progress import track
 
-from gnnet.data.images import read_image
+from gnnet.data.images import read_view
 from gnnet.data.queries import localization_samples
-from gnnet.evaluation.inspect.pairs import (
-    PairMeasure,
-    PairReader,
-    describe,
-    image_errors,
-    image_pairs,
-    measure_pair,
-    sample_evenly,
-)
+from gnnet.evaluation.inspect.agreement import errors_in_images
+from gnnet.evaluation.inspect.pairs import PairMeasure, PairReader, describe, measure_pair
+from gnnet.sampling import evenly
 from gnnet.scenes.formats.images import image_size
 from gnnet.scenes.scene import Scene, SceneImage
 
 LARGEST_ERROR = 0.02  # of an image's longer side: correspondences and poses that differ by more contradict each other
-_IMAGE_PAIRS = 30  # that are matched by SIFT
-_GAPS = {0: "0–2", 3: "3–5", 6: "6–10", 11: "11–20", 21: "21 or more"}  # images, by the least of each
 _PIXELS_PER_IMAGE = 20_000  # looked at for mean and standard deviation
 
 
 @dataclass(frozen=True)
 class ImageGroup:
-    """Images of one condition and resolution, and how many of them have what.
+    """Images of one condition and size, and how many of them have what.
 
-    `size` is width and height in pixels, (0, 0) where it could not be read; `focal` is the smallest and largest
-    focal length in pixels, None without cameras; `cameras` counts distinct intrinsics.
+    Args:
+        size: width and height in pixels, (0, 0) where it could not be read.
+        focal: smallest and largest focal length in pixels; None without cameras.
+        cameras: number of different intrinsics.
+        images, references, posed, with_depth, with_points: numbers of images.
     """
 
     condition: str
@@ -66,12 +61,11 @@ class Distribution:
 
 @dataclass(frozen=True)
 class PairGroup:
-    """Pairs of two conditions; the medians, nan where unknown, are over the `measured` ones.
+    """Pairs of two conditions, and medians over the `measured` ones of them; nan where unknown.
 
     Args:
-        correspondences: a pair.
-        spread, overlap: as in `PairMeasure`.
-        error_px: median of the errors that `Agreement` sums up; nan where they are measured on images.
+        correspondences, spread, overlap: of a pair, see `PairMeasure`.
+        error_px: of all errors of correspondences in pixels; nan where they are measured on images.
     """
 
     conditions: tuple[str, str]
@@ -85,9 +79,13 @@ class PairGroup:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Errors of correspondences in pixels by one way to measure them (`how`), over so many pairs.
+    """Errors of correspondences, measured in one way on some pairs.
 
-    `within_3_px` is the share of them that are no larger.
+    Args:
+        how: the way, in words.
+        pairs: how many were measured.
+        median_px: median error in pixels.
+        within_3_px: share of the errors that are at most 3 pixels.
     """
 
     how: str
@@ -98,11 +96,11 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Colours:
-    """Mean and standard deviation of red, green and blue in [0, 1], over so many images."""
+    """Mean and standard deviation of red, green and blue in [0, 1] over some images, and how many these are."""
 
     images: int
     mean: tuple[float, float, float]
-    deviation: tuple[float, float, float]
+    std: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Inspection:
-    """All that is known of a dataset; distributions are None, and shares nan, where no pair could be measured."""
+    """All that is known of a dataset; distributions are None where no pair could be measured."""
 
     scene: str
     places: int
@@ -142,8 +140,8 @@ def inspect_scene(
 
     Args:
         scene: as a reader gives it.
-        pairs: read at most so many pairs, evenly spread over the list; None reads all.
-        images: decode at most so many images, likewise.
+        pairs: number of pairs to read at most, evenly spread over the list; None reads all.
+        images: number of images to decode at most, likewise.
         progress: show progress bars.
     """
     sizes, problems = _sizes(scene.images.values())
@@ -151,7 +149,7 @@ def inspect_scene(
     measures: dict[int, PairMeasure] = {}
     errors: dict[str, list[np.ndarray]] = {}
     broken: list[str] = []
-    chosen = sample_evenly(len(scene.pairs), pairs)
+    chosen = evenly(len(scene.pairs), pairs).tolist()
     for index in track(chosen, "Reading correspondences", disable=not progress, transient=True):
         pair = scene.pairs[index]
         try:
@@ -160,18 +158,24 @@ def inspect_scene(
             broken.append(f"{describe(pair)}: {error}")
             continue
         problems += outside
-        if measures[index].how is not None:
-            errors.setdefault(measures[index].how, []).append(measures[index].errors)
-    errors |= _errors_in_images(scene, progress)
-    agreement = tuple(summarize_errors(how, found) for how, found in errors.items())
-    colours, unreadable, decoded = _colours(scene, sizes, images, progress)
+        how = measures[index].how
+        if how is not None:
+            errors.setdefault(how, []).append(measures[index].errors)
+    errors |= errors_in_images(scene, progress=progress)
+    agreement = tuple(_agreement(how, found) for how, found in errors.items())
+    colours, unreadable, decoded = _colours(scene, images, progress)
+    counts = [m.correspondences for m in measures.values()]
+    training = _can_train(scene, counts, len(broken), len(unreadable), decoded)
+    contradiction = _contradiction(agreement, sizes)
+    if training.yes and contradiction is not None:
+        training = Answer(False, contradiction)
     return Inspection(
         scene=scene.name,
         places=len(scene.places),
         points=len(scene.points),
-        images=group_images(scene, sizes),
+        images=_group_images(scene, sizes),
         pairs=_group_pairs(scene, measures),
-        correspondences=distribution([m.count for m in measures.values()]),
+        correspondences=distribution(counts),
         spread=distribution([m.spread for m in measures.values()]),
         overlap=distribution([m.overlap for m in measures.values()]),
         agreement=agreement,
@@ -181,16 +185,15 @@ def inspect_scene(
         problems=tuple(dict.fromkeys([*scene.problems, *problems, *broken, *unreadable])),
         localization=_can_localize(scene),
         split=_can_split(scene),
-        training=_can_train(scene, list(measures.values()), len(broken), len(unreadable), decoded, agreement, sizes),
+        training=training,
     )
 
 
 def distribution(values: Sequence[float]) -> Distribution | None:
-    """Of some numbers, with at most ten bins of a round width; None of nothing."""
+    """The distribution of some numbers, with at most ten bins of a round width; None where there are none."""
     if len(values) == 0:
         return None
-    values = np.asarray(values, dtype=np.float64)
-    low, high = values.min(), values.max()
+    low, high = min(values), max(values)
     width = _round_up((high - low) / 8 or max(abs(high), 1.0))
     first = np.floor(low / width)
     edges = (first + np.arange(max(1, int(np.ceil(high / width) - first)) + 1)) * width
@@ -210,7 +213,7 @@ def _round_up(value: float) -> float:
     return next(float(step * power) for step in (1, 2, 5, 10) if step * power >= value * (1 - 1e-9))
 
 
-def group_images(scene: Scene, sizes: dict[str, tuple[int, int]]) -> tuple[ImageGroup, ...]:
+def _group_images(scene: Scene, sizes: dict[str, tuple[int, int]]) -> tuple[ImageGroup, ...]:
     """Counts of images by condition and size, the references first."""
     groups: dict[tuple[str, tuple[int, int]], list[SceneImage]] = {}
     for image in scene.images.values():
@@ -234,35 +237,8 @@ def group_images(scene: Scene, sizes: dict[str, tuple[int, int]]) -> tuple[Image
     return tuple(sorted(result, key=lambda group: group.references == 0))
 
 
-def _errors_in_images(scene: Scene, progress: bool) -> dict[str, list[np.ndarray]]:
-    """Errors against SIFT's matches, by kind and, in a sequence, by how many images apart the pair is."""
-    pairs = image_pairs(scene, _IMAGE_PAIRS)
-    rank: dict[str, int] = {}
-    seen: Counter = Counter()
-    for name in sorted(scene.images) if pairs else ():
-        folder = name.rpartition("/")[0]
-        rank[name] = seen[folder]
-        seen[folder] += 1
-    errors: dict[str, list[np.ndarray]] = {}
-    for pair in track(pairs, "Matching images", disable=not progress, transient=True):
-        try:
-            found = image_errors(scene, pair)
-        except (OSError, ValueError):  # among the problems with pairs and images
-            continue
-        how = "SIFT matches to the same pixel (still camera)"
-        if not pair.static:
-            folders = {name.rpartition("/")[0] for name in (pair.image_a, pair.image_b)}
-            apart = abs(rank[pair.image_a] - rank[pair.image_b])
-            gap = _GAPS[max(least for least in _GAPS if least <= apart)]
-            distance = f"{gap} images apart" if len(folders) == 1 else "in two sequences"
-            how = f"SIFT matches to depth and poses, {distance}"
-        if len(found):
-            errors.setdefault(how, []).append(found)
-    return dict(sorted(errors.items(), key=lambda item: (len(item[0]), item[0])))
-
-
-def summarize_errors(how: str, errors: Sequence[np.ndarray]) -> Agreement:
-    """Of the errors (K,) of each pair."""
+def _agreement(how: str, errors: Sequence[np.ndarray]) -> Agreement:
+    """Summary of the errors (K,) of each pair."""
     pooled = np.concatenate(errors)
     return Agreement(how, len(errors), float(np.median(pooled)), float(np.mean(pooled <= 3)))
 
@@ -272,7 +248,8 @@ def condition_pairs(scene: Scene) -> dict[tuple[str, str], list[int]]:
     condition = {image.name: image.condition for image in scene.images.values()}
     groups: dict[tuple[str, str], list[int]] = {}
     for index, pair in enumerate(scene.pairs):
-        groups.setdefault(tuple(sorted((condition[pair.image_a], condition[pair.image_b]))), []).append(index)
+        first, second = sorted((condition[pair.image_a], condition[pair.image_b]))
+        groups.setdefault((first, second), []).append(index)
     return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
 
 
@@ -286,7 +263,7 @@ def _group_pairs(scene: Scene, measures: dict[int, PairMeasure]) -> tuple[PairGr
                 conditions=conditions,
                 pairs=len(indices),
                 measured=len(members),
-                correspondences=_median([m.count for m in members]),
+                correspondences=_median([m.correspondences for m in members]),
                 spread=_median([m.spread for m in members]),
                 overlap=_median([m.overlap for m in members]),
                 error_px=_median(np.concatenate(errors)) if errors else float("nan"),
@@ -295,12 +272,12 @@ def _group_pairs(scene: Scene, measures: dict[int, PairMeasure]) -> tuple[PairGr
     return tuple(groups)
 
 
-def _median(values: Sequence[float]) -> float:
+def _median(values: Sequence[float] | np.ndarray) -> float:
     return float(np.median(values)) if len(values) else float("nan")
 
 
 def _sizes(images: Iterable[SceneImage]) -> tuple[dict[str, tuple[int, int]], list[str]]:
-    """Width and height of each image: its camera's, else the file's; and which could not be read."""
+    """Width and height of each image, its camera's or else the file's; and what is wrong with those not read."""
     sizes, problems = {}, []
     for image in images:
         try:
@@ -311,35 +288,27 @@ def _sizes(images: Iterable[SceneImage]) -> tuple[dict[str, tuple[int, int]], li
     return sizes, problems
 
 
-def _colours(
-    scene: Scene, sizes: dict[str, tuple[int, int]], limit: int | None, progress: bool
-) -> tuple[Colours | None, list[str], int]:
-    """Mean and deviation over decoded images, problems with these, and how many were tried."""
+def _colours(scene: Scene, limit: int | None, progress: bool) -> tuple[Colours | None, list[str], int]:
+    """Mean and standard deviation over decoded images, problems with these, and how many were tried."""
     names = list(scene.images)
-    chosen = [names[i] for i in sample_evenly(len(names), limit)]
+    chosen = [names[i] for i in evenly(len(names), limit)]
     total, squares, pixels, count, problems = np.zeros(3), np.zeros(3), 0, 0, []
     for name in track(chosen, "Decoding images", disable=not progress, transient=True):
-        image = scene.images[name]
         try:
-            content = read_image(image.path)
+            content = read_view(scene.images[name]).pixels
         except (OSError, ValueError) as error:
             problems.append(str(error))
             continue
-        height, width = content.shape[-2:]
-        if sizes.get(name, (width, height)) != (width, height):
-            expected = "×".join(str(n) for n in sizes[name])
-            problems.append(f"image {image.path} is {width}×{height} pixels, its camera says {expected}")
-            continue
-        # Every so many pixels, as means over blocks would have a smaller deviation.
-        step = max(1, int((height * width / _PIXELS_PER_IMAGE) ** 0.5))
+        # Every so many pixels, as means over blocks would have a smaller standard deviation.
+        step = max(1, int((content[0].numel() / _PIXELS_PER_IMAGE) ** 0.5))
         values = content[:, ::step, ::step].double().flatten(1).numpy() / 255
         total, squares = total + values.sum(1), squares + (values**2).sum(1)
         pixels, count = pixels + values.shape[1], count + 1
     if count == 0:
         return None, problems, len(chosen)
     mean = total / pixels
-    deviation = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
-    return Colours(count, tuple(mean.tolist()), tuple(deviation.tolist())), problems, len(chosen)
+    std = np.sqrt(np.maximum(squares / pixels - mean**2, 0))
+    return Colours(count, tuple(mean.tolist()), tuple(std.tolist())), problems, len(chosen)
 
 
 def _can_localize(scene: Scene) -> Answer:
@@ -359,31 +328,27 @@ def _can_split(scene: Scene) -> Answer:
     return Answer(True, f"it has {len(scene.places)} places, {len(with_pairs)} of them with pairs")
 
 
-def _can_train(
-    scene: Scene,
-    measures: list[PairMeasure],
-    broken: int,
-    unreadable: int,
-    decoded: int,
-    agreement: tuple[Agreement, ...],
-    sizes: dict[str, tuple[int, int]],
-) -> Answer:
+def _can_train(scene: Scene, counts: Sequence[int], broken: int, unreadable: int, decoded: int) -> Answer:
+    """Whether there is enough to train on, by the numbers of correspondences of the pairs read, and what failed."""
     if not scene.pairs:
         return Answer(False, "it holds no pair of images")
-    if broken >= len(measures):
-        return Answer(False, f"{broken} of the {broken + len(measures)} pairs read cannot be used")
+    if broken >= len(counts):
+        return Answer(False, f"{broken} of the {broken + len(counts)} pairs read cannot be used")
     if 2 * unreadable >= decoded:
         return Answer(False, f"{unreadable} of the {decoded} images decoded cannot be used")
-    side = float(np.median([max(size) for size in sizes.values()]))
-    for errors in agreement:
-        if not errors.median_px <= LARGEST_ERROR * side:
-            return Answer(
-                False,
-                f"correspondences and poses contradict each other: {errors.how}, median {errors.median_px:.0f} pixels "
-                f"in images of {side:.0f}",
-            )
-    median = _median([m.count for m in measures])
-    reason = f"a pair has {median:,.0f} correspondences (median of the {len(measures):,} pairs read)"
+    reason = f"a pair has {_median(counts):,.0f} correspondences (median of the {len(counts):,} pairs read)"
     if broken or unreadable or scene.problems:
         reason += "; what is broken, listed above, is left out with dataset.on_bad=skip"
     return Answer(True, reason)
+
+
+def _contradiction(agreement: Sequence[Agreement], sizes: dict[str, tuple[int, int]]) -> str | None:
+    """The first kind of errors that is so large that poses and correspondences cannot both be right, in words."""
+    for errors in agreement:
+        side = float(np.median([max(size) for size in sizes.values()]))
+        if not errors.median_px <= LARGEST_ERROR * side:
+            return (
+                f"correspondences and poses contradict each other: {errors.how}, median {errors.median_px:.0f} pixels "
+                f"in images of {side:.0f}"
+            )
+    return None

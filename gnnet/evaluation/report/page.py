@@ -28,7 +28,7 @@ from gnnet.evaluation.report.cameras import (
     seconds_by_stage,
 )
 from gnnet.evaluation.report.queries import draw_query
-from gnnet.evaluation.tables import Report, format_length, report_table
+from gnnet.evaluation.tables import Table, format_length, rich_table
 from gnnet.files import write_at_once
 from gnnet.localization.map import Map
 from gnnet.localization.result import Localization, Status
@@ -78,7 +78,7 @@ a { color: inherit; } summary { cursor: pointer; }
 def write_html_report(
     folder: Path,
     *,
-    report: Report,
+    report: Table,
     localizations: Sequence[Localization],
     queries: Mapping[str, SceneImage],
     map: Map,
@@ -133,7 +133,7 @@ def _worst_first(localizations: Sequence[Localization], errors: np.ndarray) -> l
     return sorted(range(len(localizations)), key=key)
 
 
-def _head(report: Report, command: str) -> Iterator[str]:
+def _head(report: Table, command: str) -> Iterator[str]:
     # No address is allowed to be loaded, so that the page cannot reach out, whatever names hold.
     yield (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -178,11 +178,11 @@ def _refinement(result: Localization) -> str:
     return "lost" if result.initial_cost is not None else ""
 
 
-def _table(report: Report) -> Iterator[str]:
+def _table(report: Table) -> Iterator[str]:
     """The report's table, the best of a condition in bold as on the terminal."""
     yield "<h2>Accuracy</h2>"
-    if report.lines:
-        columns = report_table(report).columns
+    if report.rows:
+        columns = rich_table(report).columns
         heads = "".join(f"<th>{escape(str(c.header)).replace(chr(10), '<br>')}</th>" for c in columns)
         yield f'<div class="scroll"><table><thead><tr>{heads}</tr></thead><tbody>'
         for first, *cells in zip(*(column.cells for column in columns), strict=True):
@@ -245,7 +245,7 @@ def _rows(heads: Iterable[str], rows: Iterable[Iterable[str]], *, words: bool = 
 
 
 def _charts(
-    folder: Path, report: Report, localizations: Sequence[Localization], queries: Mapping[str, SceneImage],
+    folder: Path, report: Table, localizations: Sequence[Localization], queries: Mapping[str, SceneImage],
     errors: np.ndarray, map: Map,
 ) -> Iterator[str]:  # fmt: skip
     yield '<h2>Charts</h2><div class="grid">'
@@ -253,7 +253,7 @@ def _charts(
     if not np.isnan(errors[:, 1, 0]).all():
         conditions = [r.condition for r in localizations]
         for k, quantity in enumerate(("position", "rotation")):
-            limits = [limit[k] for limit in report.thresholds]
+            limits = [column.limits[k] for column in report.columns if column.limits]
             figure = error_curve(errors, conditions, quantity, refined=refined, limits=limits)
             caption = (
                 f"Share of queries within a {quantity} error. Queries without a pose keep a curve below 100 %; "
@@ -263,7 +263,7 @@ def _charts(
     if (figure := seconds_by_stage([r.seconds for r in localizations])) is not None:
         caption = "Time of a query by stage: median, the middle half (bar), 5 to 95 % (line)."
         yield _figure(folder / "figures/seconds.png", figure, caption, chart=True)
-    far = max((metres for metres, _ in report.thresholds), default=None)
+    far = max((column.limits[0] for column in report.columns if column.limits), default=None)
     figure = positions_from_above(map, localizations, queries, far=far)
     caption = "The map's references and the queries' poses from above; a line leads to the true pose where it is known."
     lost = sum(r.cam_from_world is None and queries[r.name].cam_from_world is None for r in localizations)

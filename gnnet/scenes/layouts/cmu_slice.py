@@ -60,7 +60,7 @@ class Slice(NamedTuple):
     points: np.ndarray
 
 
-def parse_name(name: str, source: Path) -> ImageName:
+def parse_name(name: str, source: Path | str) -> ImageName:
     """Camera and time of an image; `source` names it.
 
     Raises:

@@ -11,21 +11,22 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from gnnet.evaluation.inspect import inspection
-from gnnet.evaluation.inspect.inspection import Distribution, distribution, inspect_scene
-from gnnet.evaluation.inspect.pairs import (
+from gnnet.evaluation.inspect import agreement, inspection
+from gnnet.evaluation.inspect.agreement import (
     correspondence_errors,
     epipolar_distances,
-    hull_share,
-    image_errors,
+    errors_in_images,
     image_pairs,
-    occupied_share,
+    match_agreement,
     reprojection_errors,
-    sample_evenly,
 )
+from gnnet.evaluation.inspect.inspection import Distribution, distribution, inspect_scene
+from gnnet.evaluation.inspect.pairs import hull_share, occupied_share
 from gnnet.evaluation.inspect.tables import bars, print_inspection, write_inspection
+from gnnet.evaluation.tables import Unit
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, exp
+from gnnet.sampling import evenly
 from gnnet.scenes.scene import Depth, Pair, Scene, SceneImage
 from gnnet.toy.layout import write_correspondences
 
@@ -143,9 +144,9 @@ def test_a_camera_that_moved_is_seen_in_the_images(tmp_path):
     pairs = (Pair("a", "b", "p", static=True), Pair("a", "a", "p", static=True))
     scene = Scene("still", images, pairs)
     assert image_pairs(scene, 5) == [pairs[0]]  # an image is where it is itself
-    assert np.median(image_errors(scene, pairs[0])) == pytest.approx(5, abs=0.1)
+    assert np.median(match_agreement(scene, pairs[0])) == pytest.approx(5, abs=0.1)
     found = inspect_scene(scene, progress=False)
-    assert [e.how for e in found.agreement] == ["SIFT matches to the same pixel (still camera)"]
+    assert [e.how for e in found.agreement] == ["SIFT matches to the same pixel (fixed camera)"]
     assert found.agreement[0].median_px == pytest.approx(5, abs=0.1) and found.agreement[0].within_3_px < 0.2
 
 
@@ -153,8 +154,8 @@ def test_errors_of_a_sequence_are_told_by_how_many_images_lie_between(tmp_path, 
     names = [f"seq-{s}/{i:03d}" for s in (1, 2) for i in range(9)]
     images = {n: SceneImage(n, Path(n), "day", "p", depth=Depth(Path(n))) for n in names}
     pairs = tuple(Pair(a, b, "p") for a, b in [(names[0], names[2]), (names[0], names[8]), (names[0], names[9])])
-    monkeypatch.setattr(inspection, "image_errors", lambda _, pair: np.array([1.0, float(names.index(pair.image_b))]))
-    found = inspection._errors_in_images(Scene("sequence", images, pairs), progress=False)
+    monkeypatch.setattr(agreement, "match_agreement", lambda _, pair: np.array([1.0, float(names.index(pair.image_b))]))
+    found = errors_in_images(Scene("sequence", images, pairs), progress=False)
     kinds = {how.removeprefix("SIFT matches to depth and poses, "): e[0].tolist() for how, e in found.items()}
     assert kinds == {"0–2 images apart": [1, 2], "6–10 images apart": [1, 8], "in two sequences": [1, 9]}
 
@@ -171,12 +172,12 @@ def test_distributions_have_round_edges():
 
 
 def test_samples_are_spread_over_lists_that_repeat_themselves():
-    assert sample_evenly(3, None) == sample_evenly(3, 5) == [0, 1, 2]
-    chosen = np.array(sample_evenly(300, 100))
+    assert evenly(3, None).tolist() == evenly(3, 5).tolist() == [0, 1, 2]
+    chosen = evenly(300, 100)
     assert (chosen // 3 == np.arange(100)).all()
     assert (np.bincount(chosen % 3, minlength=3) > 20).all()
-    assert len(set(sample_evenly(574, 200))) == 200 and max(sample_evenly(574, 200)) < 574
-    assert sample_evenly(5, 0) == sample_evenly(0, 3) == []
+    assert len(set(evenly(574, 200).tolist())) == 200 and evenly(574, 200).max() < 574
+    assert len(evenly(5, 0)) == len(evenly(0, 3)) == 0
 
 
 def test_inspection_of_a_scene_worked_out_by_hand(tmp_path):
@@ -192,7 +193,7 @@ def test_inspection_of_a_scene_worked_out_by_hand(tmp_path):
     # Points are 10 pixels apart: 30×20 pixels of 80×60, one a cell of 10×7.5 pixels.
     assert found.overlap.quartiles == pytest.approx((0.125,) * 3) and found.spread.maximum == 12 / 64
     assert found.colours.mean == pytest.approx((1 / 3, 1 / 3, 2 / 3))
-    assert found.colours.deviation == pytest.approx((np.sqrt(2) / 3,) * 3)
+    assert found.colours.std == pytest.approx((np.sqrt(2) / 3,) * 3)
     assert [(e.how, e.pairs, e.within_3_px) for e in found.agreement] == [
         ("common 3D points projected to both images", 3, 1.0)
     ]
@@ -286,23 +287,23 @@ def test_a_scene_without_poses_says_so(tmp_path):
 
 def test_bars_are_as_long_as_their_counts():
     values = Distribution(0, (1, 2, 3), 4, edges=(0, 10, 20, 30), counts=(80, 0, 1))
-    lines = bars(values, show=lambda edge: f"{edge}")
+    lines = bars(values, Unit.COUNT)
     assert lines == [f"   0 – 10  80  {'█' * 40}", "  10 – 20   0", "  20 – 30   1  ▌"]
 
 
 def test_json_is_strict(tmp_path):
     found = inspect_scene(posed_scene(tmp_path), progress=False)
-    agreement = (replace(found.agreement[0], median_px=float("inf"), within_3_px=float("nan")),)
+    unknown = (replace(found.agreement[0], median_px=float("inf"), within_3_px=float("nan")),)
     path = tmp_path / "new" / "inspection.json"
     write_inspection(
-        replace(found, agreement=agreement), path, dataset="colmap", root="/data", settings={"cameras": ["rear"]}
+        replace(found, agreement=unknown), path, dataset="colmap", root="/data", settings={"cameras": ["rear"]}
     )
 
     def refuse(constant: str):
         raise AssertionError(f"{constant} is no JSON")
 
     content = json.loads(path.read_text(), parse_constant=refuse)
-    assert content["format"] == "gnnet inspection 1" and content["settings"] == {"cameras": ["rear"]}
+    assert content["format"] == "gnnet inspection 2" and content["settings"] == {"cameras": ["rear"]}
     assert (content["agreement"][0]["median_px"], content["agreement"][0]["within_3_px"]) == ("inf", None)
     assert content["images"][0]["size"] == list(SIZE) and content["training"]["yes"] is True
     assert sum(content["correspondences"]["counts"]) == 3

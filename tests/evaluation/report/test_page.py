@@ -13,9 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
+from gnnet.evaluation.metrics import ErrorSummary
 from gnnet.evaluation.report import page as localization_html
 from gnnet.evaluation.report.page import write_html_report
-from gnnet.evaluation.tables import Line, Report
+from gnnet.evaluation.tables import Table, localization_table
 from gnnet.geometry.pose import perturb
 from gnnet.localization.compile import compile_map
 from gnnet.localization.result import Localization, Status
@@ -113,12 +114,13 @@ def quick_pictures(monkeypatch):
     monkeypatch.setattr(localization_html, "drawing", SimpleNamespace(save=save))
 
 
-def table() -> Report:
-    lines = (
-        Line("<PnP>", "all", 6, 0.3, 2.0, (0.5, 0.5), 0.0),
-        Line("refined", "all", 6, 0.02, 0.1, (0.8333, 0.5), 0.5),
+def table() -> Table:
+    rows = (
+        ("<PnP>", "all", 6, ErrorSummary(0.3, 2.0, (0.5, 0.5), 0.0)),
+        ("refined", "all", 6, ErrorSummary(0.02, 0.1, (0.8333, 0.5), 0.5)),
     )
-    return Report("A <run>", ((0.25, 2.0), (5.0, 10.0)), lines, {"seed": 1}, ("a note & more",))
+    thresholds = ((0.25, 2.0), (5.0, 10.0))
+    return localization_table("A <run>", thresholds, rows, settings={"seed": 1}, notes=("a note & more",))
 
 
 def write(folder, run, toy_map, scene, **others) -> Path:
@@ -159,7 +161,7 @@ def test_failed_queries_come_first_then_the_largest_errors(run, toy_map, scene, 
     assert sorted(page.ids) == ["q1", "q2", "q3"] == sorted(link.removeprefix("#") for link in page.links)
     # Without truths: the fewest inliers.
     unknown = {name: replace(query, cam_from_world=None) for name, query in queries.items()}
-    write(tmp_path, (unknown, results), toy_map, scene, report=Report("t", (), ()))
+    write(tmp_path, (unknown, results), toy_map, scene, report=localization_table("t", (), ()))
     shown = re.findall(r"<h3>\d+\. (.*?)</h3>", (tmp_path / "report.html").read_text())
     assert shown[1:] == [results[0].name, results[1].name]
 
@@ -177,7 +179,7 @@ def test_every_query_is_in_the_list(run, toy_map, scene, tmp_path, quick_picture
 
 def test_odd_runs_have_a_report_too(run, toy_map, scene, tmp_path, quick_pictures):
     queries, results = run
-    no_table = Report("t", ((5.0, 10.0),), ())
+    no_table = localization_table("t", ((5.0, 10.0),), ())
     failed = [Localization(r.name, Status.UNREADABLE, "cut off") for r in results]
     unknown = {name: replace(query, cam_from_world=None) for name, query in queries.items()}
     missing = {name: replace(query, path=tmp_path / "none.jpg", camera=None) for name, query in queries.items()}
@@ -191,7 +193,7 @@ def test_odd_runs_have_a_report_too(run, toy_map, scene, tmp_path, quick_picture
         path = write(tmp_path / str(k), (some, found), toy_map, used, report=report, worst=2)
         page = Page(path)
         assert f"{sum(r.cam_from_world is not None for r in found)} of {len(found)}" in page.text
-        assert ("so there are no errors" in page.text) == (not report.lines)
+        assert ("so there are no errors" in page.text) == (not report.rows)
         assert ("nan" not in page.text) and ("inf" not in page.text.replace("infinite", ""))
         assert ("No picture of it" in page.text) == (k in (1, 2, 3))
         assert ("from the residuals" in page.text) == (k in (0, 4))
