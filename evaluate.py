@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import hydra
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -128,7 +129,7 @@ def localize(cfg: DictConfig, network: nn.Module, data: DataModule) -> list[Loca
         queries = queries_of_scene(scene)
         if cameras is not None:
             queries = queries_of_list(cameras, Path(cfg.images), scene)
-        queries = [queries[i] for i in evenly(len(queries), cfg.max_queries)]
+        queries = [queries[i] for i in evenly(len(queries), cfg.max_queries, np.random.default_rng(0))]
         result = localize_dataset(
             localizer,
             queries,

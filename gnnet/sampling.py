@@ -5,12 +5,14 @@ from __future__ import annotations
 import numpy as np
 
 
-def evenly(count: int, limit: int | None) -> np.ndarray:
-    """At most `limit` of the rows 0 … count − 1, in order and evenly spread, first and last among them.
+def evenly(count: int, limit: int | None, generator: np.random.Generator | None = None) -> np.ndarray:
+    """At most `limit` of the rows 0 … count − 1, in order and evenly spread.
 
     Args:
         count: number of rows.
-        limit: None takes all; 1 takes the first.
+        limit: None takes all.
+        generator: draws one row from each of `limit` equal stretches. None takes rows at equal steps, the first and
+            the last among them; of a list that repeats itself, such as pairs by rank, that can be one kind only.
 
     Returns:
         (min(count, limit),) int64.
@@ -22,4 +24,7 @@ def evenly(count: int, limit: int | None) -> np.ndarray:
         raise ValueError(f"count {count}, limit {limit}; expected 0 or more")
     if limit is None or count <= limit:
         return np.arange(count)
-    return np.linspace(0, count - 1, limit).round().astype(np.int64)
+    if generator is None:
+        return np.linspace(0, count - 1, limit).round().astype(np.int64)
+    edges = np.arange(limit + 1) * count // max(1, limit)
+    return generator.integers(edges[:-1], edges[1:])

@@ -25,3 +25,11 @@ def test_negative_numbers_are_refused():
         evenly(-1, 2)
     with pytest.raises(ValueError, match="expected 0 or more"):
         evenly(1, -2)
+
+
+def test_one_row_is_drawn_from_each_stretch_of_a_list_that_repeats_itself():
+    rows = evenly(300, 100, np.random.default_rng(0))
+    assert (rows // 3 == np.arange(100)).all()
+    assert set(rows % 3) == {0, 1, 2}  # at equal steps, a list of period 3 would give few of them
+    assert evenly(2, 5, np.random.default_rng(0)).tolist() == [0, 1]
+    assert evenly(4, 0, np.random.default_rng(0)).tolist() == []

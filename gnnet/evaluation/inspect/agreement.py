@@ -83,7 +83,7 @@ def image_pairs(scene: Scene, count: int) -> list[Pair]:
         and pair.image_a != pair.image_b
         and (pair.static or (pair.image_a in with_depth and pair.image_b in with_depth))
     ]
-    return [pairs[i] for i in evenly(len(pairs), count)]
+    return [pairs[i] for i in evenly(len(pairs), count, np.random.default_rng(0))]
 
 
 def match_agreement(scene: Scene, pair: Pair) -> np.ndarray:

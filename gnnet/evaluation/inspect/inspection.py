@@ -149,7 +149,7 @@ def inspect_scene(
     measures: dict[int, PairMeasure] = {}
     errors: dict[str, list[np.ndarray]] = {}
     broken: list[str] = []
-    chosen = evenly(len(scene.pairs), pairs).tolist()
+    chosen = evenly(len(scene.pairs), pairs, np.random.default_rng(0)).tolist()
     for index in track(chosen, "Reading correspondences", disable=not progress, transient=True):
         pair = scene.pairs[index]
         try:
@@ -291,7 +291,7 @@ def _sizes(images: Iterable[SceneImage]) -> tuple[dict[str, tuple[int, int]], li
 def _colours(scene: Scene, limit: int | None, progress: bool) -> tuple[Colours | None, list[str], int]:
     """Mean and standard deviation over decoded images, problems with these, and how many were tried."""
     names = list(scene.images)
-    chosen = [names[i] for i in evenly(len(names), limit)]
+    chosen = [names[i] for i in evenly(len(names), limit, np.random.default_rng(0))]
     total, squares, pixels, count, problems = np.zeros(3), np.zeros(3), 0, 0, []
     for name in track(chosen, "Decoding images", disable=not progress, transient=True):
         try:
