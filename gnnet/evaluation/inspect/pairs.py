@@ -13,8 +13,8 @@ from gnnet.data.images import read_image
 from gnnet.data.sift import detect_sift, match_sift
 from gnnet.data.timelapse import PlaceStructure
 from gnnet.evaluation.inspect.agreement import match_agreement
-from gnnet.evaluation.report.pictures import spread
 from gnnet.geometry.pose import skew
+from gnnet.sampling import evenly
 from gnnet.scenes.formats.correspondences import Correspondences
 from gnnet.scenes.scene import Pair, Scene, SceneImage
 
@@ -100,7 +100,7 @@ def measure_pair(reader: PairReader, pair: Pair) -> tuple[PairMeasure, list[str]
         count=max(len(matches.weight), pair.count),
         spread=min(occupied_share(xy, size) for xy, size in both),
         overlap=min(hull_share(xy, size) for xy, size in both),
-        errors=errors[spread(len(errors), _KEPT_ERRORS)],
+        errors=errors[evenly(len(errors), _KEPT_ERRORS)],
         how=how,
     )
     return measure, problems

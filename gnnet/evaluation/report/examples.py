@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gnnet.data.batches import LocalizationBatch
 from gnnet.data.matching_pairs import MatchingDataset
 from gnnet.evaluation.protocol import refined_errors
-from gnnet.evaluation.report import charts as figures
+from gnnet.evaluation.report import pictures
 from gnnet.evaluation.starts import StartPoses
 from gnnet.geometry.pose import Pose, pose_errors
 from gnnet.localization.localizer import Localizer
@@ -37,7 +37,7 @@ def draw_examples(
     """
     network.eval()
     rows = [_draw_example(network, batch, folder, localizer, starts) for batch in samples]
-    figures.overview(rows, path=folder / "overview.png")
+    pictures.overview(rows, path=folder / "overview.png")
 
 
 @torch.no_grad()
@@ -55,17 +55,17 @@ def draw_matches(network: nn.Module, pairs: MatchingDataset, folder: Path) -> No
         pair = pairs[0, index]
         a, b = (network(image[None].to(device)) for image in (pair.image_a, pair.image_b))
         found = Matcher().match(a, pair.keypoints_a[None].to(device), b).keypoints[0].cpu()
-        figures.matches(
+        pictures.matches(
             pair.image_a, pair.image_b, pair.keypoints_a, found, errors=(found - pair.keypoints_b).norm(dim=-1),
             path=folder / f"matches_{condition}.png",
         )  # fmt: skip
-        figures.feature_maps(pair.image_a, a.cpu(), path=folder / f"features_{condition}_a.png")
-        figures.feature_maps(pair.image_b, b.cpu(), path=folder / f"features_{condition}_b.png")
+        pictures.feature_maps(pair.image_a, a.cpu(), path=folder / f"features_{condition}_a.png")
+        pictures.feature_maps(pair.image_b, b.cpu(), path=folder / f"features_{condition}_b.png")
 
 
 def _draw_example(
     network: nn.Module, batch: LocalizationBatch, folder: Path, localizer: Localizer, starts: StartPoses
-) -> figures.OverviewRow:
+) -> pictures.OverviewRow:
     query, reference = localizer.features(network, batch)
     initial = starts.draw(batch, 0)
     refinement = localizer.refine(query, reference, batch, initial)
@@ -85,12 +85,12 @@ def _draw_example(
         "xy_before": seen_from(initial),
         "xy_after": seen_from(refinement.cam_from_world),
     }
-    figures.before_after(image, **projections, before=before, after=after, path=folder / f"before_after_{name}.png")
-    figures.feature_maps(image, query.cpu(), path=folder / f"features_{name}.png")
+    pictures.before_after(image, **projections, before=before, after=after, path=folder / f"before_after_{name}.png")
+    pictures.feature_maps(image, query.cpu(), path=folder / f"features_{name}.png")
 
     descriptors, _ = sample_descriptors(reference, keypoints[None])
     matched = match_coarse_to_fine(descriptors, query)[0]
-    figures.matches(
+    pictures.matches(
         batch.reference.image[0].cpu(),
         image,
         keypoints[shown].cpu(),
@@ -100,7 +100,7 @@ def _draw_example(
     )
     finest = query.maps[-1][0].float().cpu()
     errors = {"before": before, "after": after}
-    return figures.OverviewRow(
+    return pictures.OverviewRow(
         condition=name, image=image, features=finest, stride=query.strides[-1], **projections, **errors
     )
 
