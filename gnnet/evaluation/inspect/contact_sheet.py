@@ -104,7 +104,7 @@ def _read_row(scene: Scene, pair: Pair) -> Row:
     conditions = " ↔ ".join(scene.images[name].condition for name in (pair.image_a, pair.image_b))
     count = max(pair.count, len(matches.weight))
     return Row(
-        title=f"{conditions}   {count:,} correspondences, {len(drawn)} drawn",
+        title=f"{style.plain_text(conditions, 60)}   {count:,} correspondences, {len(drawn)} drawn",
         names=f"{style.plain_text(pair.image_a, 64)}   ↔   {style.plain_text(pair.image_b, 64)}",
         images=(images[0], images[1]),
         keypoints=(matches.keypoints_a[drawn] * factors[0], matches.keypoints_b[drawn] * factors[1]),

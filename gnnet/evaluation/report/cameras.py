@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +23,11 @@ from gnnet.scenes.scene import Scene, SceneImage
 _AXES_OF_GROUND = 1000  # references that tell where up is, at most
 _DIRECTIONS = 300  # cameras of a panel, at most, whose viewing direction is drawn
 _LONGEST_LEGEND = 30
+_REFERENCE: dict[str, Any] = {"marker": "o", "markersize": 6, "color": "#A0A0A0"}
+_TRUE: dict[str, Any] = {**_REFERENCE, "markersize": 10, "color": style.ORANGE, "markerfacecolor": "none"}
+_QUERY: dict[str, Any] = {"marker": "D", "markersize": 4, "color": style.BLUE}
+_FAR: dict[str, Any] = {"marker": "s", "markersize": 6, "color": style.PURPLE}
+_LOST: dict[str, Any] = {"marker": "X", "markersize": 9, "color": style.VERMILLION}
 
 
 class Cameras(NamedTuple):
@@ -60,22 +64,24 @@ def draw_from_above(axes: Axes, groups: Sequence[Cameras], *, letters: int = 11)
     """
     framed = np.concatenate([group.xy for group in groups if group.framed])
     framed = framed[np.isfinite(framed).all(-1)]
-    origin, middle = np.floor(framed.min(0)), (framed.min(0) + framed.max(0)) / 2
+    low, high = framed.min(0), framed.max(0)
+    origin, margin = np.floor(low), max(0.5, 0.1 * (high - low).max())
     style.chart(axes, xlabel="m", ylabel="m", letters=letters)
+    size = float(np.interp(sum(len(group.xy) for group in groups), [50, 1000], [1.0, 0.5]))
     for group in groups:
-        xy = group.xy - origin
+        xy, look = group.xy - origin, group.look
         if np.isfinite(xy).any():
-            view = {"scalex": group.framed, "scaley": group.framed}
-            axes.plot(*xy.T, linestyle="none", label=group.label, **group.look, **view)
-    half = np.full(2, 0.5)  # the view is a metre wide or more
-    axes.update_datalim([middle - origin - half, middle - origin + half])
-    axes.margins(0.1)
+            look = look | {"markersize": size * look["markersize"]}
+            axes.plot(*xy.T, linestyle="none", label=group.label, **look)
+        if group.forward is not None and np.isfinite(xy).any():
+            axes.quiver(
+                *xy.T, *group.forward.T, color=look["color"], alpha=0.7, zorder=1, scale=16, width=0.004, headwidth=1,
+                headlength=0, headaxislength=0,
+            )  # fmt: skip
+    view = np.stack([low - margin, high + margin]) - origin
+    axes.set(xlim=view[:, 0], ylim=view[:, 1])
+    axes.dataLim.set_points(view)  # to which equal aspect adds on one side
     axes.set_aspect("equal", adjustable="datalim")
-    for group in groups:
-        if group.forward is not None:
-            rays = {"scale": 16, "width": 0.004, "headwidth": 1, "headlength": 0, "headaxislength": 0}
-            colour = group.look["color"]
-            axes.quiver(*(group.xy - origin).T, *group.forward.T, color=colour, alpha=0.7, zorder=1, **rays)
     return origin
 
 
@@ -96,13 +102,13 @@ def top_view(scene: Scene, *, most_places: int = 6) -> Figure:
     for label, look in looks.items():
         mine = labels == label
         positions, forward = centers[mine] @ ground, rotations[mine, 2] @ ground
-        groups.append(Cameras(style.plain_text(label), positions, places[mine], {"markersize": 4} | look, forward))
+        groups.append(Cameras(style.plain_text(label), positions, places[mine], {"markersize": 5} | look, forward))
     panels = place_panels(centers @ ground, places, most_places)
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure, grid = style.new_figure(max(640, 330 * columns), 70 + (560 if columns == 1 else 330 * rows), rows, columns)
-    for axes in grid.flat[len(panels) :]:
-        axes.remove()
+    figure, grid = style.new_figure(
+        max(640, 330 * columns), 70 + (560 if columns == 1 else 330 * rows), rows, columns, count=len(panels)
+    )
     for axes, (title, names) in zip(grid.flat, panels.items(), strict=False):
         draw_from_above(axes, [here for group in groups if len((here := group.at(names)).xy)])
         axes.set_title(style.plain_text(title))
@@ -137,7 +143,6 @@ def positions_from_above(
     queries: Mapping[str, SceneImage],
     *,
     far: float | None = None,
-    path: Path | None = None,
 ) -> Figure:
     """References, the queries' poses, and lines from these to the true ones, from above.
 
@@ -166,30 +171,20 @@ def positions_from_above(
     failed = np.isnan(estimates).any(-1) & np.isfinite(truths).all(-1)
     with_queries = np.isin(map_places, places) if len(set(places) & set(map.places)) else np.ones(len(centers), bool)
     panels = place_panels(references[with_queries], map_places[with_queries], 6)
-    size = float(np.interp(len(references) + len(estimates), [50, 1000], [1.0, 0.5]))
-
-    def group(label: str, xy: np.ndarray, at: np.ndarray, marker: str, points: int, color: str, **look) -> Cameras:
-        look = {"marker": marker, "markersize": size * points, "color": color, **look}
-        return Cameras(label, xy, at, look, framed=label in ("reference", "true pose"))
-
-    ring = {"markerfacecolor": "none", "markeredgewidth": 1.3}
     far_label = "" if far is None else f"query, over {format_round(far)} off"
+    forward = attitudes[:, 2] @ ground
     groups = (
-        group("reference", references, map_places, "o", 6, "#A0A0A0")._replace(forward=rotations[:, 2] @ ground),
-        group("true pose", truths, places, "o", 10, style.ORANGE, **ring),
-        group("query", estimates[~is_far], places[~is_far], "D", 4, style.BLUE)._replace(
-            forward=attitudes[~is_far, 2] @ ground
-        ),
-        group(far_label, estimates[is_far], places[is_far], "s", 6, style.PURPLE)._replace(
-            forward=attitudes[is_far, 2] @ ground
-        ),
-        group("not localized", truths[failed], places[failed], "X", 9, style.VERMILLION),
+        Cameras("reference", references, map_places, _REFERENCE, rotations[:, 2] @ ground),
+        Cameras("true pose", truths, places, _TRUE),
+        Cameras("query", estimates[~is_far], places[~is_far], _QUERY, forward[~is_far], framed=False),
+        Cameras(far_label, estimates[is_far], places[is_far], _FAR, forward[is_far], framed=False),
+        Cameras("not localized", truths[failed], places[failed], _LOST),
     )
     columns = min(2, len(panels))
     rows = -(-len(panels) // columns)
-    figure, grid = style.new_figure(WIDTH, 100 + rows * (450 if columns == 1 else 250), rows, columns, dpi=SHARP)
-    for axes in grid.flat[len(panels) :]:
-        axes.remove()
+    figure, grid = style.new_figure(
+        WIDTH, 100 + rows * (450 if columns == 1 else 250), rows, columns, count=len(panels), dpi=SHARP
+    )
     drawn = []
     for axes, (title, names) in zip(grid.flat, panels.items(), strict=False):
         here = [one.at(names) for one in groups]
@@ -208,7 +203,6 @@ def positions_from_above(
         outside = int((np.isfinite(xy).all(-1) & ((xy < low) | (xy > high)).any(-1)).sum())
         note = f"{outside:,} estimates outside" if outside else ""
         axes.set_title("   ".join(filter(None, [axes.get_title().strip(), note])))
-    style.save(figure, path)
     return figure
 
 

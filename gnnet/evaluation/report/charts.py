@@ -34,45 +34,33 @@ _BEFORE: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.8}
 _AFTER: dict[str, Any] = {"linestyle": "-", "linewidth": 2.2}
 
 
-def loss_curves(
-    source: str | Path | Mapping[str, tuple[Array, Array]],
-    *,
-    select: str = "loss",
-    title: str = "Losses",
-    path: str | Path | None = None,
-) -> Figure:
-    """Training and validation series against the training step, one panel a quantity.
+def loss_curves(log: str | Path, *, path: str | Path | None = None) -> Figure:
+    """Training and validation losses against the training step, one panel a quantity.
 
     `train/loss`, `train/loss_step` and `validation/loss` are one quantity in one panel. Long training
     series are drawn pale with their running mean on top; an axis that spans a factor of more than 20
     is logarithmic.
 
     Args:
-        source: Lightning's `metrics.csv` (empty cells are expected), or series by name: (steps, values), each (N,).
-        select: draw the series whose name contains this.
+        log: Lightning's `metrics.csv`; its columns whose name contains `loss` are drawn, empty cells left out.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it has no `step` column, or no finite value in a series that is asked for.
+        ValueError: if it has no `step` column, no finite loss, or a cell that is not a number.
     """
-    series = _series_of_csv(Path(source)) if isinstance(source, str | Path) else source
+    series = _series_of_csv(Path(log))
     panels: dict[str, list[tuple[str, np.ndarray, np.ndarray]]] = {}
-    for name in sorted(name for name in series if select in name):
-        steps = as_vector(series[name][0], f"steps of {name!r}")
-        values = as_vector(series[name][1], f"values of {name!r}", count=len(steps))
-        if (finite := np.isfinite(values)).any():
+    for name in sorted(name for name in series if "loss" in name):
+        steps, values = series[name][:, np.isfinite(series[name][1])]
+        if len(values):
             stage, quantity = _stage_and_quantity(name)
-            panels.setdefault(quantity, []).append((stage, steps[finite], values[finite]))
+            panels.setdefault(quantity, []).append((stage, steps, values))
     if not panels:
-        raise ValueError(
-            f"no series with a finite value has {select!r} in its name; found {', '.join(series) or 'none'}"
-        )
+        raise ValueError(f"{log} has no finite value in a column with 'loss' in its name; found {', '.join(series)}")
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
-    figure, grid = style.new_figure(max(640, 420 * columns), 40 + 340 * rows, rows, columns)
-    figure.suptitle(title, fontsize=13)
-    for axes in grid.flat[len(panels) :]:
-        axes.remove()
+    figure, grid = style.new_figure(max(640, 420 * columns), 40 + 340 * rows, rows, columns, count=len(panels))
+    figure.suptitle("Losses", fontsize=13)
     for axes, (quantity, members) in zip(grid.flat, panels.items(), strict=False):
         style.chart(axes, xlabel="training step", ylabel=quantity)
         for k, (stage, steps, values) in enumerate(members):
@@ -104,21 +92,20 @@ def _stage_and_quantity(name: str) -> tuple[str, str]:
     return name, name
 
 
-def _series_of_csv(path: Path) -> dict[str, tuple[Array, Array]]:
-    """Columns of Lightning's metrics.csv against its `step` column, empty cells left out."""
+def _series_of_csv(path: Path) -> dict[str, np.ndarray]:
+    """Steps and values (2, N) of each column of Lightning's metrics.csv, empty cells left out."""
     text = read_text(path, "the metrics.csv of Lightning's CSVLogger")
     rows = list(csv.DictReader(text.splitlines()))
     names = list(rows[0]) if rows else []
     if "step" not in names:
         raise ValueError(f"{path} has the columns {', '.join(names) or 'none'}; expected step, as CSVLogger writes it")
-    series: dict[str, tuple[Array, Array]] = {}
+    series = {}
     for name in [name for name in names if name not in ("step", "epoch")]:
         cells = [(row["step"], row[name]) for row in rows if row["step"] and row[name]]
         try:
-            steps, values = np.array(cells, dtype=np.float64).reshape(-1, 2).T
+            series[name] = np.array(cells, dtype=np.float64).reshape(-1, 2).T
         except ValueError as error:
             raise ValueError(f"{path}: column {name} holds a cell that is not a number ({error})") from error
-        series[name] = steps, values
     return series
 
 
@@ -204,7 +191,6 @@ def error_curve(
     *,
     refined: bool = True,
     limits: Sequence[float] = (),
-    path: Path | None = None,
 ) -> Figure:
     """Share of queries within an error, against the error on a logarithmic axis.
 
@@ -224,7 +210,7 @@ def error_curve(
     shown = values[np.isfinite(values) & (values > 0)]
     clipped = np.clip(shown, *((1e-5, 1e3) if quantity == "position" else (1e-4, 180.0)))
     low, high = np.log10([clipped.min(), clipped.max()]) if len(clipped) else (-2, 0)
-    view = 10 ** np.floor(low), 10 ** max(np.ceil(high), np.floor(low) + 1)
+    view = 10.0 ** np.floor(low), 10.0 ** max(np.ceil(high), np.floor(low) + 1)
     figure, ((axes,),) = style.new_figure(WIDTH, 480 if by_condition else 420, dpi=SHARP)
     style.chart(axes, xlabel=f"{quantity} error", ylabel="queries within it [%]", letters=LETTERS)
     for limit in limits:
@@ -248,7 +234,6 @@ def error_curve(
     style.shared_legend(figure)
     axes.set(xscale="log", xlim=view, ylim=(-2, 103), yticks=range(0, 101, 20))
     axes.xaxis.set_major_formatter(FuncFormatter(format_round if quantity == "position" else "{:g}°".format))
-    style.save(figure, path)
     return figure
 
 
@@ -258,7 +243,7 @@ def format_round(metres: float, _: object = None) -> str:
     return f"{metres * factor:g} {unit}"
 
 
-def seconds_by_stage(seconds: Sequence[Mapping[str, float]], *, path: Path | None = None) -> Figure | None:
+def seconds_by_stage(seconds: Sequence[Mapping[str, float]]) -> Figure | None:
     """Seconds of each stage and in all: the middle half of the queries as a bar, 5 to 95 % as a line, the median.
 
     Args:
@@ -287,5 +272,4 @@ def seconds_by_stage(seconds: Sequence[Mapping[str, float]], *, path: Path | Non
     axes.set_xlim(left=0)
     axes.margins(x=0.15)
     axes.invert_yaxis()
-    style.save(figure, path)
     return figure

@@ -28,6 +28,7 @@ from gnnet.sampling import evenly
 
 Array = Tensor | np.ndarray | Sequence
 
+_LINES, _ERROR_LIMIT = 100, 10.0  # lines of `matches`; pixels at which the colours of their errors end
 _SAMPLED_CELLS = 20_000  # cells of each map from which `pca_colours` finds its components
 # Marks of projected points. Their edges have the opposite brightness, so that they stand out of any image.
 _TRUE: dict[str, Any] = {
@@ -71,23 +72,13 @@ class OverviewRow:
 
 
 def matches(
-    image_a: Array,
-    image_b: Array,
-    keypoints_a: Array,
-    keypoints_b: Array,
-    *,
-    errors: Array | None = None,
-    error_limit: float = 10.0,
-    max_lines: int = 100,
-    title: str | None = None,
+    image_a: Array, image_b: Array, keypoints_a: Array, keypoints_b: Array, *, errors: Array,
     path: str | Path | None = None,
-) -> Figure:
-    """Two images side by side with lines between keypoints (N, 2) of a and b.
+) -> Figure:  # fmt: skip
+    """Two images side by side with lines between keypoints (N, 2) of a and b, some of them, evenly spread.
 
     Args:
-        errors: (N,) pixels, which colour the lines; inf and nan are drawn as `error_limit`.
-        error_limit: pixels at which the colour scale ends.
-        max_lines: number of lines, evenly spread over the list.
+        errors: (N,) pixels, which colour the lines; from `_ERROR_LIMIT` on (inf, nan) they have one colour.
 
     Raises:
         ValueError: if a shape is not as said.
@@ -95,24 +86,18 @@ def matches(
     images = as_image(image_a, "image_a"), as_image(image_b, "image_b")
     xy_a = as_points(keypoints_a, "keypoints_a")
     xy_b = as_points(keypoints_b, "keypoints_b", count=len(xy_a))
-    drawn = evenly(len(xy_a), max_lines)
-    text = f"{len(xy_a)} matches"
-    colours: Any = style.SKY
+    distance = as_vector(errors, "errors", count=len(xy_a))
+    drawn = evenly(len(xy_a), _LINES)
+    shown = np.nan_to_num(distance[drawn], nan=_ERROR_LIMIT, posinf=_ERROR_LIMIT)
+    best_last = np.argsort(-shown)
+    drawn, scale = drawn[best_last], ScalarMappable(Normalize(0, _ERROR_LIMIT), style.ERROR)
     figure, ((axes,),) = style.new_figure(1000, 40 + 500 * images[0].shape[0] / images[0].shape[1])
-    if errors is not None:
-        errors = as_vector(errors, "errors", count=len(xy_a))
-        if len(errors):
-            text += f", median error {style.format_pixels(np.median(errors))}, {np.mean(errors <= 3):.0%} within 3 px"
-        shown = np.nan_to_num(errors[drawn], nan=error_limit, posinf=error_limit)
-        best_last = np.argsort(-shown)
-        drawn = drawn[best_last]
-        scale = ScalarMappable(Normalize(0, error_limit), style.ERROR)
-        colours = scale.to_rgba(shown[best_last])
-        figure.colorbar(scale, ax=axes, extend="max", shrink=0.8, pad=0.01, aspect=25, label="error [px]")
-    draw_matches(axes, images, (xy_a[drawn], xy_b[drawn]), colours)
-    if len(drawn) < len(xy_a):
-        text += f" ({len(drawn)} drawn)"
-    axes.set_title(title or text)
+    figure.colorbar(scale, ax=axes, extend="max", shrink=0.8, pad=0.01, aspect=25, label="error [px]")
+    draw_matches(axes, images, (xy_a[drawn], xy_b[drawn]), scale.to_rgba(shown[best_last]))
+    title = f"{len(xy_a)} matches"
+    if len(distance):
+        title += f", median error {style.format_pixels(np.median(distance))}, {np.mean(distance <= 3):.0%} within 3 px"
+    axes.set_title(title + (f" ({len(drawn)} drawn)" if len(drawn) < len(xy_a) else ""))
     style.save(figure, path)
     return figure
 
@@ -146,7 +131,7 @@ def draw_matches(
         halo = [withStroke(linewidth=1.8, foreground="black", alpha=0.3)]
         axes.add_collection(LineCollection(list(np.stack(ends, 1)), colors=colours, linewidths=0.9, path_effects=halo))
     for xy in ends:
-        axes.scatter(*xy.T, s=18, c=colours, edgecolors="black", linewidths=0.6, zorder=3)
+        axes.scatter(xy[:, 0], xy[:, 1], s=18, c=colours, edgecolors="black", linewidths=0.6, zorder=3)
 
 
 class Projections(NamedTuple):
@@ -170,12 +155,12 @@ class Projections(NamedTuple):
 def projections(image: np.ndarray, panels: Sequence[Projections], *, columns: int, width: float) -> Figure:
     """An image (H, W, 3) several times, each with other points."""
     rows = math.ceil(len(panels) / columns)
-    figure, grid = picture_grid([image.shape[0] / image.shape[1]] * rows, columns=columns, width=width)
+    figure, grid = picture_grid(
+        [image.shape[0] / image.shape[1]] * rows, columns=columns, width=width, count=len(panels)
+    )
     for axes, panel in zip(grid.flat, panels, strict=False):
         draw_projections(axes, image, panel)
         axes.set_title(panel.title)
-    for axes in grid.flat[len(panels) :]:
-        axes.remove()
     style.shared_legend(figure)
     return figure
 
@@ -232,20 +217,18 @@ def feature_maps(image: Array, pyramid: FeaturePyramid, *, index: int = 0, path:
     panels = 1 + len(pyramid.maps)
     columns = panels if panels <= 3 else math.ceil(panels / 2)
     aspects = [height / width] * math.ceil(panels / columns)
-    figure, grid = picture_grid(aspects, columns=columns, width=min(1200, 450 * columns))
+    figure, grid = picture_grid(aspects, columns=columns, width=min(1200, 450 * columns), count=panels)
     first, *others = grid.flat
     show_image(first, shown)
     first.set_title(f"image, {width} × {height}")
     for axes, features, stride in zip(others, pyramid.maps, pyramid.strides, strict=False):
         show_features(axes, pca_colours([features[index]])[0], stride, shown)
         axes.set_title(f"features at 1/{stride}, {features.shape[1]} channels")
-    for axes in others[len(pyramid.maps) :]:
-        axes.remove()
     style.save(figure, path)
     return figure
 
 
-def overview(rows: Sequence[OverviewRow], *, max_points: int = 30, path: str | Path | None = None) -> Figure:
+def overview(rows: Sequence[OverviewRow], *, path: str | Path | None = None) -> Figure:
     """Conditions as rows; image, features, initial pose and refined pose as columns.
 
     Features have comparable colours in all rows: their components are found jointly.
@@ -257,7 +240,7 @@ def overview(rows: Sequence[OverviewRow], *, max_points: int = 30, path: str | P
         raise ValueError("overview has no rows; expected one OverviewRow or more")
     images = [as_image(row.image, f"image of {row.condition}") for row in rows]
     colours = pca_colours([row.features for row in rows])
-    figure, grid = picture_grid([image.shape[0] / image.shape[1] for image in images], columns=4, width=1000)
+    figure, grid = picture_grid([image.shape[0] / image.shape[1] for image in images], columns=4, width=1000, heading=4)
     for axes, title in zip(grid[0], ("image", "features", "initial pose", "refined pose"), strict=True):
         axes.set_title(title)
     for line, row, image, colour in zip(grid, rows, images, colours, strict=True):
@@ -272,7 +255,7 @@ def overview(rows: Sequence[OverviewRow], *, max_points: int = 30, path: str | P
                 continue
             xy = None if points is None else as_points(points, f"projections of {row.condition}", count=len(truth))
             panel = Projections("", xy, truth, refined=axes is line[3])
-            draw_projections(axes, image, panel, max_points=max_points, size=0.7)
+            draw_projections(axes, image, panel, max_points=30, size=0.7)
             box = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 2}
             axes.text(0.02, 0.03, "3D points" if xy is None else error, transform=axes.transAxes, fontsize=9, bbox=box)
     style.shared_legend(figure)
@@ -280,15 +263,18 @@ def overview(rows: Sequence[OverviewRow], *, max_points: int = 30, path: str | P
     return figure
 
 
-def picture_grid(aspects: Sequence[float], *, columns: int, width: float) -> tuple[Figure, np.ndarray]:
+def picture_grid(
+    aspects: Sequence[float], *, columns: int, width: float, heading: float = 25, count: int | None = None
+) -> tuple[Figure, np.ndarray]:
     """A figure with room for titles and a legend, and its axes (len(aspects), columns).
 
     Args:
         aspects: height over width of the pictures in each row.
-        width: in hundredths of an inch.
+        width, heading: width of the figure, and height left above each row; in hundredths of an inch.
+        count: see `style.new_figure`.
     """
-    height = 40 + sum(width / columns * aspect + 25 for aspect in aspects)
-    return style.new_figure(width, height, len(aspects), columns, height_ratios=aspects)
+    height = 60 + sum(width / columns * aspect + heading for aspect in aspects)
+    return style.new_figure(width, height, len(aspects), columns, count=count, height_ratios=aspects)
 
 
 def show_image(axes: Axes, image: np.ndarray, extent: tuple[float, float, float, float] | None = None) -> None:
@@ -355,18 +341,13 @@ def pca_colours(maps: Sequence[Array]) -> list[np.ndarray]:
     sample = np.concatenate([rows[evenly(len(rows), _SAMPLED_CELLS)] for rows in cells])
     mean = sample.mean(0)
     _, vectors = np.linalg.eigh((sample - mean).T @ (sample - mean))
-    axes = vectors[:, ::-1][:, :3]
+    axes = vectors[:, ::-1][:, [0, 0, 0] if vectors.shape[1] == 1 else slice(3)]
     # An eigenvector's sign is arbitrary; this choice makes pictures repeatable.
     axes = axes * np.where(axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])] < 0, -1.0, 1.0)
+    axes = np.pad(axes, ((0, 0), (0, 3 - axes.shape[1])))
     low, high = np.quantile((sample - mean) @ axes, [0.01, 0.99], axis=0)
-    colours = []
-    for rows, array in zip(cells, arrays, strict=True):
-        values = (((rows - mean) @ axes - low) / np.maximum(high - low, 1e-12)).clip(0, 1)
-        if values.shape[1] < 3:
-            filler = values[:, :1].repeat(2, 1) if values.shape[1] == 1 else np.full((len(values), 1), 0.5)
-            values = np.concatenate([values, filler], 1)
-        colours.append(values.reshape(*array.shape[1:], 3))
-    return colours
+    colours = [(((rows - mean) @ axes - low) / np.maximum(high - low, 1e-12)).clip(0, 1) for rows in cells]
+    return [values.reshape(*array.shape[1:], 3) for values, array in zip(colours, arrays, strict=True)]
 
 
 def as_array(values: Array) -> np.ndarray:
@@ -399,13 +380,13 @@ def as_points(xy: Array, name: str, count: int | None = None) -> np.ndarray:
     """(N, 2) float64 of points (N, 2), where N is `count` if that is given; raises ValueError otherwise."""
     values = as_array(xy)
     if values.ndim != 2 or values.shape[1] != 2 or count not in (None, len(values)):
-        raise ValueError(f"{name} has shape {values.shape}; expected ({'N' if count is None else count}, 2) pixels")
+        raise ValueError(f"{name} has shape {values.shape}; expected ({count or 'N'}, 2) pixels")
     return values
 
 
 def as_vector(values: Array, name: str, count: int | None = None) -> np.ndarray:
     """(N,) float64 of values (N,), where N is `count` if that is given; raises ValueError otherwise."""
-    values = as_array(values)
-    if values.ndim != 1 or count not in (None, len(values)):
-        raise ValueError(f"{name} has shape {values.shape}; expected ({'N' if count is None else count},)")
-    return values
+    vector = as_array(values)
+    if vector.ndim != 1 or count not in (None, len(vector)):
+        raise ValueError(f"{name} has shape {vector.shape}; expected ({count or 'N'},)")
+    return vector

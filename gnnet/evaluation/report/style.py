@@ -30,17 +30,20 @@ ERROR = LinearSegmentedColormap.from_list("error", [SKY, YELLOW, VERMILLION])
 
 
 def new_figure(
-    width: float, height: float, rows: int = 1, columns: int = 1, *, dpi: int = 100, **grid: Any
+    width: float, height: float, rows: int = 1, columns: int = 1, *, count: int | None = None, **options: Any
 ) -> tuple[Figure, np.ndarray]:
     """A figure with constrained layout and its axes (rows, columns).
 
     Args:
         width, height: hundredths of an inch, so pixels at 100 dpi.
-        dpi: pixels an inch.
-        grid: further arguments of `Figure.subplots`.
+        count: only the first axes are kept, so many; None keeps all.
+        options: `dpi`, 100 by default, and arguments of `Figure.subplots`.
     """
-    figure = Figure(figsize=(width / 100, height / 100), dpi=dpi, layout="constrained")
-    return figure, figure.subplots(rows, columns, squeeze=False, **grid)
+    figure = Figure(figsize=(width / 100, height / 100), dpi=options.pop("dpi", 100), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False, **options)
+    for empty in axes.flat[rows * columns if count is None else count :]:
+        empty.remove()
+    return figure, axes
 
 
 def chart(axes: Axes, *, xlabel: str, ylabel: str, letters: int = 11) -> None:
