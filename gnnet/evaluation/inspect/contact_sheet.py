@@ -152,7 +152,8 @@ def _draw_patches(axes: Axes, row: Row, colours: np.ndarray) -> None:
             centers.append((left + side + 0.5, top + 0.5))
         axes.plot([left, left + 2], [top + 1] * 2, color=colours[index], linewidth=3, solid_capstyle="butt")
     for width, ring in ((2.4, "black"), (1.0, "white")):
-        axes.scatter(*np.transpose(centers), s=49, facecolors="none", edgecolors=ring, linewidths=width, zorder=3)
+        x, y = np.transpose(centers)
+        axes.scatter(x, y, s=49, facecolors="none", edgecolors=ring, linewidths=width, zorder=3)
     axes.set(xlim=(0, 2.2 * _PATCHES[1]), ylim=(1.1 * _PATCHES[0], 0))
 
 

@@ -79,8 +79,9 @@ def draw_from_above(axes: Axes, groups: Sequence[Cameras], *, letters: int = 11)
                 headlength=0, headaxislength=0,
             )  # fmt: skip
     view = np.stack([low - margin, high + margin]) - origin
-    axes.set(xlim=view[:, 0], ylim=view[:, 1])
-    axes.dataLim.set_points(view)  # to which equal aspect adds on one side
+    axes.set_xlim(view[:, 0], auto=True)  # equal aspect adds to one side
+    axes.set_ylim(view[:, 1], auto=True)
+    axes.dataLim.set_points(view)
     axes.set_aspect("equal", adjustable="datalim")
     return origin
 

@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, PercentFormatter
 from scipy.ndimage import uniform_filter1d
 from scipy.stats import binomtest
 
 from gnnet.evaluation.report import style
-from gnnet.evaluation.report.pictures import Array, as_vector
+from gnnet.evaluation.report.pictures import Array, as_numbers
 from gnnet.files import read_text
 from gnnet.geometry.pose import Pose, pose_errors
 from gnnet.localization.result import Localization
@@ -131,15 +131,15 @@ def convergence_basin(
     Raises:
         ValueError: if a shape is not as said, edges do not rise, or a share is not in 0 to 1.
     """
-    edges = as_vector(ring_edges, "ring_edges")
+    edges = as_numbers(ring_edges, "ring_edges", "K")
     if len(edges) < 2 or not (np.diff(edges) > 0).all():
         raise ValueError(f"ring_edges are {edges.tolist()}; expected two or more rising offsets")
-    trials = as_vector(counts, "counts", count=len(edges) - 1).astype(int)
+    trials = as_numbers(counts, "counts", len(edges) - 1).astype(int)
     centres = (edges[1:] + edges[:-1]) / 2
     figure, ((axes,),) = style.new_figure(720, 440)
     style.chart(axes, xlabel=f"{quantity} [{unit}]", ylabel="converged [%]")
     for k, (method, values) in enumerate(converged.items()):
-        shares = as_vector(values, f"converged[{method!r}]", count=len(trials))
+        shares = as_numbers(values, f"converged[{method!r}]", len(trials))
         if ((shares < 0) | (shares > 1)).any():
             raise ValueError(f"converged[{method!r}] is {shares.tolist()}; expected shares in 0 to 1")
         shares = np.where(trials > 0, shares, np.nan)
@@ -212,27 +212,24 @@ def error_curve(
     low, high = np.log10([clipped.min(), clipped.max()]) if len(clipped) else (-2, 0)
     view = 10.0 ** np.floor(low), 10.0 ** max(np.ceil(high), np.floor(low) + 1)
     figure, ((axes,),) = style.new_figure(WIDTH, 480 if by_condition else 420, dpi=SHARP)
-    style.chart(axes, xlabel=f"{quantity} error", ylabel="queries within it [%]", letters=LETTERS)
+    style.chart(axes, xlabel=f"{quantity} error", ylabel="queries within it", letters=LETTERS)
     for limit in limits:
         axes.axvline(limit, color="#A0A0A0", linewidth=1, linestyle=":")
-    curves: list[tuple[np.ndarray, str, dict[str, Any]]] = []
     for k, name in enumerate(names if by_condition else [None]):
-        chosen = values[of_query == name] if by_condition else values
-        before, after = (style.COLOURS[k],) * 2 if by_condition else (style.VERMILLION, style.BLUE)
-        if refined:
-            curves.append((chosen[:, 0], "" if by_condition else "before refinement", {"color": before, **_BEFORE}))
-        label = style.plain_text(name, 24) if by_condition else "after refinement" if refined else ""
-        curves.append((chosen[:, 1], label, {"color": after, **_AFTER}))
-    for each, label, look in curves:
-        within = np.sort(each[np.isfinite(each)])
-        shares = 100 * np.arange(len(within) + 1) / max(1, len(each))
-        x = [view[0], *np.maximum(within, view[0]), view[1]]
-        axes.plot(x, [*shares, shares[-1]], drawstyle="steps-post", label=label, **look)
+        # What is beyond the axis, as failed queries are, keeps a curve below 100 %.
+        before, after = np.clip(values if name is None else values[of_query == name], view[0], 10 * view[1]).T
+        colours = (style.VERMILLION, style.BLUE) if name is None else (style.COLOURS[k],) * 2
+        label = "after refinement" if name is None else style.plain_text(name, 24)
+        if refined and len(before):
+            axes.ecdf(before, label="before refinement" if name is None else "", color=colours[0], **_BEFORE)
+        if len(after):
+            axes.ecdf(after, label=label if refined or by_condition else "", color=colours[1], **_AFTER)
     if by_condition and refined:  # the legend tells colours and, apart from these, kinds of lines
         axes.plot([], [], color=style.GREY, label="before refinement", **_BEFORE)
         axes.plot([], [], color=style.GREY, label="after refinement", **_AFTER)
     style.shared_legend(figure)
-    axes.set(xscale="log", xlim=view, ylim=(-2, 103), yticks=range(0, 101, 20))
+    axes.set(xscale="log", xlim=view, ylim=(-0.02, 1.03))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
     axes.xaxis.set_major_formatter(FuncFormatter(format_round if quantity == "position" else "{:g}°".format))
     return figure
 

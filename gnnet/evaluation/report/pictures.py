@@ -84,9 +84,9 @@ def matches(
         ValueError: if a shape is not as said.
     """
     images = as_image(image_a, "image_a"), as_image(image_b, "image_b")
-    xy_a = as_points(keypoints_a, "keypoints_a")
-    xy_b = as_points(keypoints_b, "keypoints_b", count=len(xy_a))
-    distance = as_vector(errors, "errors", count=len(xy_a))
+    xy_a = as_numbers(keypoints_a, "keypoints_a", "N", 2)
+    xy_b = as_numbers(keypoints_b, "keypoints_b", len(xy_a), 2)
+    distance = as_numbers(errors, "errors", len(xy_a))
     drawn = evenly(len(xy_a), _LINES)
     shown = np.nan_to_num(distance[drawn], nan=_ERROR_LIMIT, posinf=_ERROR_LIMIT)
     best_last = np.argsort(-shown)
@@ -186,9 +186,9 @@ def before_after(
     Raises:
         ValueError: if a shape is not as said.
     """
-    truth, panels = as_points(xy_truth, "xy_truth"), []
+    truth, panels = as_numbers(xy_truth, "xy_truth", "N", 2), []
     for pose, points, error in (("initial", xy_before, before), ("refined", xy_after, after)):
-        xy = as_points(points, "xy_before" if pose == "initial" else "xy_after", count=len(truth))
+        xy = as_numbers(points, "xy_before" if pose == "initial" else "xy_after", len(truth), 2)
         median = median_distance(xy, truth, "no point")
         title = f"{pose} pose: {error} ({median})" if error else f"{pose} pose: {median}"
         panels.append(Projections(title, xy, truth, refined=pose == "refined"))
@@ -244,7 +244,7 @@ def overview(rows: Sequence[OverviewRow], *, path: str | Path | None = None) -> 
     for axes, title in zip(grid[0], ("image", "features", "initial pose", "refined pose"), strict=True):
         axes.set_title(title)
     for line, row, image, colour in zip(grid, rows, images, colours, strict=True):
-        truth = as_points(row.xy_truth, f"xy_truth of {row.condition}")
+        truth = as_numbers(row.xy_truth, f"xy_truth of {row.condition}", "N", 2)
         show_image(line[0], image)
         line[0].set_ylabel(style.plain_text(row.condition), fontsize=12)
         show_features(line[1], colour, row.stride, image)
@@ -253,7 +253,7 @@ def overview(rows: Sequence[OverviewRow], *, path: str | Path | None = None) -> 
         for axes, points, error in ((line[2], row.xy_before, row.before), (line[3], row.xy_after, row.after)):
             if points is None and axes is line[3]:
                 continue
-            xy = None if points is None else as_points(points, f"projections of {row.condition}", count=len(truth))
+            xy = None if points is None else as_numbers(points, f"projections of {row.condition}", len(truth), 2)
             panel = Projections("", xy, truth, refined=axes is line[3])
             draw_projections(axes, image, panel, max_points=30, size=0.7)
             box = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 2}
@@ -331,10 +331,9 @@ def pca_colours(maps: Sequence[Array]) -> list[np.ndarray]:
     Raises:
         ValueError: if a map is not (C, h, w) with the C of the first, or holds values that are not finite.
     """
-    arrays = [as_array(features) for features in maps]
+    arrays = [as_numbers(features, "a feature map", "C", "h", "w") for features in maps]
     for array in arrays:
-        if array.ndim != 3 or array.shape[0] != arrays[0].shape[0]:
-            raise ValueError(f"a feature map has shape {array.shape}; expected (C, h, w), with one C for all maps")
+        as_numbers(array, "a feature map", len(arrays[0]), "h", "w")
         if not np.isfinite(array).all():
             raise ValueError("a feature map holds values that are not finite; the network may have diverged")
     cells = [array.reshape(array.shape[0], -1).T for array in arrays]  # each (h·w, C)
@@ -348,13 +347,6 @@ def pca_colours(maps: Sequence[Array]) -> list[np.ndarray]:
     low, high = np.quantile((sample - mean) @ axes, [0.01, 0.99], axis=0)
     colours = [(((rows - mean) @ axes - low) / np.maximum(high - low, 1e-12)).clip(0, 1) for rows in cells]
     return [values.reshape(*array.shape[1:], 3) for values, array in zip(colours, arrays, strict=True)]
-
-
-def as_array(values: Array) -> np.ndarray:
-    """A float64 array of a tensor on any device, an array or a list."""
-    if isinstance(values, Tensor):
-        values = values.detach().to("cpu", torch.float64).numpy()
-    return np.asarray(values, dtype=np.float64)
 
 
 def as_image(image: Array, name: str) -> np.ndarray:
@@ -376,17 +368,21 @@ def as_image(image: Array, name: str) -> np.ndarray:
     return values.permute(1, 2, 0).numpy()
 
 
-def as_points(xy: Array, name: str, count: int | None = None) -> np.ndarray:
-    """(N, 2) float64 of points (N, 2), where N is `count` if that is given; raises ValueError otherwise."""
-    values = as_array(xy)
-    if values.ndim != 2 or values.shape[1] != 2 or count not in (None, len(values)):
-        raise ValueError(f"{name} has shape {values.shape}; expected ({count or 'N'}, 2) pixels")
-    return values
+def as_numbers(values: Array, name: str, *shape: int | str) -> np.ndarray:
+    """A float64 array of a tensor on any device, an array or a list.
 
+    Args:
+        name: of the argument, for the error.
+        shape: its lengths; a letter stands for any length.
 
-def as_vector(values: Array, name: str, count: int | None = None) -> np.ndarray:
-    """(N,) float64 of values (N,), where N is `count` if that is given; raises ValueError otherwise."""
-    vector = as_array(values)
-    if vector.ndim != 1 or count not in (None, len(vector)):
-        raise ValueError(f"{name} has shape {vector.shape}; expected ({count or 'N'},)")
-    return vector
+    Raises:
+        ValueError: if it has another shape.
+    """
+    if isinstance(values, Tensor):
+        values = values.detach().to("cpu", torch.float64).numpy()
+    array = np.asarray(values, dtype=np.float64)
+    fits = [isinstance(n, str) or n == found for n, found in zip(shape, array.shape, strict=False)]
+    if array.ndim != len(shape) or not all(fits):
+        expected = f"({', '.join(map(str, shape))}{',' if len(shape) == 1 else ''})"
+        raise ValueError(f"{name} has shape {array.shape}; expected {expected}")
+    return array
