@@ -54,10 +54,8 @@ class OverviewRow:
         image: (3, H, W).
         features: (C, h, w), the map of one level; C is the same in all rows.
         stride: pixels a cell.
-        xy_truth: (N, 2) projections at the true pose.
-        xy_before: (N, 2) projections at the initial pose; None for a reference image.
-        xy_after: (N, 2) projections at the refined pose; None for a reference image.
-        before, after: pose errors to write into the pictures, such as `4 mm, 0.05°`.
+        xy_truth, xy_before, xy_after: (N, 2) projections at the true, the initial and the refined pose.
+        before, after: errors of the initial and the refined pose, such as `4 mm, 0.05°`.
     """
 
     condition: str
@@ -65,8 +63,8 @@ class OverviewRow:
     features: Array
     stride: int
     xy_truth: Array
-    xy_before: Array | None = None
-    xy_after: Array | None = None
+    xy_before: Array
+    xy_after: Array
     before: str = ""
     after: str = ""
 
@@ -204,13 +202,12 @@ def median_distance(xy: np.ndarray, truth: np.ndarray, none: str) -> str:
     return f"median {style.format_pixels(np.median(distance))}" if len(distance) else none
 
 
-def feature_maps(image: Array, pyramid: FeaturePyramid, *, index: int = 0, path: str | Path | None = None) -> Figure:
+def feature_maps(image: Array, pyramid: FeaturePyramid, *, path: str | Path | None = None) -> Figure:
     """An image beside its feature maps, coarse to fine, the three main components of each as red, green and blue.
 
     Args:
         image: (3, H, W), the image that the network saw.
-        pyramid: maps (B, C, h, w); `pyramid.select` picks levels.
-        index: position in the batch.
+        pyramid: maps (B, C, h, w) of a batch, whose first element is shown; `pyramid.select` picks levels.
     """
     shown = as_image(image, "image")
     height, width = shown.shape[:2]
@@ -222,7 +219,7 @@ def feature_maps(image: Array, pyramid: FeaturePyramid, *, index: int = 0, path:
     show_image(first, shown)
     first.set_title(f"image, {width} × {height}")
     for axes, features, stride in zip(others, pyramid.maps, pyramid.strides, strict=False):
-        show_features(axes, pca_colours([features[index]])[0], stride, shown)
+        show_features(axes, pca_colours([features[0]])[0], stride, shown)
         axes.set_title(f"features at 1/{stride}, {features.shape[1]} channels")
     style.save(figure, path)
     return figure
@@ -248,16 +245,12 @@ def overview(rows: Sequence[OverviewRow], *, path: str | Path | None = None) -> 
         show_image(line[0], image)
         line[0].set_ylabel(style.plain_text(row.condition), fontsize=12)
         show_features(line[1], colour, row.stride, image)
-        if row.xy_after is None:  # the points of a reference are shown once
-            line[3].axis("off")
         for axes, points, error in ((line[2], row.xy_before, row.before), (line[3], row.xy_after, row.after)):
-            if points is None and axes is line[3]:
-                continue
-            xy = None if points is None else as_numbers(points, f"projections of {row.condition}", len(truth), 2)
+            xy = as_numbers(points, f"projections of {row.condition}", len(truth), 2)
             panel = Projections("", xy, truth, refined=axes is line[3])
             draw_projections(axes, image, panel, max_points=30, size=0.7)
             box = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 2}
-            axes.text(0.02, 0.03, "3D points" if xy is None else error, transform=axes.transAxes, fontsize=9, bbox=box)
+            axes.text(0.02, 0.03, error, transform=axes.transAxes, fontsize=9, bbox=box)
     style.shared_legend(figure)
     style.save(figure, path)
     return figure

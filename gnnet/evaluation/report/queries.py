@@ -94,8 +94,10 @@ def _reference_to_show(
 ) -> tuple[str, Observations] | None:
     """The first of the references used that has enough points in view of the pose, or else the first."""
     used = [name for name in localization.references if name in map.rows]
-    for name in used if camera is not None and best is not None else ():
-        observations = map.observations(torch.tensor([map.rows[name]]))
+    candidates = ((name, map.observations(torch.tensor([map.rows[name]]))) for name in used)
+    if camera is None or best is None:
+        return next(candidates, None)
+    for name, observations in candidates:
         if np.isfinite(_project(observations.points, camera, best)).all(-1).sum() >= _ENOUGH:
             return name, observations
     return (used[0], map.observations(torch.tensor([map.rows[used[0]]]))) if used else None

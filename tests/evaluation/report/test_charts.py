@@ -186,8 +186,8 @@ def test_bands_of_the_basin_are_wilson_intervals():
 @pytest.mark.parametrize("levels", [1, 2, 4])
 def test_feature_maps_stand_beside_the_image(tmp_path, levels):
     strides = (8, 4, 2, 1)[:levels]
-    pyramid = FeaturePyramid(tuple(torch.stack([feature_map(s)] * 2).bfloat16() for s in strides), strides)
-    figure = pictures.feature_maps(picture(), pyramid, index=1, path=tmp_path / "f.png")
+    pyramid = FeaturePyramid(tuple(feature_map(s)[None].bfloat16() for s in strides), strides)
+    figure = pictures.feature_maps(picture(), pyramid, path=tmp_path / "f.png")
     decoded(tmp_path / "f.png", figure)
     assert [axes.get_title() for axes in figure.axes] == [
         "image, 80 × 60", *(f"features at 1/{s}, 8 channels" for s in strides),
@@ -240,17 +240,16 @@ def test_pca_colours_of_few_channels_and_constant_maps():
 def test_overview_has_a_row_for_each_condition(tmp_path):
     truth = points(30)
     rows = [
-        pictures.OverviewRow("reference", picture(), feature_map(4), 4, truth),
         pictures.OverviewRow("night", picture(), feature_map(4), 4, truth, truth + 9, truth, "52 cm, 4°", "4 mm, 0.1°"),
         pictures.OverviewRow("snow", picture(80, 80), feature_map(4, height=80), 4, truth, truth + 9, truth),
     ]
     figure = pictures.overview(rows, path=tmp_path / "o.png")
     decoded(tmp_path / "o.png", figure)
-    assert len(figure.axes) == 12
+    assert len(figure.axes) == 8
     assert [axes.get_title() for axes in figure.axes[:4]] == ["image", "features", "initial pose", "refined pose"]
-    assert [axes.get_ylabel() for axes in figure.axes[::4]] == ["reference", "night", "snow"]
+    assert [axes.get_ylabel() for axes in figure.axes[::4]] == ["night", "snow"]
     texts = [text.get_text() for axes in figure.axes for text in axes.texts if text.get_text()]
-    assert texts == ["3D points", "52 cm, 4°", "4 mm, 0.1°"]
+    assert texts == ["52 cm, 4°", "4 mm, 0.1°"]
 
 
 def test_pictures_of_noise_stay_small(tmp_path):
@@ -301,7 +300,9 @@ def test_every_mark_is_named_below_the_pictures():
         ("not finite", lambda: pictures.pca_colours([torch.full((3, 4, 4), torch.nan)])),
         ("overview has no rows", lambda: pictures.overview([])),
         (r"xy_truth of night has shape \(3,\)",
-         lambda: pictures.overview([pictures.OverviewRow("night", picture(), feature_map(4), 4, torch.zeros(3))])),
+         lambda: pictures.overview(
+             [pictures.OverviewRow("night", picture(), feature_map(4), 4, torch.zeros(3), points(3), points(3))]
+         )),
     ],
 )  # fmt: skip
 def test_bad_input_is_named(message, draw):
