@@ -27,23 +27,23 @@ from gnnet.evaluation.report.cameras import top_view
 from gnnet.evaluation.report.pictures import draw_matches, show_image
 from gnnet.scenes.scene import Pair, Scene
 
-PAIRS = 12  # drawn
+PAIRS = 12  # number of pairs drawn
 PAIRS_A_SHEET = 4
-LINES = 60  # a pair
-_LARGEST_SIDE = 1600  # pixels of the images that are cut up
+LINES = 60  # lines drawn in a pair
+_LARGEST_SIDE = 1600  # pixels; larger images are scaled down before they are drawn
 _PATCHES = (4, 2)  # pairs of patches below each other and beside each other
-_PATCH = 68  # pixels that show a patch
-_PATCH_SIDE = 1 / 16  # of an image's longer side
+_PATCH = 68  # side of a patch in the picture, pixels
+_PATCH_SIDE = 1 / 16  # side of a patch in its image, as a share of the longer side
 
 
 class Row(NamedTuple):
     """One pair of a contact sheet.
 
     Args:
-        title, names: two lines above it.
+        title, names: two lines of text above the pictures.
         images: a and b, (H, W) uint8 each.
-        keypoints: (N, 2) in each, COLMAP pixels.
-        weight: (N,).
+        keypoints: corresponding points (N, 2) in a and b, COLMAP pixels.
+        weight: (N,) weights of the correspondences.
     """
 
     title: str
@@ -61,7 +61,7 @@ def draw_dataset(
     Pairs that cannot be read are left out; the inspection of all pairs says which they are.
 
     Returns:
-        What was written.
+        The files written.
     """
     figures, rows = {}, []
     for pair in track(choose_pairs(scene, pairs), "Drawing pairs", disable=not progress, transient=True):
@@ -81,7 +81,7 @@ def draw_dataset(
 
 
 def choose_pairs(scene: Scene, count: int) -> list[Pair]:
-    """At most `count` pairs, as many of each pair of conditions, evenly spread over these."""
+    """At most `count` pairs, equally many for each combination of conditions as far as there are enough."""
     groups = condition_pairs(scene)
     shares = dict.fromkeys(groups, 0)
     for _ in range(min(count, len(scene.pairs))):
@@ -99,7 +99,7 @@ def _read_row(scene: Scene, pair: Pair) -> Row:
         images.append(rgb_to_grayscale(image)[0].numpy())
         factors.append(factor)
     matches = PairReader(scene, sizes)(pair)
-    # Unweighted: a light line is better than none.
+    # Weights are not used here: a faint line is better than none.
     drawn = even_subset(matches.keypoints_a, sizes[pair.image_a], LINES, np.random.default_rng(0))
     conditions = " ↔ ".join(scene.images[name].condition for name in (pair.image_a, pair.image_b))
     count = max(pair.count, len(matches.weight))
@@ -115,7 +115,7 @@ def _read_row(scene: Scene, pair: Pair) -> Row:
 def contact_sheet(rows: Sequence[Row]) -> Figure:
     """One row a pair: both images with lines between corresponding points, and patches around some of these.
 
-    A line is the fainter the smaller its weight is against the pair's largest.
+    A line's opacity follows its weight, relative to the largest weight of the pair.
     """
     shapes = [[image.shape[0] / image.shape[1] for image in row.images] for row in rows]
     heights = [min(360.0, 700 / (1 / a + 1 / b)) for a, b in shapes]
@@ -133,7 +133,7 @@ def contact_sheet(rows: Sequence[Row]) -> Figure:
 
 
 def _draw_patches(axes: Axes, row: Row, colours: np.ndarray) -> None:
-    """Show what lies around some correspondences, in a and b, with rings at the points."""
+    """Show the neighbourhoods of some correspondences in a and b, with rings at the points."""
     image, xy = row.images[0], row.keypoints[0]
     count = _PATCHES[0] * _PATCHES[1]
     chosen = even_subset(
@@ -158,7 +158,7 @@ def _draw_patches(axes: Axes, row: Row, colours: np.ndarray) -> None:
 
 
 def _texture(image: np.ndarray, xy: np.ndarray) -> np.ndarray:
-    """Variance of the grey values around points (N, 2), (N,): where there is none, a patch shows nothing."""
+    """Variance (N,) of the grey values around points (N, 2); patches of low variance show nothing."""
     values, side = image.astype(np.float32), max(3, round(max(image.shape) * _PATCH_SIDE / 2))
     variance = uniform_filter(values**2, side) - uniform_filter(values, side) ** 2
     column, row = np.clip(xy.astype(int), 0, np.array(image.shape[::-1]) - 1).T

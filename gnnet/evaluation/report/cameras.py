@@ -20,9 +20,9 @@ from gnnet.localization.result import Localization
 from gnnet.sampling import evenly
 from gnnet.scenes.scene import Scene, SceneImage
 
-_AXES_OF_GROUND = 1000  # references that tell where up is, at most
-_DIRECTIONS = 300  # cameras of a panel, at most, whose viewing direction is drawn
-_LONGEST_LEGEND = 30
+_AXES_OF_GROUND = 1000  # largest number of references from which the ground plane is estimated
+_DIRECTIONS = 300  # a panel with more cameras shows no viewing directions
+_LONGEST_LEGEND = 30  # entries; a longer legend is left out
 _REFERENCE: dict[str, Any] = {"marker": "o", "markersize": 6, "color": "#A0A0A0"}
 _TRUE: dict[str, Any] = {**_REFERENCE, "markersize": 10, "color": style.ORANGE, "markerfacecolor": "none"}
 _QUERY: dict[str, Any] = {"marker": "D", "markersize": 4, "color": style.BLUE}
@@ -36,10 +36,10 @@ class Cameras(NamedTuple):
     Args:
         label: text of the legend.
         xy: (N, 2) metres on the ground; nan is not drawn.
-        places: (N,) names, which say in what panel a camera stands.
+        places: (N,) name of each camera's place, which decides on its panel.
         look: arguments of `Axes.plot`.
         forward: (N, 2) unit viewing directions projected to the ground; None draws none.
-        framed: whether a panel is large enough to show them all.
+        framed: whether the view is fitted to them; others may lie outside.
     """
 
     label: str
@@ -50,17 +50,17 @@ class Cameras(NamedTuple):
     framed: bool = True
 
     def at(self, places: Iterable[str]) -> Cameras:
-        """Those at some places."""
+        """The cameras at some places."""
         here = np.isin(self.places, list(places))
         forward = None if self.forward is None else self.forward[here]
         return self._replace(xy=self.xy[here], places=self.places[here], forward=forward)
 
 
 def draw_from_above(axes: Axes, groups: Sequence[Cameras], *, letters: int = 11) -> np.ndarray:
-    """Draw cameras with the direction they look in; the view holds those that are framed.
+    """Draw cameras and their viewing directions; the view is fitted to those that are `framed`.
 
     Returns:
-        (2,) where the origin of the axes lies on the ground, whole metres.
+        (2,) position of the axes' origin on the ground, in whole metres.
     """
     framed = np.concatenate([group.xy for group in groups if group.framed])
     framed = framed[np.isfinite(framed).all(-1)]
@@ -87,10 +87,10 @@ def draw_from_above(axes: Axes, groups: Sequence[Cameras], *, letters: int = 11)
 
 
 def top_view(scene: Scene, *, most_places: int = 6) -> Figure:
-    """Camera positions of a dataset from above with the direction they look in.
+    """Camera positions and viewing directions of a dataset from above.
 
-    Colours tell conditions, with references in grey. Where all is of one condition, they tell queries from
-    references, or else places.
+    Each condition has a colour; references are grey. With one condition only, queries and references differ in
+    colour, and where there is one kind only, places do.
     Places that lie far apart have a panel each, at most `most_places` of them, evenly spread.
     "Above" is where the images' upper edges point, on average.
     """
@@ -119,7 +119,7 @@ def top_view(scene: Scene, *, most_places: int = 6) -> Figure:
 
 
 def _looks(images: Sequence[SceneImage]) -> tuple[np.ndarray, dict[str, dict[str, Any]]]:
-    """A label for each image (N,), and each label's colour and marker; more than 7 repeat colours, not both."""
+    """The label of each image (N,), and the colour and marker of each label, whose combination is used once."""
     conditions = {image.condition for image in images}
     queries = [not image.is_reference for image in images]
     plain: set[str] = set()
@@ -161,7 +161,7 @@ def positions_from_above(
     map_places = np.array(map.places)
     places = np.array([queries[result.name].place or "" for result in localizations], dtype=object)
     positions = np.where(np.isnan(true), found, true)
-    # Where the dataset does not tell the place, it is that of the nearest reference.
+    # A query whose place is not known gets that of the nearest reference.
     unknown = ~np.isin(places, map_places) & np.isfinite(positions).all(-1)
     if unknown.any():
         places[unknown] = map_places[cKDTree(centers).query(positions[unknown])[1]]
@@ -237,7 +237,7 @@ def ground_axes(rotations: np.ndarray, centers: np.ndarray) -> np.ndarray:
 
 
 def place_panels(positions: np.ndarray, places: np.ndarray, most: int) -> dict[str, tuple[str, ...]]:
-    """Places of each panel, by its title: all places, or one each, at most `most`, where these lie far apart."""
+    """The places in each panel, by its title: all in one panel, or one each, at most `most`, if they lie far apart."""
     names = np.unique(places)
     extents = [np.ptp(positions[places == name], axis=0).max() for name in names]
     if len(names) == 1 or 10 * np.median(extents) > np.ptp(positions, axis=0).max():

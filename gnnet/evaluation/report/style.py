@@ -35,8 +35,8 @@ def new_figure(
     """A figure with constrained layout and its axes (rows, columns).
 
     Args:
-        width, height: hundredths of an inch, so pixels at 100 dpi.
-        count: only the first axes are kept, so many; None keeps all.
+        width, height: size in hundredths of an inch, which are pixels at 100 dpi.
+        count: number of axes to keep, in reading order; None keeps all.
         options: `dpi`, 100 by default, and arguments of `Figure.subplots`.
     """
     figure = Figure(figsize=(width / 100, height / 100), dpi=options.pop("dpi", 100), layout="constrained")
@@ -57,7 +57,7 @@ def chart(axes: Axes, *, xlabel: str, ylabel: str, letters: int = 11) -> None:
 
 
 def shared_legend(figure: Figure, *, columns: int = 3) -> None:
-    """One legend below all axes of a figure; a label that several axes have stands there once."""
+    """Add one legend below all axes of a figure; a label that several axes have stands in it once."""
     found = [pair for axes in figure.axes for pair in zip(*axes.get_legend_handles_labels(), strict=True)]
     handles = {label: handle for handle, label in found}
     if handles:
@@ -65,23 +65,30 @@ def shared_legend(figure: Figure, *, columns: int = 3) -> None:
 
 
 def save(figure: Figure, path: str | Path | None) -> None:
-    """Write a PNG without empty margins, with as few colours as it takes to stay under `MAX_BYTES`; None: nothing."""
+    """Write a PNG without empty margins; it has fewer colours where it would be larger than `MAX_BYTES`.
+
+    Args:
+        path: file to write; None writes nothing.
+    """
     if path is None:
         return
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight", pad_inches=0.05)
-    with Image.open(buffer) as image:
-        pixels = image.convert("RGB")
+    content, pixels = buffer.getvalue(), Image.open(buffer).convert("RGB")
     for colours in (256, 128, 64, 16, 4):
-        if buffer.tell() <= MAX_BYTES:
+        if len(content) <= MAX_BYTES:
             break
         buffer = io.BytesIO()
         pixels.quantize(colours, Image.Quantize.FASTOCTREE).save(buffer, format="PNG")
-    write_at_once(path, buffer.getvalue())
+        content = buffer.getvalue()
+    write_at_once(path, content)
 
 
 def plain_text(text: str, longest: int = 40) -> str:
-    """The end of a name as matplotlib shows it as it is: no mathematics, no lone surrogates, in legends too."""
+    """A name, or its last `longest` characters, which matplotlib shows literally.
+
+    `$` starts no mathematics, bytes that are no text stand as `\\udc80`, a leading `_` hides nothing from legends.
+    """
     text = text.encode("utf-8", "backslashreplace").decode()
     text = (text if len(text) <= longest else f"…{text[1 - longest :]}").replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text  # matplotlib leaves those out of legends
