@@ -1,194 +1,112 @@
-"""Figures of training and localization, as matplotlib `Figure`s that leave pyplot's global state alone.
+"""Charts: training losses, convergence basin, error curves, seconds.
 
-Every function returns its figure and, given a `path`, writes it there as a PNG of at most
-`drawing.MAX_BYTES`. Images are (3, H, W), uint8 or float in [0, 1]; points are COLMAP pixels (the centre of
-the first pixel is (0.5, 0.5)); tensors may be on any device. Colours are Okabe and Ito's, which
-colour-blind readers can tell apart, and shapes differ wherever colours do.
+Every function returns its figure and, given a `path`, writes it there (`style.save`). Charts of a localization run are
+narrow with large letters, so that they can be read on a phone.
 """
 
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.collections import LineCollection
-from matplotlib.colors import LinearSegmentedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, PercentFormatter
+from scipy.ndimage import uniform_filter1d
+from scipy.stats import binomtest
 
-from gnnet.evaluation.report import pictures as drawing
-from gnnet.evaluation.report.pictures import Array, as_image, as_points, as_vector
-from gnnet.models.pyramid import FeaturePyramid
+from gnnet.evaluation.report import style
+from gnnet.evaluation.report.pictures import Array, as_numbers
+from gnnet.files import read_text
+from gnnet.geometry.pose import Pose, pose_errors
+from gnnet.localization.result import Localization
+from gnnet.scenes.scene import SceneImage
 
-Series = Mapping[str, tuple[Array, Array]]
+Quantity = Literal["position", "rotation"]
+MOST_CONDITIONS = 6  # more conditions share one curve
+WIDTH, LETTERS, SHARP = 600, 12, 150  # of charts to be read on a phone; `SHARP` is their dpi
 
-
-@dataclass(frozen=True)
-class OverviewRow:
-    """One query of `overview`: an image, its features, and where 3D points project in it.
-
-    Args:
-        condition: the row's name: `night`, `snow`, …
-        image: (3, H, W).
-        features: (C, h, w), one level's map; every row's has the same C.
-        stride: pixels a cell.
-        xy_truth: (N, 2) projections at the true pose.
-        xy_before: (N, 2) at the pose refinement started from; None for a reference image.
-        xy_after: (N, 2) at the refined pose; None for a reference image.
-        before, after: pose errors to write into the pictures, such as `4 mm, 0.05°`.
-    """
-
-    condition: str
-    image: Array
-    features: Array
-    stride: int
-    xy_truth: Array
-    xy_before: Array | None = None
-    xy_after: Array | None = None
-    before: str = ""
-    after: str = ""
+_STAGES = ("train", "validation", "test", "train (epoch)", "validation (epoch)")  # each has its own colour
+_PREFIXES = {"train": "train", "validation": "validation", "valid": "validation", "val": "validation", "test": "test"}
+_BEFORE: dict[str, Any] = {"linestyle": (0, (4, 2)), "linewidth": 1.8}
+_AFTER: dict[str, Any] = {"linestyle": "-", "linewidth": 2.2}
 
 
-def loss_curves(
-    source: str | Path | Series, *, select: str = "loss", title: str = "Losses", path: str | Path | None = None
-) -> Figure:
-    """Training and validation series against the training step, one panel a quantity.
+def loss_curves(log: str | Path, *, path: str | Path | None = None) -> Figure:
+    """Training and validation losses against the training step, one panel a quantity.
 
-    `train/loss`, `train/loss_step` and `validation/loss` are one quantity in one panel. Training
-    series are drawn pale with their running mean on top; an axis that spans a factor of 20 and
-    more is logarithmic.
+    `train/loss`, `train/loss_step` and `validation/loss` are one quantity in one panel. Long training
+    series are drawn pale with their running mean on top; an axis that spans a factor of more than 20
+    is logarithmic.
 
     Args:
-        source: Lightning's `metrics.csv` (its empty cells and rows that hold one half of the columns
-            only are expected), or series by name: (steps, values), each (N,).
-        select: draw the series whose name contains this.
+        log: Lightning's `metrics.csv`; its columns whose name contains `loss` are drawn, empty cells left out.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it has no `step` column, or no finite value in a series that is asked for.
+        ValueError: if it has no `step` column, no finite loss, or a cell that is not a number.
     """
-    series = _series_of_csv(Path(source)) if isinstance(source, str | Path) else _checked_series(source)
-    chosen = {name: _finite(*pair) for name, pair in series.items() if select in name}
-    chosen = {name: pair for name, pair in chosen.items() if len(pair[0])}
-    if not chosen:
-        found = ", ".join(series) or "none"
-        raise ValueError(f"no series with a finite value has {select!r} in its name; found {found}")
-    panels: dict[str, list[tuple[str, str]]] = {}
-    for name in sorted(chosen):
-        stage, quantity = _stage_and_quantity(name)
-        panels.setdefault(quantity, []).append((stage, name))
+    series = _series_of_csv(Path(log))
+    panels: dict[str, list[tuple[str, np.ndarray, np.ndarray]]] = {}
+    for name in sorted(name for name in series if "loss" in name):
+        steps, values = series[name][:, np.isfinite(series[name][1])]
+        if len(values):
+            stage, quantity = _stage_and_quantity(name)
+            panels.setdefault(quantity, []).append((stage, steps, values))
+    if not panels:
+        raise ValueError(f"{log} has no finite value in a column with 'loss' in its name; found {', '.join(series)}")
     columns = min(3, len(panels))
-    rows = math.ceil(len(panels) / columns)
-    figure = drawing.new_figure(max(640, 420 * columns), 40 + 340 * rows, layout="constrained")
-    figure.suptitle(title, fontsize=13)
-    for i, (quantity, members) in enumerate(panels.items()):
-        axes = figure.add_subplot(rows, columns, i + 1)
-        drawing.chart(axes, xlabel="training step", ylabel=quantity)
-        for k, (stage, name) in enumerate(members):
-            style = _STAGES.index(stage) if stage in _STAGES else len(_STAGES) + k
-            _draw_series(axes, *chosen[name], label=stage, style=style)
-        values = np.concatenate([chosen[name][1] for _, name in members])
-        if values.min() > 0 and values.max() > 20 * values.min():
+    rows = -(-len(panels) // columns)
+    figure, grid = style.new_figure(max(640, 420 * columns), 40 + 340 * rows, rows, columns, count=len(panels))
+    figure.suptitle("Losses", fontsize=13)
+    for axes, (quantity, members) in zip(grid.flat, panels.items(), strict=False):
+        style.chart(axes, xlabel="training step", ylabel=quantity)
+        for k, (stage, steps, values) in enumerate(members):
+            number = _STAGES.index(stage) if stage in _STAGES else len(_STAGES) + k
+            look: dict[str, Any] = {"color": style.COLOURS[number % len(style.COLOURS)], "linewidth": 2, "label": stage}
+            if len(values) <= 50:
+                look |= {"marker": style.MARKERS[number % len(style.MARKERS)], "markersize": 5}
+            elif stage.startswith("train"):
+                axes.plot(steps, values, color=look["color"], alpha=0.3, linewidth=0.8)
+                window = len(values) // 25
+                values = uniform_filter1d(values, window, mode="nearest")
+                look["label"] = f"{stage} (mean of {window})"
+            axes.plot(steps, values, **look)
+        everything = np.concatenate([values for _, _, values in members])
+        if everything.min() > 0 and everything.max() > 20 * everything.min():
             axes.set_yscale("log")
-        axes.legend(frameon=False, fontsize=9)
-    return _finish(figure, path)
+        axes.legend(frameon=False)
+    style.save(figure, path)
+    return figure
 
 
-def matches(
-    image_a: Array,
-    image_b: Array,
-    keypoints_a: Array,
-    keypoints_b: Array,
-    *,
-    errors: Array | None = None,
-    error_limit: float = 10.0,
-    max_lines: int = 100,
-    title: str | None = None,
-    path: str | Path | None = None,
-) -> Figure:
-    """Two images side by side with lines between keypoints (N, 2) of a and b.
-
-    Args:
-        errors: (N,) pixels, which colour the lines; inf and nan are drawn as `error_limit`.
-        error_limit: pixels at which the colour scale ends.
-        max_lines: draw so many, evenly spread over the list.
-
-    Raises:
-        ValueError: if a shape is not as said.
-    """
-    image_a, image_b = as_image(image_a, "image_a"), as_image(image_b, "image_b")
-    xy_a = as_points(keypoints_a, "keypoints_a")
-    xy_b = as_points(keypoints_b, "keypoints_b", count=len(xy_a))
-    (height_a, width_a), (height_b, width_b) = image_a.shape[:2], image_b.shape[:2]
-    scale = height_a / height_b  # b is drawn as high as a
-    offset = 1.02 * width_a
-    total = offset + scale * width_b
-    width = 1000 if errors is None else 920  # beside the colour bar
-    figure = drawing.new_figure(1000, round(width * height_a / total) + 36, layout="constrained")
-    axes = figure.add_subplot()
-    axes.imshow(image_a, extent=(0, width_a, height_a, 0))
-    axes.imshow(image_b, extent=(offset, total, height_a, 0))
-    axes.set(xlim=(0, total), ylim=(height_a, 0))
-    axes.axis("off")
-    text = f"{len(xy_a)} matches"
-    colours = None
-    if errors is not None:
-        errors = as_vector(errors, "errors", count=len(xy_a))
-        colours = np.nan_to_num(errors, nan=error_limit, posinf=error_limit)
-        if len(errors):
-            text += f", median error {drawing.format_pixels(np.median(errors))}, {np.mean(errors <= 3):.0%} within 3 px"
-    drawn = drawing.spread(len(xy_a), max_lines)
-    start, end = xy_a[drawn], xy_b[drawn] * scale + [offset, 0]
-    if len(drawn) < len(xy_a):
-        text += f" ({len(drawn)} drawn)"
-    _draw_matches(axes, start, end, None if colours is None else colours[drawn], error_limit)
-    axes.set_title(title or text, fontsize=12)
-    return _finish(figure, path)
+def _stage_and_quantity(name: str) -> tuple[str, str]:
+    """`train/loss_step` is `train`, `loss`; `val_loss` is `validation`, `loss`; another name is its own stage."""
+    short = name.removesuffix("_step")
+    name = short.removesuffix("_epoch")
+    for prefix, stage in _PREFIXES.items():
+        if name.startswith((f"{prefix}/", f"{prefix}_")):
+            return stage + (" (epoch)" if name != short else ""), name[len(prefix) + 1 :]
+    return name, name
 
 
-def before_after(
-    query_image: Array,
-    *,
-    xy_truth: Array,
-    xy_before: Array,
-    xy_after: Array,
-    before: str = "",
-    after: str = "",
-    max_points: int = 60,
-    path: str | Path | None = None,
-) -> Figure:
-    """A query image with the projections of its 3D points at the start pose (left) and the refined pose (right).
-
-    White rings are the projections at the true pose. The titles give the median distance to them.
-
-    Args:
-        xy_truth, xy_before, xy_after: (N, 2); nan where a point does not project, and it is left out.
-        before, after: pose errors to add to the titles, such as `0.52 m, 4.1°`.
-        max_points: draw so many, evenly spread over the list.
-
-    Raises:
-        ValueError: if a shape is not as said.
-    """
-    image = as_image(query_image, "query_image")
-    truth = as_points(xy_truth, "xy_truth")
-    height, width = image.shape[:2]
-    figure, grid = drawing.picture_grid(width=494, heights=[round(494 * height / width)], columns=2, bottom=36)
-    for k, (name, xy, error) in enumerate([("start", xy_before, before), ("refined", xy_after, after)]):
-        xy = as_points(xy, "xy_before" if k == 0 else "xy_after", count=len(truth))
-        axes = grid[0][k]
-        drawing.show_image(axes, image)
-        drawing.draw_projections(axes, truth, xy, refined=k == 1, max_points=max_points)
-        distance = np.linalg.norm(xy - truth, axis=-1)
-        distance = distance[np.isfinite(distance)]
-        median = f"median {drawing.format_pixels(np.median(distance))}" if len(distance) else "no point"
-        axes.set_title(f"{name} pose: {error} ({median})" if error else f"{name} pose: {median}", fontsize=12)
-    drawing.projection_legend(figure)
-    return _finish(figure, path)
+def _series_of_csv(path: Path) -> dict[str, np.ndarray]:
+    """Steps and values (2, N) of each column of Lightning's metrics.csv, empty cells left out."""
+    text = read_text(path, "the metrics.csv of Lightning's CSVLogger")
+    rows = list(csv.DictReader(text.splitlines()))
+    names = list(rows[0]) if rows else []
+    if "step" not in names:
+        raise ValueError(f"{path} has the columns {', '.join(names) or 'none'}; expected step, as CSVLogger writes it")
+    series = {}
+    for name in [name for name in names if name not in ("step", "epoch")]:
+        cells = [(row["step"], row[name]) for row in rows if row["step"] and row[name]]
+        try:
+            series[name] = np.array(cells, dtype=np.float64).reshape(-1, 2).T
+        except ValueError as error:
+            raise ValueError(f"{path}: column {name} holds a cell that is not a number ({error})") from error
+    return series
 
 
 def convergence_basin(
@@ -197,203 +115,158 @@ def convergence_basin(
     counts: Array,
     *,
     unit: str = "m",
-    quantity: str = "start offset",
-    title: str = "Share of starts that converge",
+    quantity: str = "initial offset",
+    title: str = "Share of initial poses that converge",
     path: str | Path | None = None,
 ) -> Figure:
-    """Share of starts that converge against how far off they start, one curve a method.
+    """Share of initial poses that converge against how far off they are, one curve a method.
 
-    Bands are 95 % Wilson intervals: how far a share could be off for the number of starts it rests on.
+    Bands are 95 % Wilson intervals: how far off a share may be, for the number of poses it rests on.
 
     Args:
-        ring_edges: (K + 1,) rising offsets in `unit`; ring k holds the starts between edges k and k + 1.
+        ring_edges: (K + 1,) rising offsets in `unit`; ring k holds the initial poses between edges k and k + 1.
         converged: by method, shares (K,) in 0 to 1; nan where unknown.
-        counts: (K,) starts in each ring; written above the curves.
+        counts: (K,) number of initial poses in each ring; written above the curves.
 
     Raises:
         ValueError: if a shape is not as said, edges do not rise, or a share is not in 0 to 1.
     """
-    edges = as_vector(ring_edges, "ring_edges")
+    edges = as_numbers(ring_edges, "ring_edges", "K")
     if len(edges) < 2 or not (np.diff(edges) > 0).all():
         raise ValueError(f"ring_edges are {edges.tolist()}; expected two or more rising offsets")
-    counts = as_vector(counts, "counts", count=len(edges) - 1)
+    trials = as_numbers(counts, "counts", len(edges) - 1).astype(int)
     centres = (edges[1:] + edges[:-1]) / 2
-    figure = drawing.new_figure(720, 440, layout="constrained")
-    axes = figure.add_subplot()
-    drawing.chart(axes, xlabel=f"{quantity} [{unit}]", ylabel="converged [%]")
-    for k, (method, shares) in enumerate(converged.items()):
-        shares = as_vector(shares, f"converged[{method!r}]", count=len(counts))
+    figure, ((axes,),) = style.new_figure(720, 440)
+    style.chart(axes, xlabel=f"{quantity} [{unit}]", ylabel="converged [%]")
+    for k, (method, values) in enumerate(converged.items()):
+        shares = as_numbers(values, f"converged[{method!r}]", len(trials))
         if ((shares < 0) | (shares > 1)).any():
             raise ValueError(f"converged[{method!r}] is {shares.tolist()}; expected shares in 0 to 1")
-        shares = np.where(counts > 0, shares, np.nan)
-        colour, marker = drawing.COLOURS[k % len(drawing.COLOURS)], drawing.MARKERS[k % len(drawing.MARKERS)]
-        low, high = drawing.wilson_interval(shares, np.maximum(counts, 1))
-        axes.fill_between(centres, 100 * low, 100 * high, color=colour, alpha=0.15, linewidth=0)
-        axes.plot(centres, 100 * shares, color=colour, marker=marker, markersize=6, label=method)
-    axes.set(ylim=(-3, 116), xlim=(edges[0], edges[-1]), yticks=range(0, 101, 20), xticks=edges)
+        shares = np.where(trials > 0, shares, np.nan)
+        bands = [
+            binomtest(round(share * n), n).proportion_ci(0.95, "wilson") if np.isfinite(share) else (np.nan, np.nan)
+            for share, n in zip(shares, trials.tolist(), strict=True)
+        ]
+        low, high = 100 * np.array(bands).T
+        colour, marker = style.COLOURS[k % len(style.COLOURS)], style.MARKERS[k % len(style.MARKERS)]
+        axes.fill_between(centres, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.plot(centres, 100 * shares, color=colour, marker=marker, label=style.plain_text(method))
+    axes.set(ylim=(-3, 116), xlim=(edges[0], edges[-1]), yticks=range(0, 101, 20))
     axes.set_xticks(edges, [f"{edge:g}" for edge in edges])
-    if len(set(counts)) == 1:
-        axes.set_xlabel(f"{quantity} [{unit}], {int(counts[0])} starts a ring", fontsize=11)
+    if len(set(trials)) == 1:
+        axes.set_xlabel(f"{quantity} [{unit}], {trials[0]} initial poses a ring")
     else:
         rotation = 90 if np.diff(edges).min() < 0.08 * (edges[-1] - edges[0]) else 0
-        for centre, count in zip(centres, counts, strict=True):
-            text = {"ha": "center", "va": "bottom", "fontsize": 8, "rotation": rotation}
-            axes.text(centre, 104, f"n={int(count)}", color=drawing.GREY, **text)
+        for centre, count in zip(centres, trials, strict=True):
+            axes.text(centre, 104, f"n={count}", color=style.GREY, ha="center", fontsize=8, rotation=rotation)
     axes.set_title(title, fontsize=13)
     if converged:
-        axes.legend(frameon=False, fontsize=10, loc="best")
-    return _finish(figure, path)
-
-
-def feature_maps(image: Array, pyramid: FeaturePyramid, *, index: int = 0, path: str | Path | None = None) -> Figure:
-    """An image beside its feature maps, coarse to fine, the three main components of each as red, green and blue.
-
-    Args:
-        image: (3, H, W), the image that the network saw.
-        pyramid: maps (B, C, h, w); `pyramid.select` picks levels.
-        index: which of the batch.
-    """
-    image = as_image(image, "image")
-    height, width = image.shape[:2]
-    panels = 1 + len(pyramid.maps)
-    columns = panels if panels <= 3 else math.ceil(panels / 2)
-    cell = min(450, 1200 // columns)
-    heights = [round(cell * height / width)] * math.ceil(panels / columns)
-    figure, grid = drawing.picture_grid(width=cell, heights=heights, columns=columns, between=28)
-    first, *others = [axes for line in grid for axes in line]
-    drawing.show_image(first, image)
-    first.set_title(f"image, {width} × {height}", fontsize=11)
-    for axes, features, stride in zip(others, pyramid.maps, pyramid.strides, strict=False):
-        drawing.show_features(axes, drawing.pca_colours([features[index]])[0], stride, image)
-        axes.set_title(f"features at 1/{stride}, {features.shape[1]} channels", fontsize=11)
-    for axes in others[len(pyramid.maps) :]:
-        axes.remove()
-    return _finish(figure, path)
-
-
-def overview(rows: Sequence[OverviewRow], *, max_points: int = 30, path: str | Path | None = None) -> Figure:
-    """Conditions as rows; image, features, start pose and refined pose as columns.
-
-    One colour of features means one feature in all rows: their components are found jointly.
-
-    Raises:
-        ValueError: if there is no row, or a shape is not as `OverviewRow` says.
-    """
-    if not rows:
-        raise ValueError("overview has no rows; expected one OverviewRow or more")
-    images = [as_image(row.image, f"image of {row.condition}") for row in rows]
-    colours = drawing.pca_colours([row.features for row in rows])
-    cell = 200
-    heights = [round(cell * image.shape[0] / image.shape[1]) for image in images]
-    figure, grid = drawing.picture_grid(width=cell, heights=heights, columns=4, left=30, bottom=36)
-    for axes, title in zip(grid[0], ("image", "features", "start pose", "refined pose"), strict=True):
-        axes.set_title(title, fontsize=12)
-    for line, row, image, colour in zip(grid, rows, images, colours, strict=True):
-        truth = as_points(row.xy_truth, f"xy_truth of {row.condition}")
-        drawing.show_image(line[0], image)
-        line[0].set_ylabel(row.condition, fontsize=12)
-        drawing.show_features(line[1], colour, row.stride, image, block=2)
-        for axes, xy, error, refined in (
-            (line[2], row.xy_before, row.before, False),
-            (line[3], row.xy_after, row.after, True),
-        ):
-            if xy is None and refined:  # a reference's points are shown once
-                axes.axis("off")
-                continue
-            drawing.show_image(axes, image)
-            xy = None if xy is None else as_points(xy, f"projections of {row.condition}", count=len(truth))
-            drawing.draw_projections(axes, truth, xy, refined=refined, max_points=max_points, size=0.6)
-            label = "3D points" if xy is None else error
-            box = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 2}
-            axes.text(0.02, 0.03, label, transform=axes.transAxes, fontsize=9, bbox=box, zorder=5)
-    drawing.projection_legend(figure)
-    return _finish(figure, path)
-
-
-def _finish(figure: Figure, path: str | Path | None) -> Figure:
-    if path is not None:
-        drawing.save(figure, path)
+        axes.legend(frameon=False)
+    style.save(figure, path)
     return figure
 
 
-def _draw_matches(axes: Axes, start: np.ndarray, end: np.ndarray, errors: np.ndarray | None, limit: float) -> None:
-    """Lines from `start` to `end` (N, 2), coloured by errors (N,) where given; the best on top."""
-    lines = {"linewidths": 1.0, "alpha": 0.85}
-    if errors is None:
-        axes.add_collection(LineCollection(np.stack([start, end], 1), colors=drawing.SKY, **lines))
-        colours = drawing.SKY
-    else:
-        order = np.argsort(-errors)
-        start, end = start[order], end[order]
-        # Bright at both ends, as a bad match must be seen on a dark image too.
-        colour_map = LinearSegmentedColormap.from_list("error", [drawing.SKY, drawing.YELLOW, drawing.VERMILLION])
-        scale = ScalarMappable(Normalize(0, limit), colour_map)
-        colours = scale.to_rgba(errors[order])
-        axes.add_collection(LineCollection(np.stack([start, end], 1), colors=colours, **lines))
-        bar = axes.figure.colorbar(scale, ax=axes, extend="max", shrink=0.8, pad=0.01, aspect=25)
-        bar.set_label("error [px]", fontsize=11)
-        bar.ax.tick_params(labelsize=9)
-    for points in (start, end):
-        axes.scatter(points[:, 0], points[:, 1], s=14, c=colours, edgecolors="black", linewidths=0.5, zorder=3)
+def localization_errors(localizations: Sequence[Localization], queries: Mapping[str, SceneImage]) -> np.ndarray:
+    """Errors (N, 2, 2) of queries: before and after refinement, in metres and degrees.
+
+    Infinite where there is no pose (or none that is finite), nan where the true pose is not known.
+    """
+    errors = np.full((len(localizations), 2, 2), np.nan)
+    for result, error in zip(localizations, errors, strict=True):
+        truth = queries[result.name].cam_from_world
+        if truth is not None:
+            error[0], error[1] = _errors(result.start, truth), _errors(result.cam_from_world, truth)
+    return errors
 
 
-def _draw_series(axes: Axes, steps: np.ndarray, values: np.ndarray, *, label: str, style: int) -> None:
-    """One curve; long training series pale with their running mean on top."""
-    colour = drawing.COLOURS[style % len(drawing.COLOURS)]
-    if label.startswith("train") and len(values) > 50:
-        window = len(values) // 25
-        axes.plot(steps, values, color=colour, alpha=0.3, linewidth=0.8)
-        values, label = drawing.running_mean(values, window), f"{label} (mean of {window})"
-        axes.plot(steps, values, color=colour, linewidth=2, label=label)
-        return
-    marker = drawing.MARKERS[style % len(drawing.MARKERS)] if len(values) <= 50 else None
-    axes.plot(steps, values, color=colour, linewidth=2, marker=marker, markersize=5, label=label)
+def _errors(pose: Pose | None, truth: Pose) -> np.ndarray:
+    found = np.full(2, np.inf) if pose is None else np.array([error.item() for error in pose_errors(pose, truth)])
+    return np.where(np.isfinite(found), found, np.inf)
 
 
-_STAGES = ("train", "validation", "test", "train (epoch)", "validation (epoch)")  # each has its own colour
+def error_curve(
+    errors: np.ndarray,
+    conditions: Sequence[str],
+    quantity: Quantity,
+    *,
+    refined: bool = True,
+    limits: Sequence[float] = (),
+) -> Figure:
+    """Share of queries within an error, against the error on a logarithmic axis.
+
+    Failed queries count, so a curve may end below 100 %. With few conditions each has a colour of its own.
+
+    Args:
+        errors: (N, 2, 2), see `localization_errors`; queries whose true pose is not known are left out.
+        conditions: (N,) names.
+        refined: draw before and after refinement; otherwise the final poses alone.
+        limits: metres or degrees of the table's recalls, marked by dotted lines.
+    """
+    known = ~np.isnan(errors[:, 1, 0])
+    values, of_query = errors[known, :, 0 if quantity == "position" else 1], np.array(conditions)[known]
+    names = np.unique(of_query)
+    by_condition = 1 < len(names) <= MOST_CONDITIONS
+    # The axis holds whole decades around the errors, within what can be measured.
+    shown = values[np.isfinite(values) & (values > 0)]
+    clipped = np.clip(shown, *((1e-5, 1e3) if quantity == "position" else (1e-4, 180.0)))
+    low, high = np.log10([clipped.min(), clipped.max()]) if len(clipped) else (-2, 0)
+    view = 10.0 ** np.floor(low), 10.0 ** max(np.ceil(high), np.floor(low) + 1)
+    figure, ((axes,),) = style.new_figure(WIDTH, 480 if by_condition else 420, dpi=SHARP)
+    style.chart(axes, xlabel=f"{quantity} error", ylabel="queries within it", letters=LETTERS)
+    for limit in limits:
+        axes.axvline(limit, color="#A0A0A0", linewidth=1, linestyle=":")
+    for k, name in enumerate(names if by_condition else [None]):
+        # What is beyond the axis, as failed queries are, keeps a curve below 100 %.
+        before, after = np.clip(values if name is None else values[of_query == name], view[0], 10 * view[1]).T
+        colours = (style.VERMILLION, style.BLUE) if name is None else (style.COLOURS[k],) * 2
+        label = "after refinement" if name is None else style.plain_text(name, 24)
+        if refined and len(before):
+            axes.ecdf(before, label="before refinement" if name is None else "", color=colours[0], **_BEFORE)
+        if len(after):
+            axes.ecdf(after, label=label if refined or by_condition else "", color=colours[1], **_AFTER)
+    if by_condition and refined:  # the legend tells colours and, apart from these, kinds of lines
+        axes.plot([], [], color=style.GREY, label="before refinement", **_BEFORE)
+        axes.plot([], [], color=style.GREY, label="after refinement", **_AFTER)
+    style.shared_legend(figure)
+    axes.set(xscale="log", xlim=view, ylim=(-0.02, 1.03))
+    axes.yaxis.set_major_formatter(PercentFormatter(1))
+    axes.xaxis.set_major_formatter(FuncFormatter(format_round if quantity == "position" else "{:g}°".format))
+    return figure
 
 
-def _stage_and_quantity(name: str) -> tuple[str, str]:
-    """`train/loss_step` is `train`, `loss`; `val_loss` is `validation`, `loss`; another name is its own stage."""
-    name = name.removesuffix("_step")
-    epoch = name.endswith("_epoch")
-    name = name.removesuffix("_epoch")
-    for prefix, stage in (("train", "train"), ("validation", "validation"), ("valid", "validation"),
-                          ("val", "validation"), ("test", "test")):  # fmt: skip
-        for separator in "/_":
-            if name.startswith(prefix + separator):
-                return stage + (" (epoch)" if epoch else ""), name[len(prefix) + 1 :]
-    return name, name
+def format_round(metres: float, _: object = None) -> str:
+    """A round length as text: `5 mm`, `20 cm`, `3 m`."""
+    unit, factor = ("m", 1) if metres >= 0.999 else ("cm", 100) if metres >= 0.00999 else ("mm", 1000)
+    return f"{metres * factor:g} {unit}"
 
 
-def _series_of_csv(path: Path) -> Series:
-    """Columns of Lightning's metrics.csv against its `step` column, cells that are empty left out."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist; expected the metrics.csv of Lightning's CSVLogger")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    names = list(rows[0]) if rows else []
-    if "step" not in names:
-        raise ValueError(f"{path} has the columns {', '.join(names) or 'none'}; expected step, as CSVLogger writes it")
-    series = {}
-    for name in names:
-        cells = [(row["step"], row[name]) for row in rows if row["step"] and row[name]]
-        try:
-            values = np.array(cells, dtype=np.float64).reshape(-1, 2)
-        except ValueError as error:
-            raise ValueError(f"{path}: column {name} holds a cell that is not a number ({error})") from error
-        series[name] = (values[:, 0], values[:, 1])
-    return {name: pair for name, pair in series.items() if name not in ("step", "epoch")}
+def seconds_by_stage(seconds: Sequence[Mapping[str, float]]) -> Figure | None:
+    """Seconds of each stage and in all: the middle half of the queries as a bar, 5 to 95 % as a line, the median.
 
+    Args:
+        seconds: of each query, by stage; empty ones are left out.
 
-def _checked_series(series: Series) -> Series:
-    checked = {}
-    for name, (steps, values) in series.items():
-        steps = as_vector(steps, f"steps of {name!r}")
-        checked[name] = (steps, as_vector(values, f"values of {name!r}", count=len(steps)))
-    return checked
-
-
-def _finite(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    keep = np.isfinite(values)
-    return steps[keep], values[keep]
+    Returns:
+        None if no query has any.
+    """
+    seconds = [by_stage for by_stage in seconds if by_stage]
+    if not seconds:
+        return None
+    stages = list(dict.fromkeys(stage for by_stage in seconds for stage in by_stage))
+    values = {stage: np.array([s[stage] for s in seconds if stage in s]) for stage in stages}
+    values["in all"] = np.array([sum(s.values()) for s in seconds])
+    figure, ((axes,),) = style.new_figure(WIDTH, 110 + 42 * len(values), dpi=SHARP)
+    style.chart(axes, xlabel="seconds a query", ylabel="", letters=LETTERS)
+    axes.grid(visible=False, axis="y")
+    for place, (stage, each) in enumerate(values.items()):
+        low, first, middle, third, high = np.quantile(each, [0.05, 0.25, 0.5, 0.75, 0.95])
+        colour = style.GREY if stage == "in all" else style.SKY
+        axes.hlines(place, low, high, color=colour, linewidth=1.6)
+        axes.barh(place, third - first, left=first, height=0.5, color=colour)
+        axes.vlines(middle, place - 0.32, place + 0.32, color=style.VERMILLION, linewidth=2.4)
+        axes.annotate(style.format_seconds(middle), (high, place), (6, 0), textcoords="offset points", va="center")
+    axes.set_yticks(range(len(values)), [style.plain_text(stage) for stage in values])
+    axes.set_xlim(left=0)
+    axes.margins(x=0.15)
+    axes.invert_yaxis()
+    return figure

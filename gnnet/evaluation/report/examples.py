@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from gnnet.data.batches import LocalizationBatch
 from gnnet.data.matching_pairs import MatchingDataset
 from gnnet.evaluation.protocol import refined_errors
-from gnnet.evaluation.report import charts as figures
+from gnnet.evaluation.report import pictures
 from gnnet.evaluation.starts import StartPoses
+from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, pose_errors
 from gnnet.localization.localizer import Localizer
 from gnnet.localization.matching import Matcher, match_coarse_to_fine
@@ -31,23 +32,25 @@ def draw_examples(
     """Draw each sample's matches, features and refinement, and all of them in `overview.png`.
 
     Args:
-        network: on the samples' device.
-        samples: batches of one query, best one a condition.
-        folder: where the pictures go.
+        network: on the device of the samples.
+        samples: batches of one query each, best one a condition.
+        folder: where the pictures are written.
+        localizer: settings of matching and refinement.
+        starts: the initial pose of each query.
     """
     network.eval()
     rows = [_draw_example(network, batch, folder, localizer, starts) for batch in samples]
-    figures.overview(rows, path=folder / "overview.png")
+    pictures.overview(rows, path=folder / "overview.png")
 
 
 @torch.no_grad()
 def draw_matches(network: nn.Module, pairs: MatchingDataset, folder: Path) -> None:
-    """Draw where keypoints are matched, in a pair of each condition, coloured by how far off they are.
+    """Draw the matches of keypoints in one pair of each condition, coloured by their errors.
 
     Args:
-        network: on the device where it runs.
-        pairs: of still cameras.
-        folder: where the pictures go.
+        network: on the device where it is to run.
+        pairs: pairs of images of fixed cameras.
+        folder: where the pictures are written.
     """
     network.eval()
     device = next(network.parameters()).device
@@ -55,17 +58,17 @@ def draw_matches(network: nn.Module, pairs: MatchingDataset, folder: Path) -> No
         pair = pairs[0, index]
         a, b = (network(image[None].to(device)) for image in (pair.image_a, pair.image_b))
         found = Matcher().match(a, pair.keypoints_a[None].to(device), b).keypoints[0].cpu()
-        figures.matches(
+        pictures.matches(
             pair.image_a, pair.image_b, pair.keypoints_a, found, errors=(found - pair.keypoints_b).norm(dim=-1),
             path=folder / f"matches_{condition}.png",
         )  # fmt: skip
-        figures.feature_maps(pair.image_a, a.cpu(), path=folder / f"features_{condition}_a.png")
-        figures.feature_maps(pair.image_b, b.cpu(), path=folder / f"features_{condition}_b.png")
+        pictures.feature_maps(pair.image_a, a.cpu(), path=folder / f"features_{condition}_a.png")
+        pictures.feature_maps(pair.image_b, b.cpu(), path=folder / f"features_{condition}_b.png")
 
 
 def _draw_example(
     network: nn.Module, batch: LocalizationBatch, folder: Path, localizer: Localizer, starts: StartPoses
-) -> figures.OverviewRow:
+) -> pictures.OverviewRow:
     query, reference = localizer.features(network, batch)
     initial = starts.draw(batch, 0)
     refinement = localizer.refine(query, reference, batch, initial)
@@ -80,17 +83,20 @@ def _draw_example(
     name, image = batch.condition[0], batch.query.image[0].cpu()
     before = "{:.2f} m, {:.1f}°".format(*(e.item() for e in pose_errors(initial, batch.query.cam_from_world)))
     after = "{:.3f} m, {:.2f}°".format(*(e.item() for e in refined_errors(refinement, batch.query.cam_from_world)))
-    projections = {
-        "xy_truth": truth[shown].cpu(),
-        "xy_before": seen_from(initial),
-        "xy_after": seen_from(refinement.cam_from_world),
-    }
-    figures.before_after(image, **projections, before=before, after=after, path=folder / f"before_after_{name}.png")
-    figures.feature_maps(image, query.cpu(), path=folder / f"features_{name}.png")
+    row = pictures.OverviewRow(
+        condition=name, image=image, features=query.maps[-1][0].float().cpu(), stride=query.strides[-1],
+        xy_truth=truth[shown].cpu(), xy_before=seen_from(initial), xy_after=seen_from(refinement.cam_from_world),
+        before=before, after=after,
+    )  # fmt: skip
+    pictures.before_after(
+        image, xy_truth=row.xy_truth, xy_before=row.xy_before, xy_after=row.xy_after, before=before, after=after,
+        path=folder / f"before_after_{name}.png",
+    )  # fmt: skip
+    pictures.feature_maps(image, query.cpu(), path=folder / f"features_{name}.png")
 
     descriptors, _ = sample_descriptors(reference, keypoints[None])
     matched = match_coarse_to_fine(descriptors, query)[0]
-    figures.matches(
+    pictures.matches(
         batch.reference.image[0].cpu(),
         image,
         keypoints[shown].cpu(),
@@ -98,14 +104,10 @@ def _draw_example(
         errors=(matched - truth).norm(dim=-1)[shown].cpu(),
         path=folder / f"matches_{name}.png",
     )
-    finest = query.maps[-1][0].float().cpu()
-    errors = {"before": before, "after": after}
-    return figures.OverviewRow(
-        condition=name, image=image, features=finest, stride=query.strides[-1], **projections, **errors
-    )
+    return row
 
 
-def _project(batch: LocalizationBatch, camera, pose: Pose) -> tuple[Tensor, Tensor]:
-    """Pixels (N, 2) and validity (N,) of the points of a batch of one."""
+def _project(batch: LocalizationBatch, camera: Camera, pose: Pose) -> tuple[Tensor, Tensor]:
+    """Pixels (N, 2) and validity (N,) of the 3D points of a batch of one."""
     xy, valid = camera.project(pose.transform(batch.points))
     return xy[0], valid[0]

@@ -5,51 +5,53 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
 from PIL import Image
 
-from gnnet.evaluation.inspect.contact_sheet import Row, choose_pairs, contact_sheet, draw_dataset, ground_axes, top_view
+from gnnet.evaluation.inspect.contact_sheet import Row, choose_pairs, contact_sheet, draw_dataset
 from gnnet.evaluation.inspect.inspection import inspect_scene
-from gnnet.evaluation.report import pictures as drawing
+from gnnet.evaluation.report import style
+from gnnet.evaluation.report.cameras import ground_axes, top_view
 from gnnet.geometry.pose import Pose, so3_exp
 from gnnet.scenes.layouts.robotcar import load_robotcar
 from gnnet.scenes.scene import Pair, Scene, SceneImage
 
-BLUE, VERMILLION = (0, 114, 178), (213, 94, 0)
-
 
 def read(path: Path) -> np.ndarray:
-    assert path.stat().st_size <= drawing.MAX_BYTES
+    assert path.stat().st_size <= style.MAX_BYTES
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB")).astype(int)
 
 
-def near(pixels: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
-    """Rows and columns (N, 2) of the pixels of a colour, but for rounding."""
-    return np.argwhere((np.abs(pixels - np.array(colour)) <= 12).all(-1))
-
-
-def test_correspondences_have_the_colour_of_their_place_in_the_left_image(tmp_path):
+def test_correspondences_have_the_colour_of_their_place_in_the_left_image():
     grey = np.full((60, 80), 128, np.uint8)
     a, b = np.array([[10.0, 30], [70, 30]]), np.array([[70.0, 30], [10, 30]])  # left and right change places
-    row = Row("day ↔ night", "a ↔ b", (grey, grey), (a, b), np.ones(2))
-    drawing.save(contact_sheet([row]), tmp_path / "sheet.png")
-    pixels = read(tmp_path / "sheet.png")
-    # An image is shown 350 pixels wide; below a heading of 36 lies a at x = 4, and b 4 pixels beside it.
-    blue, red = near(pixels[36:298, :708], BLUE)[:, 1], near(pixels[36:298, :708], VERMILLION)[:, 1]
-    left, right = 350 * 10 / 80, 350 * 70 / 80
-    assert (blue.min(), blue.max()) == pytest.approx((4 + left, 358 + right), abs=4)
-    assert (red.min(), red.max()) == pytest.approx((4 + right, 358 + left), abs=4)
+    row = Row("day ↔ night", "a ↔ b", (grey, grey), (a, b), np.array([1.0, 0.5]))
+    figure = contact_sheet([row, row])
+    axes, patches = figure.axes[:2]
+    lines, in_a, in_b = axes.collections
+    np.testing.assert_allclose(in_a.get_offsets(), a)
+    beside = b + np.array([1.02 * 80, 0])  # b stands beside a, as high
+    np.testing.assert_allclose(in_b.get_offsets(), beside)
+    np.testing.assert_allclose(lines.get_segments(), np.stack([a, beside], 1))
+    blue, red = to_rgb(style.BLUE), to_rgb(style.VERMILLION)
+    for artist in (lines.get_colors(), in_a.get_facecolors(), in_b.get_facecolors()):
+        np.testing.assert_allclose(artist[:, :3], [blue, red], atol=1e-6)
+    assert lines.get_colors()[0, 3] == 1 and lines.get_colors()[1, 3] < 0.7  # of half the weight, and fainter
+    assert axes.get_title(loc="left") == "day ↔ night\na ↔ b" and len(patches.images) == 4
 
 
-def test_patches_are_cut_around_the_correspondences(tmp_path):
+def test_patches_are_cut_around_the_correspondences():
     images = [np.zeros((320, 320), np.uint8) for _ in range(2)]
     images[0][100:, 200:], images[1][50:, 30:] = 255, 255  # the same corner at (200, 100) and (30, 50)
     row = Row("", "", tuple(images), (np.array([[200.0, 100]]), np.array([[30.0, 50]])), np.ones(1))
-    drawing.save(contact_sheet([row]), tmp_path / "sheet.png")
-    pixels = read(tmp_path / "sheet.png")[..., 0]
-    left = 4 + 304 + 304 + 4  # both images are 300 pixels wide
-    for patch in (pixels[36:104, left : left + 68], pixels[36:104, left + 69 : left + 137]):
+    patches = contact_sheet([row]).axes[1]
+    assert [image.get_extent() for image in patches.images] == [[0, 1, 1, 0], [1, 2, 1, 0]]
+    for image in patches.images:
+        patch = image.get_array()
+        assert patch.shape == (68, 68)
         assert (patch[38:60, 44:66] > 240).all() and (patch[2:24, 2:24] < 15).all() and (patch[2:24, 44:66] < 15).all()
+    np.testing.assert_allclose(patches.collections[0].get_offsets(), [[0.5, 0.5], [1.5, 0.5]])
 
 
 def test_pairs_cover_all_pairs_of_conditions():
@@ -83,8 +85,12 @@ def test_the_ground_is_below_the_cameras_whatever_the_worlds_axes():
 @pytest.mark.parametrize("conditions", [1, 3, 12])
 def test_top_view_of_many_conditions_and_single_cameras(conditions, tmp_path):
     pose = Pose.identity(dtype=torch.float64)
-    images = {str(i): SceneImage(str(i), Path("x"), f"c{i}", "p", cam_from_world=pose) for i in range(conditions)}
-    drawing.save(top_view(Scene("s", images, ())), tmp_path / "top.png")
+    names = [f"_c$x_{i}$" for i in range(conditions)]
+    images = {name: SceneImage(name, Path("x"), name, "p", cam_from_world=pose) for name in names}
+    figure = top_view(Scene("s", images, ()))
+    shown = {text.get_text() for text in figure.legends[0].get_texts()}
+    assert shown == ({f" _c\\$x_{i}\\$" for i in range(conditions)} if conditions > 1 else {"place p"})
+    style.save(figure, tmp_path / "top.png")
     assert read(tmp_path / "top.png").std() > 5
 
 
