@@ -61,6 +61,12 @@ KNOWN: frozenset[str] = frozenset(
     }
 )
 
+# Packages that only training needs: nothing that `gnnet.localization` imports, directly or not, may load one.
+TRAINING_PACKAGES = frozenset(
+    ["pytorch_lightning", "lightning", "hydra", "omegaconf", "wandb", "h5py", "matplotlib", "jinja2", "torchmetrics"]
+)
+KNOWN_LOADED = frozenset({"h5py"})  # those that it loads now; empty this too
+
 
 class Import(NamedTuple):
     """One imported module: by whom, where, and how."""
