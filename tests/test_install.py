@@ -79,7 +79,7 @@ print(json.dumps([found.status.name, pose.rotation.tolist(), pose.translation.to
 
 
 def test_a_query_is_localized_without_the_training_packages(toy_root: Path, tmp_path: Path):
-    """An image that the map was compiled with, from a checkpoint and a map, in a process where those packages cannot be imported."""
+    """An image of the map, from a checkpoint and the map, in a process where those packages cannot be imported."""
     settings = {"widths": [16, 32, 32], "channels": 16, "strides": [4, 2]}
     torch.manual_seed(0)
     network = UNet(**settings).eval()

@@ -266,6 +266,7 @@ def test_the_command(town, toy_root, tmp_path, capsys):
         assert stopped.value.code == 2
 
 
+@pytest.mark.slow
 def test_the_command_as_a_process(tmp_path):
     path = write_lines(tmp_path / "r.txt", "rear/1.jpg 1 0 0 0 1 2 3")
     command = [sys.executable, "-m", "gnnet.evaluation.submission", str(path), "toy"]

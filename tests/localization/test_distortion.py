@@ -39,6 +39,7 @@ def median_errors(batch) -> tuple[float, float]:
     return localized.position.median().item(), localized.rotation.median().item()
 
 
+@pytest.mark.slow
 def test_refinement_that_respects_distortion_beats_one_that_ignores_it(batch):
     assert len(batch.name) == 6 and (batch.query.camera.parameters[:, 4] < -0.39).all()
     position, rotation = median_errors(batch)

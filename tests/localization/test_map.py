@@ -187,6 +187,7 @@ compiled(Path(sys.argv[1]), load_robotcar(sys.argv[2], progress=False), network,
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_what_can_be_gone_on_with(scene, toy_root, tmp_path):
     path = tmp_path / "killed"
     command = [sys.executable, "-c", KILLED, str(path), str(toy_root), str(Path(__file__).parent)]

@@ -241,6 +241,7 @@ def read_damaged(root: Path, layout: Layout, on_bad: str, *, shared: bool) -> No
     database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 @given(data=st.data())
+@pytest.mark.slow
 def test_one_damaged_file(base: Path, name: str, data):
     layout, root = LAYOUTS[name], written(base, name)
     files = sorted(path for path in root.rglob("*") if path.is_file())
