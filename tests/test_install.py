@@ -78,6 +78,7 @@ print(json.dumps([found.status.name, pose.rotation.tolist(), pose.translation.to
 """
 
 
+@pytest.mark.slow
 def test_a_query_is_localized_without_the_training_packages(toy_root: Path, tmp_path: Path):
     """An image of the map, from a checkpoint and the map, in a process where those packages cannot be imported."""
     settings = {"widths": [16, 32, 32], "channels": 16, "strides": [4, 2]}

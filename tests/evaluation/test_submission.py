@@ -186,6 +186,7 @@ TOLD = {
 
 @pytest.mark.parametrize("kind", TOLD)
 @pytest.mark.parametrize("outliers", [0.0, 0.4])
+@pytest.mark.slow
 def test_other_readings_of_the_numbers_are_told(town, cmu_root, toy_root, tmp_path, kind, outliers):
     """Also where many queries were localized somewhere far away."""
     generator = torch.Generator().manual_seed(1)

@@ -401,6 +401,7 @@ def anonymous_bytes() -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is read from /proc")
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_references(tmp_path):
     """150 references hold 47 MB of descriptors and points; 20 references need about the same memory.
 

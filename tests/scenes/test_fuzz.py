@@ -260,6 +260,7 @@ def test_one_damaged_file(base: Path, name: str, data):
 
 
 @pytest.mark.parametrize("name", IMAGES_OF)
+@pytest.mark.slow
 def test_names_of_images_outside(base: Path, name: str):
     """Each file that names images names one outside, which is there."""
     root = written(base, name)

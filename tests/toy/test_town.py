@@ -162,6 +162,7 @@ def test_layout_counts_and_places(town: Scene):
     assert apart[same].max() < 15 and apart[~same].min() > 100
 
 
+@pytest.mark.slow
 def test_rendering_is_deterministic(tmp_path: Path):
     first = render_toy_town(tmp_path / "a", TownSettings(**SMALL), progress=False)
     second = render_toy_town(tmp_path / "b", TownSettings(**SMALL), progress=False)

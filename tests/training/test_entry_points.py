@@ -55,6 +55,7 @@ def options(group: str) -> list[str]:
 
 @pytest.mark.parametrize("loss", options("loss"))
 @pytest.mark.parametrize("model", options("model"))
+@pytest.mark.slow
 def test_every_model_composes_with_every_loss(tmp_path, model, loss):
     widths = ["model.widths=[4,8,8,8,8]"] if model == "unet" else []
     cfg = configure(tmp_path, f"model={model}", f"loss={loss}", *widths)

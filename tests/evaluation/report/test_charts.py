@@ -255,6 +255,7 @@ def test_figures_have_whole_pixels(tmp_path, height):
         assert image.size == (113, height)
 
 
+@pytest.mark.slow
 def test_pictures_of_noise_stay_small(tmp_path):
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, (3, 512, 512), generator=generator, dtype=torch.uint8)

@@ -177,6 +177,7 @@ def test_every_query_is_in_the_list(run, toy_map, scene, tmp_path, quick_picture
     assert rows[ODD][2:] == ["no pose", "no pose", "–", "–", "–", "–", "no pose: 3 inliers, <12> needed"]
 
 
+@pytest.mark.slow
 def test_odd_runs_have_a_report_too(run, toy_map, scene, tmp_path, quick_pictures):
     queries, results = run
     no_table = localization_table("t", ((5.0, 10.0),), ())
