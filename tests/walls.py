@@ -65,7 +65,6 @@ KNOWN: frozenset[str] = frozenset(
 TRAINING_PACKAGES = frozenset(
     ["pytorch_lightning", "lightning", "hydra", "omegaconf", "wandb", "h5py", "matplotlib", "jinja2", "torchmetrics"]
 )
-KNOWN_LOADED = frozenset({"h5py"})  # those that it loads now; empty this too
 
 
 class Import(NamedTuple):
