@@ -221,6 +221,7 @@ def test_few_queries_tell_nothing_of_the_reading(town, toy_root, tmp_path):
     assert found.errors == [] and "not compared with references: that needs 5 queries" in found.facts[-1]
 
 
+@pytest.mark.slow
 def test_cmu_counts_the_queries_of_withheld_pose(cmu_root, tmp_path):
     write_submission(tmp_path / "r.txt", estimates(load_cmu(cmu_root, progress=False)), dataset="cmu")
     found = validate_submission(tmp_path / "r.txt", dataset="cmu", root=cmu_root)

@@ -284,6 +284,7 @@ def test_names_of_images_outside(base: Path, name: str):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.slow
 def test_undamaged(base: Path, name: str):
     scene = open_scene(LAYOUTS[name].read, written(base, name), progress=False)
     assert scene.pairs and not scene.problems

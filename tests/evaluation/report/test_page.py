@@ -152,6 +152,7 @@ def test_the_page_stands_alone_and_says_what_happened(run, toy_map, scene, tmp_p
     assert len(list(folder.glob("query_*_poses.png"))) == 3 and not list(tmp_path.rglob("*.part"))
 
 
+@pytest.mark.slow
 def test_failed_queries_come_first_then_the_largest_errors(run, toy_map, scene, tmp_path, quick_pictures):
     queries, results = run
     page = Page(write(tmp_path, run, toy_map, scene))
@@ -200,6 +201,7 @@ def test_odd_runs_have_a_report_too(run, toy_map, scene, tmp_path, quick_picture
         assert ("from the residuals" in page.text) == (k in (0, 4))
 
 
+@pytest.mark.slow
 def test_names_that_are_no_text_and_many_queries(run, toy_map, scene, tmp_path, quick_pictures):
     queries, results = run
     name = "broken\udcff.jpg"
@@ -212,6 +214,7 @@ def test_names_that_are_no_text_and_many_queries(run, toy_map, scene, tmp_path, 
     assert "<details>" in path.read_text()
 
 
+@pytest.mark.slow
 def test_a_report_is_whole_or_the_old_one(run, toy_map, scene, tmp_path, monkeypatch, quick_pictures):
     path = write(tmp_path, run, toy_map, scene, worst=0)
     before = path.read_text()
