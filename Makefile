@@ -11,7 +11,7 @@ test: $(VENV)/installed-dev  ## set up, run the whole test suite
 	$(VENV)/bin/python -m pytest
 
 test-fast: $(VENV)/installed-dev  ## the tests that are not marked slow: less than a minute on two cores
-	$(VENV)/bin/python -m pytest -m "not slow"
+	$(VENV)/bin/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 lint: $(VENV)/installed-dev  ## style and types
 	$(VENV)/bin/ruff check .

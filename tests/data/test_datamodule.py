@@ -13,7 +13,6 @@ from gnnet.data.pairs import PairDataset
 from gnnet.scenes.layouts.robotcar import load_robotcar
 
 
-@pytest.mark.slow
 def test_toy_and_robotcar_train_and_validate_on_different_places(toy_root):
     data = CorrespondenceData(scene=load_robotcar, root=toy_root, num_workers=0, validation_fraction=0.34)
     data.setup()

@@ -229,6 +229,7 @@ def test_the_order_of_conditions_changes_nothing():
     assert TownSettings(conditions=conditions) == TownSettings(conditions=conditions[::-1])
 
 
+@pytest.mark.slow
 def test_a_street_for_large_images_fits_its_atlas():
     street = build_street(1, 0)
     painted = paint_street(street, np.random.default_rng([0, 1, 1]), coarseness=256 / 768)
