@@ -51,12 +51,9 @@ ALLOWED = {
 KNOWN: frozenset[str] = frozenset(
     {
         "gnnet.data.sift imports pycolmap inside a function, with no comment that says why",
-        "gnnet.evaluation.colmap_export imports pycolmap inside a function, with no comment that says why",
         "gnnet.evaluation.localize imports gnnet.models.netvlad inside a function; only slow packages may be",
         "gnnet.localization.local_features imports scipy.spatial inside a function, with no comment that says why",
         "gnnet.models.weights imports torchvision.models inside a function, with no comment that says why",
-        "gnnet.data.loaders imports pytorch_lightning; only train, evaluate, gnnet.training, gnnet.data.datamodule may",
-        "gnnet.data.mixture imports pytorch_lightning; only train, evaluate, gnnet.training, gnnet.data.datamodule may",
     }
 )
 
