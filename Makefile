@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 
-.PHONY: demo test lint benchmarks clean
+.PHONY: demo test test-fast lint hooks benchmarks clean
 
 demo: $(VENV)/installed  ## set up, render the toy town, train on it, print the table
 	$(VENV)/bin/python train.py
@@ -10,8 +10,15 @@ demo: $(VENV)/installed  ## set up, render the toy town, train on it, print the 
 test: $(VENV)/installed-dev  ## set up, run the whole test suite
 	$(VENV)/bin/python -m pytest
 
-lint: $(VENV)/installed-dev
+test-fast: $(VENV)/installed-dev  ## the tests that are not marked slow: less than a minute on two cores
+	$(VENV)/bin/python -m pytest -m "not slow" -n 2 --dist loadfile
+
+lint: $(VENV)/installed-dev  ## style and types
 	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+hooks: $(VENV)/installed-dev  ## check style and types before each commit
+	$(VENV)/bin/pre-commit install
 
 benchmarks: $(VENV)/installed  ## print every figure beside the limit it is held against
 	for script in benchmarks/*.py; do $(VENV)/bin/python $$script || exit 1; done

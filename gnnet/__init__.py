@@ -1,3 +1,3 @@
 """gnnet: dense image features for feature-metric visual localization."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

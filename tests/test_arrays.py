@@ -159,6 +159,7 @@ PLAIN = st.recursive(
 
 @QUIETLY
 @given(st.data())
+@pytest.mark.slow
 def test_fuzz_of_damaged_bytes(tmp_path, data):
     path = tmp_path / "fuzzed"
     create(path).close()
@@ -171,6 +172,7 @@ def test_fuzz_of_damaged_bytes(tmp_path, data):
 
 @QUIETLY
 @given(PLAIN, st.dictionaries(st.text(max_size=3), PLAIN, max_size=3))
+@pytest.mark.slow
 def test_fuzz_of_headers(tmp_path, whole, arrays):
     path = tmp_path / "fuzzed"
     for header in (whole, {"about": {}, "arrays": arrays}):

@@ -47,6 +47,7 @@ def queries_of(scene: Scene, count: int = 4) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["town", "lenses"])
+@pytest.mark.slow
 def test_pycolmap_reads_the_same_poses_cameras_and_tracks(name, request, tmp_path):
     scene = request.getfixturevalue(name)
     localizations = localized(scene, queries_of(scene))

@@ -48,6 +48,7 @@ def perturbed(queries, position: float):
     return {q.name: perturb(q.cam_from_world, position, 0.2, generator) for q in known}
 
 
+@pytest.mark.slow
 def test_given_poses_are_refined_and_written_back_in_the_same_format(scene, tmp_path):
     queries = [q for q in queries_of_scene(scene) if q.condition == "sun" and q.cam_from_world is not None]
     starts = perturbed(queries, 0.02)

@@ -137,6 +137,7 @@ def _process(rank, rendezvous, counts, results):
         dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(tmp_path, monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     counts = (7, 1)  # with one query a process has none

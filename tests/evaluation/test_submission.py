@@ -186,6 +186,7 @@ TOLD = {
 
 @pytest.mark.parametrize("kind", TOLD)
 @pytest.mark.parametrize("outliers", [0.0, 0.4])
+@pytest.mark.slow
 def test_other_readings_of_the_numbers_are_told(town, cmu_root, toy_root, tmp_path, kind, outliers):
     """Also where many queries were localized somewhere far away."""
     generator = torch.Generator().manual_seed(1)
@@ -220,6 +221,7 @@ def test_few_queries_tell_nothing_of_the_reading(town, toy_root, tmp_path):
     assert found.errors == [] and "not compared with references: that needs 5 queries" in found.facts[-1]
 
 
+@pytest.mark.slow
 def test_cmu_counts_the_queries_of_withheld_pose(cmu_root, tmp_path):
     write_submission(tmp_path / "r.txt", estimates(load_cmu(cmu_root, progress=False)), dataset="cmu")
     found = validate_submission(tmp_path / "r.txt", dataset="cmu", root=cmu_root)
@@ -266,6 +268,7 @@ def test_the_command(town, toy_root, tmp_path, capsys):
         assert stopped.value.code == 2
 
 
+@pytest.mark.slow
 def test_the_command_as_a_process(tmp_path):
     path = write_lines(tmp_path / "r.txt", "rear/1.jpg 1 0 0 0 1 2 3")
     command = [sys.executable, "-m", "gnnet.evaluation.submission", str(path), "toy"]

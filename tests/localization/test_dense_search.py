@@ -71,6 +71,7 @@ def search_by_loops(descriptors, maps: FeaturePyramid, image: int, row: int, *, 
 
 @pytest.mark.parametrize("strides", [(8, 2), (16, 8, 4), (8, 4, 2, 1), (8,), (4,), (2, 1), (16, 8)])
 @pytest.mark.parametrize("size", [(48, 64), (45, 61), (50, 33)])
+@pytest.mark.slow
 def test_it_finds_what_a_loop_finds(strides, size):
     query = pyramid(strides, size, batch=2)
     generator = torch.Generator().manual_seed(1)

@@ -39,6 +39,7 @@ def median_errors(batch) -> tuple[float, float]:
     return localized.position.median().item(), localized.rotation.median().item()
 
 
+@pytest.mark.slow
 def test_refinement_that_respects_distortion_beats_one_that_ignores_it(batch):
     assert len(batch.name) == 6 and (batch.query.camera.parameters[:, 4] < -0.39).all()
     position, rotation = median_errors(batch)
@@ -51,6 +52,7 @@ def test_refinement_that_respects_distortion_beats_one_that_ignores_it(batch):
     assert query_only[0] > both[0]
 
 
+@pytest.mark.slow
 def test_the_true_pose_is_a_minimum_with_distortion_only(batch):
     """Started at the truth, refinement stays there, unless it ignores distortion."""
     localizer = Localizer(robust=Robust("huber", scale=0.05), iterations=50)

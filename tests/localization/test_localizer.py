@@ -236,6 +236,7 @@ def test_failures_are_records(town, middle):
     assert localize(nothing, image).status == Status.NO_MATCHES
 
 
+@pytest.mark.slow
 def test_only_references_of_the_place_or_the_camera(scene, town, middle, tmp_path):
     network = untrained()
     for image in middle:
@@ -332,6 +333,7 @@ def test_a_map_of_smaller_images_shrinks_the_query(scene, middle, tmp_path):
     assert errors(result, middle[0])[0] < 0.02 and errors(result, middle[0])[1] < 0.1
 
 
+@pytest.mark.slow
 def test_far_from_the_origin_poses_are_as_good(scene, town, middle, tmp_path):
     shift = torch.tensor([1e6, -7e5, 2e5], dtype=torch.float64)
     images = {

@@ -187,6 +187,7 @@ compiled(Path(sys.argv[1]), load_robotcar(sys.argv[2], progress=False), network,
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_what_can_be_gone_on_with(scene, toy_root, tmp_path):
     path = tmp_path / "killed"
     command = [sys.executable, "-c", KILLED, str(path), str(toy_root), str(Path(__file__).parent)]
@@ -400,6 +401,7 @@ def anonymous_bytes() -> int:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="memory is read from /proc")
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_references(tmp_path):
     """150 references hold 47 MB of descriptors and points; 20 references need about the same memory.
 

@@ -47,6 +47,7 @@ def netvlad_by_loops(maps, network):
 
 # 51 × 70 is no multiple of the stride; the networks from which the checkpoints come do not pad.
 @pytest.mark.parametrize("size", [(48, 64), (51, 70), (16, 16)])
+@pytest.mark.slow
 def test_against_torchvision_and_loops(network, reference, size):
     images = torch.rand(2, 3, *size, generator=torch.Generator().manual_seed(1))
     images[1, :2] = 0  # an image of another colour

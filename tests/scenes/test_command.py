@@ -39,6 +39,7 @@ def usage_error(capsys, *argv: str) -> str:
     return capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_whole_dataset(toy_root, tmp_path, capsys):
     out, path = tmp_path / "figures", tmp_path / "inspection.json"
     argv = ["robotcar", str(toy_root), "--quiet", "--set", "conditions=[night, rain]", "--set", "cameras=[rear]"]
@@ -61,6 +62,7 @@ def test_a_whole_dataset(toy_root, tmp_path, capsys):
     assert content["problems"] == [] and content["split"]["yes"]
 
 
+@pytest.mark.slow
 def test_samples_unless_all_is_asked_for(toy_root, tmp_path, capsys):
     path = tmp_path / "inspection.json"
     for argv, pairs, images in ((["--pairs", "5", "--images", "3"], 5, 3), (["--pairs", "5", "--all"], 48, 33)):
@@ -81,6 +83,7 @@ def test_broken_files_are_left_out_and_named(copy, capsys):
     assert text.strip().splitlines()[-1].endswith("is left out with dataset.on_bad=skip")
 
 
+@pytest.mark.slow
 def test_correspondences_of_other_images_cannot_be_trained_on(copy, capsys):
     rng = np.random.default_rng(0)
     for pair in load_robotcar(copy, progress=False).pairs:

@@ -241,6 +241,7 @@ def read_damaged(root: Path, layout: Layout, on_bad: str, *, shared: bool) -> No
     database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck),
 )  # fmt: skip
 @given(data=st.data())
+@pytest.mark.slow
 def test_one_damaged_file(base: Path, name: str, data):
     layout, root = LAYOUTS[name], written(base, name)
     files = sorted(path for path in root.rglob("*") if path.is_file())
@@ -259,6 +260,7 @@ def test_one_damaged_file(base: Path, name: str, data):
 
 
 @pytest.mark.parametrize("name", IMAGES_OF)
+@pytest.mark.slow
 def test_names_of_images_outside(base: Path, name: str):
     """Each file that names images names one outside, which is there."""
     root = written(base, name)
@@ -282,6 +284,7 @@ def test_names_of_images_outside(base: Path, name: str):
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.slow
 def test_undamaged(base: Path, name: str):
     scene = open_scene(LAYOUTS[name].read, written(base, name), progress=False)
     assert scene.pairs and not scene.problems

@@ -162,6 +162,7 @@ def test_layout_counts_and_places(town: Scene):
     assert apart[same].max() < 15 and apart[~same].min() > 100
 
 
+@pytest.mark.slow
 def test_rendering_is_deterministic(tmp_path: Path):
     first = render_toy_town(tmp_path / "a", TownSettings(**SMALL), progress=False)
     second = render_toy_town(tmp_path / "b", TownSettings(**SMALL), progress=False)
@@ -228,6 +229,7 @@ def test_the_order_of_conditions_changes_nothing():
     assert TownSettings(conditions=conditions) == TownSettings(conditions=conditions[::-1])
 
 
+@pytest.mark.slow
 def test_a_street_for_large_images_fits_its_atlas():
     street = build_street(1, 0)
     painted = paint_street(street, np.random.default_rng([0, 1, 1]), coarseness=256 / 768)

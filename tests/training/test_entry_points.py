@@ -55,6 +55,7 @@ def options(group: str) -> list[str]:
 
 @pytest.mark.parametrize("loss", options("loss"))
 @pytest.mark.parametrize("model", options("model"))
+@pytest.mark.slow
 def test_every_model_composes_with_every_loss(tmp_path, model, loss):
     widths = ["model.widths=[4,8,8,8,8]"] if model == "unet" else []
     cfg = configure(tmp_path, f"model={model}", f"loss={loss}", *widths)
@@ -154,6 +155,7 @@ def test_losses_are_logged_by_part_and_level(finished_run):
     assert {"train/loss", "train/dmc", "train/dmc/stride8", "train/gn/stride2"} <= set(header)
 
 
+@pytest.mark.slow
 def test_evaluate_agrees_with_the_last_validation_of_training(finished_run, tmp_path):
     output, trained = finished_run
     logged = last_validation(output)
@@ -170,6 +172,7 @@ def test_evaluate_agrees_with_the_last_validation_of_training(finished_run, tmp_
             assert logged[f"{prefix}/rotation_deg{suffix}"] == pytest.approx(line["median_rotation_deg"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted(finished_run, toy_root, tmp_path, capsys):
     # One epoch (2 of 4 steps), as a run killed there leaves it; then the rest from its checkpoint.
     train.run(on_toy(toy_root, tmp_path / "first", "+trainer.max_epochs=1"))
@@ -207,6 +210,7 @@ def test_resuming_from_what_does_not_exist_or_fit_is_an_error(finished_run, toy_
         train.run(on_toy(toy_root, tmp_path, f"checkpoint={tmp_path}/text.ckpt"))
 
 
+@pytest.mark.slow
 def test_learning_improves_localization(toy_root, tmp_path):
     settings = [
         "steps=150", "dataset.pairs_per_epoch=300", "dataset.correspondences=128", "dataset.crop=80",
@@ -234,6 +238,7 @@ def call(*arguments: str, cwd: Path, **environment: str) -> subprocess.Completed
     )
 
 
+@pytest.mark.slow
 def test_sweep_of_two_process_jobs_leaves_one_folder_each(toy_root, tmp_path):
     sizes = [*SMALL_ROBOTCAR, "trainer=ddp", "trainer.accelerator=cpu", "dataset.validation_queries=3", "steps=2"]
     done = call(
@@ -256,6 +261,7 @@ def test_sweep_of_two_process_jobs_leaves_one_folder_each(toy_root, tmp_path):
         assert logged["val/position_m"] == pytest.approx(everywhere["median_position_m"], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_missing_data_ends_in_one_message(tmp_path):
     done = call("train.py", "dataset=robotcar", "loss=gn", cwd=tmp_path)
     assert done.returncode != 0
@@ -265,6 +271,7 @@ def test_missing_data_ends_in_one_message(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["nearest", "sparse", "sparse_to_dense"])
+@pytest.mark.slow
 def test_queries_are_localized_on_a_map_with_one_command(finished_run, toy_root, tmp_path, mode):
     run, _ = finished_run
     done = evaluate.run(
@@ -294,6 +301,7 @@ def test_queries_are_localized_on_a_map_with_one_command(finished_run, toy_root,
 
 
 @pytest.mark.parametrize(("script", "word"), [("train.py", "nce_gn"), ("evaluate.py", "checkpoint")])
+@pytest.mark.slow
 def test_help_lists_groups_and_options(tmp_path, script, word):
     done = call(script, "--help", cwd=tmp_path)
     assert done.returncode == 0
@@ -301,6 +309,7 @@ def test_help_lists_groups_and_options(tmp_path, script, word):
         assert text in done.stdout
 
 
+@pytest.mark.slow
 def test_wandb_offline_keeps_a_closed_run(toy_root, tmp_path):
     output = tmp_path / "run"
     offline = ["logger=wandb", "logger.wandb.offline=true", "dataset.validation_queries=2", "steps=2"]

@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import h5py
 import numpy as np
+
+if TYPE_CHECKING:
+    import h5py
 
 MAX_VALUES = 20_000_000  # of one array; a damaged header may declare any number
 _COMPRESSED, _MATRIX, _UTF8, _CHAR = 15, 14, 16, 4
@@ -50,6 +52,8 @@ def opened_matlab_file(path: Path, keys: tuple[str, ...]) -> Iterator[dict[str, 
         ValueError: naming the file (and the key): no .mat file, damaged, a key that is missing, is no array, is
             larger than `MAX_VALUES` or kept in another file. What fails while values are read, too.
     """
+    import h5py  # only these files need it: localizing does without
+
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist (a file of correspondences, named by dataset.root)")
     try:
@@ -88,6 +92,8 @@ def _checked(path: Path, key: str, array: MatlabArray) -> MatlabArray:
 
 
 def _hdf5_array(path: Path, file: h5py.File, key: str) -> MatlabArray:
+    import h5py  # only these files need it: localizing does without
+
     link = file.get(key, getlink=True)
     if not isinstance(link, h5py.HardLink):
         raise ValueError(f"{path}: {key} is a link ({type(link).__name__}); expected an array in the file itself")

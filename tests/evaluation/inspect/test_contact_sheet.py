@@ -94,6 +94,7 @@ def test_top_view_of_many_conditions_and_single_cameras(conditions, tmp_path):
     assert read(tmp_path / "top.png").std() > 5
 
 
+@pytest.mark.slow
 def test_all_pictures_of_a_dataset(toy_root, tmp_path):
     scene = load_robotcar(toy_root, progress=False)
     found = inspect_scene(scene, pairs=10, images=4, progress=False)

@@ -252,6 +252,7 @@ def test_overview_has_a_row_for_each_condition(tmp_path):
     assert texts == ["52 cm, 4°", "4 mm, 0.1°"]
 
 
+@pytest.mark.slow
 def test_pictures_of_noise_stay_small(tmp_path):
     generator = torch.Generator().manual_seed(0)
     noise = torch.randint(0, 256, (3, 512, 512), generator=generator, dtype=torch.uint8)

@@ -153,6 +153,7 @@ def test_the_page_stands_alone_and_says_what_happened(run, toy_map, scene, tmp_p
     assert len(list(folder.glob("query_*_poses.png"))) == 3 and not list(tmp_path.rglob("*.part"))
 
 
+@pytest.mark.slow
 def test_failed_queries_come_first_then_the_largest_errors(run, toy_map, scene, tmp_path, quick_pictures):
     queries, results = run
     page = Page(write(tmp_path, run, toy_map, scene))
@@ -178,6 +179,7 @@ def test_every_query_is_in_the_list(run, toy_map, scene, tmp_path, quick_picture
     assert rows[ODD][2:] == ["no pose", "no pose", "–", "–", "–", "–", "no pose: 3 inliers, <12> needed"]
 
 
+@pytest.mark.slow
 def test_odd_runs_have_a_report_too(run, toy_map, scene, tmp_path, quick_pictures):
     queries, results = run
     no_table = localization_table("t", ((5.0, 10.0),), ())
@@ -200,6 +202,7 @@ def test_odd_runs_have_a_report_too(run, toy_map, scene, tmp_path, quick_picture
         assert ("from the residuals" in page.text) == (k in (0, 4))
 
 
+@pytest.mark.slow
 def test_names_that_are_no_text_and_many_queries(run, toy_map, scene, tmp_path, quick_pictures):
     queries, results = run
     name = "broken\udcff.jpg"
@@ -212,6 +215,7 @@ def test_names_that_are_no_text_and_many_queries(run, toy_map, scene, tmp_path, 
     assert "<details>" in path.read_text()
 
 
+@pytest.mark.slow
 def test_a_report_is_whole_or_the_old_one(run, toy_map, scene, tmp_path, monkeypatch, quick_pictures):
     path = write(tmp_path, run, toy_map, scene, worst=0)
     before = path.read_text()

@@ -341,6 +341,7 @@ BROKEN_EXTRINSICS = {
 
 
 @pytest.mark.parametrize("kind", BROKEN_EXTRINSICS)
+@pytest.mark.slow
 def test_extrinsics_are_checked_where_they_are_needed(three: Path, kind: str):
     text, error, message = BROKEN_EXTRINSICS[kind]
     path = three / "extrinsics" / "left_extrinsics.txt"
@@ -396,6 +397,7 @@ def test_pairs_know_their_number_of_correspondences(toy_root: Path):
             assert pair.count == len(file["pt_i"]) > 0
 
 
+@pytest.mark.slow
 def test_test_queries_are_read_where_asked(copy: Path):
     lines = (copy / "robotcar_v2_train.txt").read_text().splitlines()
     test = [line.split()[0] for line in lines if line.startswith(("night", "sun"))][::2]
@@ -580,6 +582,7 @@ def test_a_poor_calibration_does_not_move_an_nvm_files_keypoints(three: Path):
     assert np.allclose(merged.images[name].keypoints, individual.images[name].keypoints - 0.27, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_bad_lines_of_an_nvm_file_are_skipped(three: Path):
     individual = load(three, cameras=ALL)
     path = write_nvm(three, individual, ORIGINS["corner"])
