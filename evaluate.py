@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from gnnet.data.datamodule import DataModule
@@ -52,22 +52,23 @@ def prepare(cfg: DictConfig) -> tuple[dict[str, nn.Module], DataModule, int]:
         FileNotFoundError, ValueError: where checkpoint or data are missing or do not fit.
     """
     checkpoint = read_checkpoint(cfg.checkpoint)
-    trained_with = OmegaConf.create(checkpoint["config"])
-    pl.seed_everything(trained_with.seed, workers=True, verbose=False)
-    networks = {"trained": instantiate(trained_with.model, _convert_="all")}
-    load_weights(networks["trained"], cfg.checkpoint)
+    pl.seed_everything(checkpoint.seed, workers=True, verbose=False)
+    networks = {"trained": checkpoint.network(allow=cfg.allow)}
     if cfg.baselines:
-        pl.seed_everything(trained_with.seed, workers=True, verbose=False)
-        networks["untrained"] = instantiate(trained_with.model, _convert_="all")
-        if trained_with.weights is not None:
-            load_weights(networks["untrained"], trained_with.weights)
-    data = instantiate(cfg.get("dataset") or trained_with.dataset, _convert_="all")
+        pl.seed_everything(checkpoint.seed, workers=True, verbose=False)
+        networks["untrained"] = checkpoint.network(trained=False, allow=cfg.allow)
+        load_weights(networks["untrained"], checkpoint.config.get("weights"))
+    # What the user asks for is built by Hydra; what a file asks for never is.
+    if cfg.get("dataset"):
+        data = instantiate(cfg.dataset, _convert_="all")
+    else:
+        data = checkpoint.dataset(index_dir=cfg.paths.index_dir, allow=cfg.allow)
     data.setup("validate")
     if not data.validations:
         raise ValueError(
             "the dataset leaves nothing to evaluate on; give dataset.validation_root or dataset.validation_fraction"
         )
-    return networks, data, checkpoint["global_step"]
+    return networks, data, checkpoint.step
 
 
 def evaluate(cfg: DictConfig, networks: Mapping[str, nn.Module], data: DataModule, steps: int) -> Results:
@@ -160,9 +161,9 @@ def overrides() -> str:
 
 def reader_name(cfg: DictConfig, validation: LocalizationDataset) -> str:
     """Name of the dataset whose reader made a validation set: `toy`, `robotcar`, …"""
-    dataset = cfg.get("dataset") or OmegaConf.create(read_checkpoint(cfg.checkpoint)["config"]).dataset
-    source = dataset.sources[validation.name] if "sources" in dataset else dataset
-    return source.scene._target_.rpartition("load_")[2]
+    dataset = cfg.get("dataset") or read_checkpoint(cfg.checkpoint).config["dataset"]
+    source = dataset["sources"][validation.name] if "sources" in dataset else dataset
+    return source["scene"]["_target_"].rpartition("load_")[2]
 
 
 @hydra.main(config_path="conf", config_name="evaluate", version_base="1.3")

@@ -28,7 +28,7 @@ from gnnet.localization.compile import compile_map
 from gnnet.localization.localizer import Localizer
 from gnnet.localization.result import Localization, Status
 from gnnet.localization.retrieval import nearest_by_pose
-from gnnet.models.fingerprint import fingerprint
+from gnnet.models.weights import fingerprint
 from gnnet.scenes.formats.poses import read_pairs_file, write_pose_file
 from gnnet.scenes.scene import Scene, SceneImage
 

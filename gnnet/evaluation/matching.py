@@ -108,7 +108,7 @@ class GreyPatches(nn.Module):
     def __init__(self, *, strides: Sequence[int] = (8, 2), size: int = 7):
         super().__init__()
         self.grey, self.size = GreyValues(strides=strides), size
-        self.strides, self.channels = self.grey.strides, size * size
+        self.strides, self.channels = self.grey.strides, (size * size,) * len(strides)
 
     def forward(self, images: Tensor) -> FeaturePyramid:
         """Images (B, 3, H, W), uint8 or floating in [0, 1] RGB, to maps (B, size², H_l, W_l)."""

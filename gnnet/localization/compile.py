@@ -21,7 +21,7 @@ from gnnet.localization.local_features import LocalFeatures, points_of_detection
 from gnnet.localization.map import NEIGHBOURS, Map, check_layout, map_arrays
 from gnnet.localization.refinement import sample_descriptors
 from gnnet.localization.retrieval import fit_whitening, gem
-from gnnet.models.fingerprint import fingerprint
+from gnnet.models.weights import fingerprint
 from gnnet.scenes.scene import Scene, SceneImage
 
 VERSION = 2  # of what a map holds; a map of another version is refused

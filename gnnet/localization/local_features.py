@@ -14,6 +14,7 @@ from gnnet.data.depth import lift_keypoints
 from gnnet.data.sift import detect_sift, match_sift
 from gnnet.localization.map import Observations
 from gnnet.localization.matching import KeypointMatches
+from gnnet.models.weights import tensors_only
 from gnnet.scenes.scene import Scene, SceneImage
 
 NEAR_POINT = 3.0  # pixels within which a detection takes the depth of a known point
@@ -138,11 +139,13 @@ def _match_learned(name: str, a: Detections, b: Detections, sizes: tuple[Tensor,
 
 
 @cache
+@tensors_only()
 def _load_network(name: str) -> nn.Module:
     """A detector, or `lightglue-` with the name of one; with weights, in evaluation mode.
 
     Raises:
         ConnectionError: if the weights are not in the cache and cannot be fetched.
+        ValueError: if their file holds more than tensors and plain values.
     """
     from kornia import feature  # slow to import
 

@@ -26,8 +26,8 @@ from gnnet.localization.retrieval import gem, nearest_by_pose, nearest_reference
 from gnnet.localization.robust import Robust
 from gnnet.localization.stopwatch import Stopwatch
 from gnnet.models.checkpoint import network_of_checkpoint
-from gnnet.models.fingerprint import fingerprint
 from gnnet.models.pyramid import FeaturePyramid
+from gnnet.models.weights import fingerprint
 
 Mode = Literal["nearest", "sparse", "sparse_to_dense", "refine"]
 RetrievalKind = Literal["network", "netvlad", "pairs", "oracle"]
@@ -116,7 +116,13 @@ class Localizer:
 
     @classmethod
     def from_checkpoint(
-        cls, path: str | Path, map: str | Path, *, device: torch.device | str = "cpu", **settings
+        cls,
+        path: str | Path,
+        map: str | Path,
+        *,
+        device: torch.device | str = "cpu",
+        allow: str | Sequence[str] = (),
+        **settings,
     ) -> Localizer:
         """A localizer with the network of a checkpoint and a map that was compiled with it.
 
@@ -124,12 +130,13 @@ class Localizer:
             path: of a checkpoint that `train.py` wrote.
             map: of the map's file.
             device: where to run.
+            allow: packages of your own whose classes the checkpoint may name.
             **settings: others than those of `conf/localizer/sparse_to_dense.yaml`.
 
         Raises:
             FileNotFoundError, ValueError: if one is missing or broken, or the map is of another network.
         """
-        network = network_of_checkpoint(path).eval().to(device)
+        network = network_of_checkpoint(path, allow=allow).eval().to(device)
         defaults = {"robust": Robust(kind="cauchy", scale=0.3), "matcher": Matcher(ratio=0.9)}
         return cls(**{**defaults, **settings}).on(network, Map.open(map))
 

@@ -13,27 +13,31 @@ from gnnet.models.pyramid import FeaturePyramid
 
 
 class GreyValues(nn.Module):
-    """Pyramid of grey values in [0, 1], one channel, not normalised; it has no parameters.
+    """Maps images to a pyramid of grey values in [0, 1]: one channel, not normalised, no parameters.
 
-    Each halving blurs by 1-3-3-1 across and down (anti-aliased, and centred between two pixels,
-    so that pixel xy of the image is at xy / stride).
+    Each halving of the resolution first blurs with the weights 1-3-3-1 across and down. This filter
+    is centred between two pixels, so that pixel xy of the image is at xy / stride, and it prevents aliasing.
 
     Args:
-        strides: of the maps, coarse to fine, in pixels.
+        strides: strides of the maps in pixels, coarse to fine.
 
     Raises:
-        ValueError: if the strides are not powers of two, falling.
+        ValueError: if the strides are not powers of two, coarse to fine.
     """
+
+    kernel: Tensor
+    luma: Tensor
 
     def __init__(self, *, strides: Sequence[int] = (8, 4, 2, 1)):
         super().__init__()
-        self.strides, self.channels = tuple(strides), 1
+        self.strides = tuple(strides)
+        self.channels = (1,) * len(self.strides)
         powers = all(s >= 1 and s & (s - 1) == 0 for s in self.strides)
         if not self.strides or not powers or list(self.strides) != sorted(set(self.strides))[::-1]:
             raise ValueError(f"strides={self.strides}; expected powers of two, coarse to fine")
         binomial = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
         self.register_buffer("kernel", torch.outer(binomial, binomial)[None, None], persistent=False)
-        # ITU-R BT.601, as image libraries turn RGB to grey.
+        # ITU-R BT.601, with which image libraries turn RGB to grey.
         self.register_buffer("luma", torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> FeaturePyramid:

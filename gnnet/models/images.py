@@ -1,4 +1,4 @@
-"""What every network does with its images before, and with its maps after."""
+"""What every network does with its images first and with its maps last."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import Tensor, nn
 
 from gnnet.models.pyramid import FeaturePyramid
 
-IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in [0, 1]
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in [0, 1]
 
 
 def to_unit_range(images: Tensor) -> Tensor:
     """Images (B, 3, H, W), uint8 or floating in [0, 1], as floating in [0, 1].
 
     Raises:
-        ValueError: if the shape or the type is another.
+        ValueError: for images of another shape or type.
     """
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images of shape {tuple(images.shape)} given; expected (B, 3, H, W) RGB")
@@ -37,38 +37,41 @@ def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
 
 
 class NormalizedImages(nn.Module):
-    """Images as networks read them: standardised by ImageNet's mean and deviation, padded, `channels_last`.
+    """Images as networks read them: standardised by ImageNet's mean and std, padded, `channels_last`.
 
-    The same statistics in training and evaluation; the buffers are constants and are not in the state dict.
+    Training and evaluation use the same statistics. They are constants, so the state dict does not hold them.
 
     Args:
-        multiple: height and width are padded (bottom, right) to multiples of it.
+        multiple: height and width are padded, at the bottom and on the right, to multiples of this.
     """
+
+    mean: Tensor
+    std: Tensor
 
     def __init__(self, multiple: int):
         super().__init__()
         self.multiple = multiple
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("deviation", torch.tensor(IMAGENET_DEVIATION).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W), uint8 or floating in [0, 1], to (B, 3, H', W') in the buffers' type."""
-        images = (to_unit_range(images).to(self.mean.dtype) - self.mean) / self.deviation
+        """Images (B, 3, H, W), uint8 or floating in [0, 1], to (B, 3, H', W') in the statistics' type."""
+        images = (to_unit_range(images).to(self.mean.dtype) - self.mean) / self.std
         return pad_to_multiple(images, self.multiple).contiguous(memory_format=torch.channels_last)
 
 
 def feature_pyramid(
-    maps: list[Tensor], *, strides: tuple[int, ...], image_size: tuple[int, int], normalize: bool
+    maps: list[Tensor], *, strides: tuple[int, ...], image_size: tuple[int, ...], normalize: bool
 ) -> FeaturePyramid:
-    """Pyramid of maps (B, C, H', W') of padded images: each is cropped to ceil(H / stride) × ceil(W / stride).
+    """Make a pyramid of maps of padded images: each is cropped to ceil(H / stride) × ceil(W / stride) cells.
 
-    Maps leave in float32 or better, under autocast too: bf16 holds a sub-pixel position to 1/256 at most.
+    The result is in float32 or better, under autocast too: bf16 would resolve a sub-pixel position to 1/256 at best.
 
     Args:
-        maps: coarse to fine.
-        strides: of each map, in pixels.
-        image_size: H, W before padding.
-        normalize: divide each cell's vector by its Euclidean length.
+        maps: (B, C_l, H_l', W_l') each, coarse to fine.
+        strides: stride of each map, in pixels.
+        image_size: height and width of the images before padding.
+        normalize: divide the vector of each cell by its Euclidean length.
     """
     height, width = image_size
     done = []
@@ -81,5 +84,5 @@ def feature_pyramid(
 
 
 def _unit_length(features: Tensor) -> Tensor:
-    # As F.normalize, but a product: a quotient's backward pass takes twice the time on full maps.
+    # Not F.normalize, which divides: on full maps the backward pass of a quotient takes twice the time.
     return features * torch.linalg.vector_norm(features, dim=1, keepdim=True).clamp(min=1e-12).reciprocal()

@@ -1,4 +1,4 @@
-"""NetVLAD (Arandjelović et al., CVPR 2016) on VGG-16: global descriptors that images are retrieved by."""
+"""NetVLAD (Arandjelović et al., CVPR 2016) on VGG-16: global descriptors, by which images are retrieved."""
 
 from __future__ import annotations
 
@@ -12,20 +12,19 @@ from gnnet.models.images import NormalizedImages
 from gnnet.models.vgg import VGG16
 from gnnet.models.weights import StateDict, load_strictly, read_state_dict
 
-_CONV5_3 = 28  # in torchvision's vgg16.features
-_CHANNELS = 512  # of it
-_STRIDE = 16  # of it
+_CONV5_3 = 28  # index of the layer in torchvision's vgg16.features
+_CHANNELS, _STRIDE = 512, 16  # of the maps that it gives
 
 
 class NetVLAD(nn.Module):
-    """Global descriptors of images: VGG-16 to conv5_3 without its ReLU, pooled as residuals to cluster centres.
+    """Maps images to global descriptors: VGG-16 to conv5_3 without its ReLU, pooled as residuals to cluster centres.
 
-    This is the network of S2DHM's and pytorch-NetVlad's checkpoints; images are not padded, as there.
+    It is the network of S2DHM's and pytorch-NetVlad's checkpoints, which do not pad images either.
     Parameters are `features.<i>.*` (torchvision's), `pool.conv.*` and `pool.centroids`.
 
     Args:
-        clusters: of the pooling.
-        bias: whether the soft assignment has one (vladv2 in pytorch-NetVlad).
+        clusters: number of cluster centres.
+        bias: whether the soft assignment to clusters has a bias (`vladv2` in pytorch-NetVlad).
 
     Raises:
         ValueError: if there is no cluster.
@@ -51,7 +50,7 @@ class NetVLAD(nn.Module):
 
 
 class _NetVLADPooling(nn.Module):
-    """Maps (B, C, H, W) to (B, K · C): of each cluster, the sum of residuals that the soft assignment gives it."""
+    """Pools maps (B, C, H, W) to (B, K · C): for each of K clusters, the sum of residuals by soft assignment."""
 
     def __init__(self, channels: int, clusters: int, *, bias: bool):
         super().__init__()
@@ -63,22 +62,22 @@ class _NetVLADPooling(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             features = F.normalize(features.to(self.centroids.dtype), dim=1)
             assignment = self.conv(features).flatten(2).softmax(1)  # [B, K, H·W]
-            # The sum of a (x − c) over cells, without a residual (B, K, C, H·W).
+            # Σ a (x − c) over cells as Σ a x − c Σ a, so that no residuals (B, K, C, H·W) are held in memory.
             residuals = assignment @ features.flatten(2).mT - assignment.sum(-1, keepdim=True) * self.centroids
             return F.normalize(F.normalize(residuals, dim=2).flatten(1), dim=1)
 
 
 def load_netvlad(path: str | Path) -> NetVLAD:
-    """NetVLAD as a checkpoint of S2DHM or pytorch-NetVlad has it, in evaluation mode.
+    """Load NetVLAD from a checkpoint of S2DHM or pytorch-NetVlad, in evaluation mode.
 
-    Its tensors are `encoder.<i>.*` (or `features.<i>.*`, as our own) and `pool.*`, bare or under
-    `state_dict`, with or without `module.`; others (Patch-NetVLAD's WPCA) are not read. The number of
-    clusters and whether the assignment has a bias are as in the file.
+    Tensors `encoder.<i>.*` (or `features.<i>.*`, this class's own names) and `pool.*` are read, bare or under
+    `state_dict`, with or without `module.`; others, such as Patch-NetVLAD's WPCA, are ignored. The file tells
+    the number of clusters and whether the assignment has a bias.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is no checkpoint, could be read only by executing code in it, has no pooling, or does
-            not fit (names and shapes are listed).
+        ValueError: if the file is no checkpoint, has no cluster centres, does not fit (names and shapes are
+            listed), or could be read only by executing code in it.
     """
     path = Path(path).expanduser()
     if not path.is_file():

@@ -1,26 +1,55 @@
-"""Feature maps of one image batch at several strides."""
+"""What a network makes of an image batch: feature maps at several strides."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol, Self
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 class FeaturePyramid(NamedTuple):
-    """Maps (B, C_l, H_l, W_l), coarse to fine, in `channels_last`; a pixel xy is at xy / stride in its map.
+    """Feature maps (B, C_l, H_l, W_l), coarse to fine, in `channels_last`; image pixel xy is at xy / stride in a map.
 
-    Maps are what losses and refinement use as they are: a network that normalises its features
-    normalises the *map*, so that samples and gradients belong to one function.
+    Losses and refinement use the maps as they are. A network that normalises its features normalises
+    the *map*, so that samples of it and its gradients belong to one function.
     """
 
     maps: tuple[Tensor, ...]
     strides: tuple[int, ...]
 
     def select(self, levels: list[int]) -> FeaturePyramid:
-        """Some levels, by position (0 is the coarsest; negative counts from the finest)."""
+        """Some levels, by position: 0 is the coarsest, -1 the finest."""
         return FeaturePyramid(tuple(self.maps[i] for i in levels), tuple(self.strides[i] for i in levels))
 
     def cpu(self) -> FeaturePyramid:
-        """The maps in float32 on the CPU."""
+        """The same maps in float32 on the CPU."""
         return FeaturePyramid(tuple(m.float().cpu() for m in self.maps), self.strides)
+
+
+class FeatureNetwork(Protocol):
+    """A backbone: an `nn.Module` that maps images to a `FeaturePyramid`.
+
+    An image (B, 3, H, W) of any size, uint8 or floating in [0, 1] RGB, gives maps of
+    ceil(H / stride) × ceil(W / stride) cells in float32 or better, also under autocast. A network that
+    needs other sizes pads at the bottom and on the right, so that every pixel keeps its coordinates
+    (`gnnet.models.images` has both steps).
+    """
+
+    strides: tuple[int, ...]
+    """Image pixels from one cell to the next, for each map, coarse to fine."""
+
+    channels: tuple[int, ...]
+    """Features of a cell, for each map, coarse to fine."""
+
+    def __call__(self, images: Tensor) -> FeaturePyramid: ...
+
+    # What the project calls of `nn.Module`, which every backbone is.
+    training: bool
+
+    def eval(self) -> Self: ...
+    def train(self, mode: bool = ...) -> Self: ...
+    def to(self, *args: Any, **kwargs: Any) -> Self: ...
+    def named_modules(self) -> Iterator[tuple[str, nn.Module]]: ...
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+    def state_dict(self) -> dict[str, Any]: ...

@@ -19,28 +19,28 @@ Pooling = Literal["max", "blur"]
 
 
 class UNet(nn.Module):
-    """Encoder by pooling, decoder with skips, and one 1×1 convolution a level to the features.
+    """An encoder that pools, a decoder with skip connections, and a 1×1 convolution to the features at each level.
 
-    No decoder stage finer than the finest stride asked for is built, so coarse pyramids are cheap.
-    Every layer is centred (even kernels wherever the stride is even), so that pixel xy of the
-    image is at xy / stride in each map.
+    Decoder stages finer than the finest map are not built, so coarse pyramids are cheap. Every layer is
+    centred (a layer with an even stride has an even kernel), so that pixel xy of the image is at
+    xy / stride in each map.
 
     Args:
-        widths: channels of the encoder's stages; each halves the resolution of the one before.
-        channels: features a cell, of every level or of each, coarse to fine.
-        strides: of the maps, coarse to fine, in pixels.
-        upsampling: how the decoder doubles its resolution.
-        pooling: how the encoder halves it: `max` as in the paper, or `blur`, a binomial filter of four pixels
-            (Zhang, "Making convolutional networks shift-invariant again", ICML 2019). With `max` the
-            features of a place depend on where it lies in the grid, by a tenth of a cell of the finest map.
-        stem_stride: stride of the first convolution, 1 as in the paper, or 2 or 4; the finest map
-            has this stride at least. With 2 no other layer runs at full resolution, which is a third
-            of the time on a CPU.
-        normalize: L2-normalise the maps over channels.
+        widths: channels of the encoder's stages, fine to coarse; each stage has half the resolution of the
+            one before.
+        channels: features of a cell: one number for all levels, or one for each, coarse to fine.
+        strides: strides of the maps in pixels, coarse to fine.
+        upsampling: how the decoder doubles the resolution.
+        pooling: how the encoder halves the resolution: `max` as in the paper, or `blur`, a binomial filter of
+            four pixels (Zhang, "Making convolutional networks shift-invariant again", ICML 2019). With `max`
+            the position of a feature depends on where it lies in the grid, by a tenth of a cell of the finest map.
+        stem_stride: stride of the first convolution, 1 as in the paper, or 2 or 4; no map has a smaller
+            stride. With 2 no other layer runs at full resolution, and a pass takes a third of the time on a CPU.
+        normalize: divide the vector of each cell by its Euclidean length.
 
     Raises:
-        ValueError: if the strides are not powers of two from the stem's to the deepest stage's, falling,
-            or there are more or fewer channels than strides.
+        ValueError: if the strides are not some of those of the stages, coarse to fine, or there is not one
+            number of channels for each stride.
     """
 
     def __init__(
@@ -77,9 +77,9 @@ class UNet(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> FeaturePyramid:
-        """Images (B, 3, H, W), uint8 or floating in [0, 1] RGB of any size, to maps (B, channels, H_l, W_l)."""
+        """Images (B, 3, H, W), uint8 or floating in [0, 1] RGB of any size, to maps (B, C_l, H_l, W_l)."""
         x = self.stem(self.images(images))
-        skips = []
+        skips: list[Tensor] = []
         for stage in self.encoder:
             x = stage(self._halve(x) if skips else x)
             skips.append(x)
@@ -101,18 +101,19 @@ class UNet(nn.Module):
 
 
 class _Upsample(nn.Module):
-    """Double the resolution and change the width."""
+    """Doubles the resolution of maps (B, width_in, H, W) and gives them `width_out` channels."""
 
     def __init__(self, width_in: int, width_out: int, kind: Upsampling):
         super().__init__()
         self.kind = kind
+        self.convolution: nn.Module
         if kind == "transposed":
             self.convolution = nn.ConvTranspose2d(width_in, width_out, 2, stride=2)
         else:
             self.convolution = nn.Conv2d(width_in, width_out, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        # A 1×1 convolution commutes with interpolation, and before it costs a quarter.
+        # A 1×1 convolution and interpolation may change places; the convolution first costs a quarter.
         x = self.convolution(x)
         if self.kind == "nearest":
             return F.interpolate(x, scale_factor=2, mode="nearest")
@@ -122,7 +123,7 @@ class _Upsample(nn.Module):
 
 
 def _convolution(width_in: int, width_out: int, *, stride: int = 1) -> nn.Sequential:
-    """3×3 convolution (2·stride wide where it strides), GroupNorm, CELU."""
+    """Convolution, GroupNorm, CELU. The kernel is 3×3, or 2·stride wide with a stride above 1."""
     kernel = 3 if stride == 1 else 2 * stride
     return nn.Sequential(
         nn.Conv2d(width_in, width_out, kernel, stride=stride, padding=(kernel - stride + 1) // 2, bias=False),
@@ -136,7 +137,7 @@ def _double_convolution(width_in: int, width_out: int) -> nn.Sequential:
 
 
 def _groups(width: int) -> int:
-    """Groups of eight channels or more, 32 groups at most."""
+    """Number of groups for GroupNorm: at most 32, of at least eight channels each where the width allows it."""
     return math.gcd(width, min(32, max(1, width // 8)))
 
 

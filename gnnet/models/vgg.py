@@ -1,4 +1,4 @@
-"""VGG-16 (Simonyan & Zisserman, ICLR 2015) tapped at several layers, as S2DHM's hypercolumn does."""
+"""VGG-16 (Simonyan & Zisserman, ICLR 2015), whose intermediate layers give the maps, as in S2DHM's hypercolumn."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from torch import Tensor, nn
 from gnnet.models.images import NormalizedImages, feature_pyramid
 from gnnet.models.pyramid import FeaturePyramid
 
-# torchvision's vgg16.features: the width of each 3×3 convolution (with its ReLU), 0 for a max pool.
+# torchvision's vgg16.features: the output channels of each 3×3 convolution with its ReLU; 0 is a max pool.
 _BLOCKS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)
 
 
 class VGG16(nn.Module):
-    """Feature maps at the inputs of some layers of torchvision's `vgg16().features`; only the layers needed are built.
+    """Maps images to the inputs of some layers of torchvision's `vgg16().features`; later layers are not built.
 
     Taps 28, 24, 21, 17, 14 have strides 16, 16, 8, 8, 4 and 512, 512, 512, 256, 256 channels.
     Parameters have torchvision's names (`features.<i>.weight`).
 
     Args:
-        taps: indices of the layers whose inputs are the maps, coarse to fine (so falling).
-        frozen_layers: the first so many layers of `features` are not trained (5, 10, 17, 24: the
-            first one, two, three, four blocks).
-        normalize: L2-normalise the maps over channels.
+        taps: indices of the layers whose inputs are the maps, coarse to fine: from high to low.
+        frozen_layers: number of layers at the start of `features` that are not trained; 5, 10, 17 and 24
+            are the first one, two, three and four blocks.
+        normalize: divide the vector of each cell by its Euclidean length.
 
     Raises:
-        ValueError: if the taps do not fall, or one is not in 1..30.
+        ValueError: if the taps do not decrease, or one is not in 1..30.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class VGG16(nn.Module):
 
 
 def _layers(taps: tuple[int, ...]) -> tuple[list[nn.Module], dict[int, tuple[int, int]]]:
-    """Layers 0 .. max(taps) - 1, and the stride and width at the input of each layer up to max(taps)."""
+    """Layers 0 to max(taps) - 1, and by index the stride and number of channels at the input of each layer."""
     layers: list[nn.Module] = []
     described: dict[int, tuple[int, int]] = {}
     stride, width = 1, 3
@@ -79,7 +79,7 @@ def _layers(taps: tuple[int, ...]) -> tuple[list[nn.Module], dict[int, tuple[int
     for block in _BLOCKS:
         if block:
             add(nn.Conv2d(width, block, 3, padding=1), stride, block)
-            # In place, but for a tap that must survive it.
+            # In place, unless a tap needs the value before it.
             add(nn.ReLU(inplace=len(layers) not in taps), stride, block)
             width = block
         else:

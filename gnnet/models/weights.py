@@ -1,36 +1,41 @@
-"""Every way to load weights. Files are read as plain tensors only: no code in them is ever executed."""
+"""Every way to load weights, and a network's fingerprint. No code in a file of weights is ever executed."""
 
 from __future__ import annotations
 
 import errno
+import hashlib
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gnnet.models.pyramid import FeatureNetwork
 from gnnet.models.vgg import VGG16
 
 StateDict = dict[str, Tensor]
 
 
 def load_weights(model: nn.Module, source: str | Path | None) -> str:
-    """Load weights into `model` and say in a few words what was loaded.
+    """Load weights into a network and say in a few words what was loaded.
 
     Args:
-        model: a network of `gnnet.models`; all its parameters must be in the source.
-        source: None keeps the random weights; `"imagenet"` takes torchvision's (VGG16 only); a path
-            is a checkpoint: of our training (`state_dict` with `network.` before each key), a bare
-            state dict of the network, and for VGG16 also torchvision's vgg16 state dict or an
-            S2DHM / NetVLAD checkpoint (`encoder.<i>` or `encoder.module.<i>`; its pooling is ignored).
+        model: the network; the source must have all its tensors and no others.
+        source: None keeps the random weights; `"imagenet"` takes torchvision's (VGG16 only); a path is a
+            checkpoint that `train.py` wrote (names begin with `network.`) or a bare state dict of the network.
+            For VGG16 it may also be torchvision's state dict of vgg16, or a checkpoint of S2DHM or NetVLAD
+            (`encoder.<i>` or `encoder.module.<i>`; its pooling is ignored).
 
     Raises:
         FileNotFoundError: if the path is no file.
-        ValueError: if the file is no checkpoint, or could be read only by executing code in it, or does
-            not fit the network (names and shapes are listed).
-        ConnectionError: if ImageNet weights are neither cached nor to be downloaded.
+        ValueError: if the file is no checkpoint, does not fit the network (names and shapes are listed), or
+            could be read only by executing code in it.
+        ConnectionError: if ImageNet weights are not in torch hub's cache and cannot be downloaded.
     """
     if source is None:
         return "random weights"
@@ -43,20 +48,42 @@ def load_weights(model: nn.Module, source: str | Path | None) -> str:
         state = _imagenet_state_dict()
     else:
         state = read_state_dict(Path(source).expanduser())
+    kind = load_tensors(model, state, source=str(source))
+    return f"{len(model.state_dict())} tensors of {type(model).__name__} from {source} ({kind})"
+
+
+def load_tensors(model: nn.Module, state: StateDict, *, source: str) -> str:
+    """Load a checkpoint's tensors, under any of the names that `load_weights` lists, and say what kind it is.
+
+    Raises:
+        ValueError: if they do not fit the network (names and shapes are listed).
+    """
     state, kind = _for_network(state, vgg=isinstance(model, VGG16))
     if isinstance(model, VGG16):
         state = _without_unused_vgg_layers(model, state)
-    load_strictly(model, state, source=str(source), kind=kind)
-    return f"{len(state)} tensors of {type(model).__name__} from {source} ({kind})"
+    load_strictly(model, state, source=source, kind=kind)
+    return kind
 
 
 def read_state_dict(path: Path) -> StateDict:
-    """The tensors by name in a file written by `torch.save`, bare or under `state_dict`.
+    """Read the tensors by name from a file that `torch.save` wrote, bare or under `state_dict`.
 
     Raises:
         FileNotFoundError, ValueError: as `load_weights`.
     """
-    checkpoint = read_plain(path)
+    return state_dict_of(read_plain(path), path)
+
+
+def state_dict_of(checkpoint: object, path: Path) -> StateDict:
+    """The tensors by name in a file's content; `module.` and `_orig_mod.`, which wrappers add, are left out.
+
+    Args:
+        checkpoint: what `read_plain` returned.
+        path: the file, for messages.
+
+    Raises:
+        ValueError: if the content is anything else than tensors by name, bare or under `state_dict`.
+    """
     state = checkpoint.get("state_dict", checkpoint) if isinstance(checkpoint, Mapping) else checkpoint
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         found = f"the keys {_some(map(str, checkpoint))}" if isinstance(checkpoint, Mapping) else type(checkpoint)
@@ -65,7 +92,7 @@ def read_state_dict(path: Path) -> StateDict:
 
 
 def read_plain(path: Path) -> object:
-    """What `torch.save` wrote into a file, if that is tensors and plain values only.
+    """Read a file that `torch.save` wrote and that holds tensors and plain values only.
 
     Raises:
         FileNotFoundError, ValueError: as `load_weights`.
@@ -78,11 +105,11 @@ def read_plain(path: Path) -> object:
     try:
         with torch.serialization.safe_globals(_numpy_scalars()):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what a damaged file raises is anybody's guess
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # that is of a file cut off, too
+    except Exception as error:  # a damaged file may raise anything
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: a file that was cut off
             raise
         refused = re.search(r"GLOBAL (\S+)", str(error))
-        if refused:  # torch's own message advises to switch the protection off, so it is not passed on
+        if refused:  # torch's own message is not passed on, as it advises to switch the protection off
             raise ValueError(
                 f"{path} holds more than plain tensors: reading it would need to execute code ({refused[1]}), which "
                 "is refused; where it was made, save its tensors alone: torch.save(model.state_dict(), file)"
@@ -93,15 +120,38 @@ def read_plain(path: Path) -> object:
         ) from None
 
 
+@contextmanager
+def tensors_only() -> Iterator[None]:
+    """Make every `torch.load` within this context read tensors and plain values only, also in other libraries.
+
+    Raises:
+        ValueError: if a file holds more than that.
+    """
+    before = os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    try:
+        yield
+    except UnpicklingError as error:
+        refused = re.search(r"GLOBAL (\S+)", str(error))
+        raise ValueError(
+            f"a file of weights would need to execute code{f' ({refused[1]})' if refused else ''}, which is refused, "
+            f"or is damaged; delete it from {torch.hub.get_dir()}/checkpoints"
+        ) from None
+    finally:
+        del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+        if before is not None:
+            os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = before
+
+
 def _numpy_scalars() -> list:
-    """What a numpy number in a checkpoint (NetVLAD's best_score) is pickled with; none of it runs code."""
+    """What pickle needs to read a numpy number (NetVLAD's `best_score`); none of it executes code in the file."""
     scalar = np.float64(0).__reduce__()[0]
     kinds = [type(np.dtype(kind)) for kind in (np.float32, np.float64, np.int32, np.int64)]
     return [np.dtype, *kinds, *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core"))]
 
 
 def _for_network(state: StateDict, *, vgg: bool) -> tuple[StateDict, str]:
-    """The network's part of a checkpoint under the network's own names, and what kind of checkpoint it is."""
+    """A checkpoint's tensors of the network, under the network's own names, and the kind of checkpoint in words."""
     network = {k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")}
     if network:
         return network, "gnnet training checkpoint"
@@ -114,16 +164,21 @@ def _for_network(state: StateDict, *, vgg: bool) -> tuple[StateDict, str]:
 
 
 def _without_unused_vgg_layers(model: VGG16, state: StateDict) -> StateDict:
-    """VGG's layers beyond the last tap are not built, so their weights are left out."""
+    """Leave out the weights of the layers after the first tap, which the model does not have."""
     unused = {f"features.{i}." for i in range(len(model.features), 31)}
     return {k: v for k, v in state.items() if not any(k.startswith(u) for u in unused)}
 
 
 def load_strictly(model: nn.Module, state: StateDict, *, source: str, kind: str) -> None:
-    """Load a state dict that has all of the model's tensors and no other.
+    """Load a state dict that has all of the model's tensors, in their shapes, and no others.
+
+    Args:
+        model: the network.
+        state: tensors by the model's names.
+        source, kind: where the tensors are from and what kind of file that is, for messages.
 
     Raises:
-        ValueError: if it has not; names and shapes are listed.
+        ValueError: if the state dict does not fit; names and shapes are listed.
     """
     own = model.state_dict()
     problems = [
@@ -147,13 +202,31 @@ def load_strictly(model: nn.Module, state: StateDict, *, source: str, kind: str)
     model.load_state_dict(state)
 
 
+def fingerprint(network: nn.Module | FeatureNetwork) -> str:
+    """Sixteen letters that tell a network's class, settings and weights: the same on every machine and device.
+
+    Maps and descriptors are kept with the fingerprint of the network that made them.
+    """
+    digest = hashlib.sha256(type(network).__name__.encode())
+    # Settings that leave no trace in the weights, as whether maps are normalised, are attributes of the modules.
+    for name, module in network.named_modules():
+        if not type(module).__module__.startswith("torch."):
+            plain = {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str | tuple)}
+            settings = {k: v for k, v in plain.items() if not k.startswith("_") and k != "training"}
+            digest.update(f"{name} {sorted(settings.items())}".encode())
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().float().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 def _imagenet_state_dict() -> StateDict:
     # torchvision takes a second to import, and only this needs it.
     from torchvision.models import VGG16_Weights
 
     weights = VGG16_Weights.IMAGENET1K_V1
     try:
-        return dict(weights.get_state_dict(progress=True, check_hash=True))
+        return dict(weights.get_state_dict(progress=True, check_hash=True, weights_only=True))
     except (OSError, RuntimeError) as error:
         folder = Path(torch.hub.get_dir()) / "checkpoints"
         raise ConnectionError(
@@ -162,6 +235,6 @@ def _imagenet_state_dict() -> StateDict:
         ) from error
 
 
-def _some(names) -> str:
+def _some(names: Iterable[str]) -> str:
     names = list(names)
     return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

@@ -111,6 +111,34 @@ def load_toy(
     return load_robotcar(root, on_bad=on_bad, progress=progress)
 
 
+def read_toy(
+    root: Path,
+    *,
+    places: int = TownSettings.places,
+    frames: int = TownSettings.frames,
+    query_frames: int = TownSettings.query_frames,
+    image_size: int = TownSettings.image_size,
+    seed: int = TownSettings.seed,
+    conditions: Sequence[str] = TownSettings.conditions,
+    on_bad: OnBad = "raise",
+    progress: bool = True,
+) -> Scene:
+    """Read the toy town as `load_toy` does, and never render it: what the settings in a checkpoint may ask for.
+
+    Raises:
+        FileNotFoundError: if `root` holds no town of these settings.
+    """
+    settings = TownSettings(
+        places=places, frames=frames, query_frames=query_frames, image_size=image_size, seed=seed, conditions=conditions
+    )
+    if not _holds(Path(root), settings):
+        raise FileNotFoundError(
+            f"{Path(root).absolute()} holds no toy town of the checkpoint's settings (dataset.root), and a checkpoint "
+            "does not have one rendered; dataset=toy on the command line does"
+        )
+    return load_robotcar(root, on_bad=on_bad, progress=progress)
+
+
 def ensure_toy_town(root: Path, settings: TownSettings, *, progress: bool = True) -> Path:
     """`render_toy_town`, unless `root` holds a complete town of the same settings; returns `root`.
 

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from pytorch_lightning.callbacks import ModelCheckpoint
 
-from gnnet.models.checkpoint import read_checkpoint
+from gnnet.models.checkpoint import read_checkpoint, with_current_names
 
 
 class EpochCheckpoint(ModelCheckpoint):
-    """One file at the end of epochs: of every epoch, or of the best one by a monitored value.
+    """Writes one file at the end of epochs: of every epoch, or of the best one by a monitored value.
 
-    Lightning's own `save_last` writes only when the best improved. Unlike Lightning's, the best
-    score also survives a resumption into another folder, so a worse network does not become the
-    best one there.
+    Two things differ from Lightning's callback. Every epoch can be kept, where Lightning's `save_last` writes
+    only if the best improved. The best score survives a resumption into another folder, so that a worse
+    network does not become the best one there.
+
+    Args:
+        dirpath: folder of the file.
+        filename: name of the file, without `.ckpt`.
+        monitor: the logged value that tells the best epoch; None keeps the last one.
+        mode: `max` if a higher value is better, else `min`.
     """
 
     def __init__(self, *, dirpath: str | Path, filename: str, monitor: str | None = None, mode: str = "max") -> None:
@@ -28,19 +35,35 @@ class EpochCheckpoint(ModelCheckpoint):
             enable_version_counter=False,
         )
 
-    def load_state_dict(self, state_dict: dict) -> None:
-        super().load_state_dict({**state_dict, "dirpath": self.dirpath})
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Lightning deletes the file that a state names as replaced, wherever it is. A path out of a checkpoint
+        # must not choose that, so this callback's own file stands for it, which is overwritten and not deleted.
+        own = str(Path(str(self.dirpath)) / f"{self.filename}{self.FILE_EXTENSION}")
+        paths = ("best_model_path", "kth_best_model_path", "last_model_path")
+        super().load_state_dict(
+            {
+                **state_dict,
+                **{name: own if state_dict.get(name) else "" for name in paths},
+                "best_k_models": dict(zip((own,), state_dict["best_k_models"].values(), strict=False)),  # one or none
+                "dirpath": self.dirpath,
+            }
+        )
 
 
-def check_resume(path: str | Path, config: dict) -> str:
-    """Whether a run of `config` can go on from a checkpoint; returns a line that says where it goes on.
+def check_resume(path: str | Path, config: dict[str, Any]) -> str:
+    """Check that a run can go on from a checkpoint, and return a line that says where it goes on.
+
+    Args:
+        path: the checkpoint.
+        config: settings of the run, as plain values.
 
     Raises:
-        FileNotFoundError, ValueError: as `read_checkpoint`, or if the run would have nothing left to
-            do, or the checkpoint's settings that must be the same are not: which, and both values.
+        FileNotFoundError, ValueError: as `read_checkpoint`.
+        ValueError: if no step is left to do, or settings that must be those of the checkpoint are not; the
+            message has both values.
     """
     checkpoint = read_checkpoint(path)
-    found = checkpoint["config"]
+    found = with_current_names(checkpoint.config)
     changed = [
         f"  {name}: {_short(found.get(name))} in the checkpoint, {_short(config.get(name))} now"
         for name in ("model", "loss", "optimizer")
@@ -51,10 +74,10 @@ def check_resume(path: str | Path, config: dict) -> str:
             f"training cannot go on from {path}, whose settings were others:\n" + "\n".join(changed) + "\n"
             "give the same as that run (its .hydra/overrides.yaml), or start anew with weights=PATH"
         )
-    step = checkpoint["global_step"]
+    step = checkpoint.step
     if step >= config["steps"]:
         raise ValueError(f"{path} has done {step} steps already; ask for more than that: steps={2 * step}")
-    return f"Going on from {path}: step {step} of {config['steps']}, {checkpoint['epoch'] + 1} epochs done"
+    return f"Going on from {path}: step {step} of {config['steps']}, {checkpoint.epochs} epochs done"
 
 
 def _short(value: object) -> str:

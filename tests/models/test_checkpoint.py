@@ -77,5 +77,6 @@ def test_damaged_checkpoints_and_such_with_code_are_refused(tmp_path):
     with pytest.raises(ValueError, match=r"last\.ckpt .*holds more than plain tensors"):
         network_of_checkpoint(path)
     assert not (tmp_path / "ran").exists()
-    with pytest.raises(ValueError, match="has no settings of a network"):
-        network_of_checkpoint(write_checkpoint(path, config=None))
+    for config, expected in ((None, "has no config"), ({}, r"has no settings of a network \(config\.model")):
+        with pytest.raises(ValueError, match=expected):
+            network_of_checkpoint(write_checkpoint(path, config=config))

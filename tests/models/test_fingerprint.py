@@ -2,10 +2,10 @@
 
 import torch
 
-from gnnet.models.fingerprint import fingerprint
 from gnnet.models.grey import GreyValues
 from gnnet.models.unet import UNet
 from gnnet.models.vgg import VGG16
+from gnnet.models.weights import fingerprint
 
 
 def small_unet(seed=0, **settings):
@@ -33,3 +33,13 @@ def test_networks_of_the_same_weights_differ_by_what_they_do_with_them():
     assert len({fingerprint(n) for n in (vgg, raw, other)}) == 3
     assert fingerprint(GreyValues(strides=(4, 2))) != fingerprint(GreyValues(strides=(8, 4)))
     assert fingerprint(vgg.double()) == fingerprint(vgg.float())
+
+
+def test_fingerprints_are_those_of_maps_that_were_compiled_before():
+    """A map is opened with a network whose fingerprint it holds, so these letters may not change."""
+    networks = {"8d8d49992d390915": small_unet(), "08f50de94288dce9": VGG16(taps=(10, 5))}
+    for letters, network in networks.items():
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.fill_(0.5)
+        assert fingerprint(network) == letters

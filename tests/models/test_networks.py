@@ -6,6 +6,7 @@ from torch import nn
 
 from gnnet.geometry.interpolation import sample
 from gnnet.models.grey import GreyValues
+from gnnet.models.pyramid import FeatureNetwork
 from gnnet.models.unet import UNet
 from gnnet.models.vgg import VGG16
 
@@ -38,6 +39,19 @@ def raw_network(request):
 def images(batch, height, width, seed=0, dtype=torch.float64):
     generator = torch.Generator().manual_seed(seed)
     return torch.rand(batch, 3, height, width, generator=generator, dtype=torch.float64).to(dtype)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_the_contract_of_a_backbone_holds(name):
+    """`FeatureNetwork` tells the maps before any image is seen."""
+    network: FeatureNetwork = NETWORKS[name]()
+    assert isinstance(network, nn.Module)
+    assert all(isinstance(value, tuple) for value in (network.strides, network.channels))
+    with torch.no_grad():
+        pyramid = network(images(1, 19, 33, dtype=torch.float32))
+    assert network.strides == pyramid.strides == tuple(sorted(network.strides, reverse=True))
+    assert network.channels == tuple(features.shape[1] for features in pyramid.maps)
+    assert [m.shape[-2:] for m in pyramid.maps] == [(-(-19 // s), -(-33 // s)) for s in network.strides]
 
 
 @pytest.mark.parametrize(("height", "width"), [(32, 48), (37, 51), (5, 3)])
@@ -139,7 +153,7 @@ def test_sampled_position_of_grey_values():
 
 
 def test_grey_values_are_antialiased():
-    """Pixel noise fades as resolution halves; without the blur its deviation would stay."""
+    """Pixel noise fades as resolution halves; without the blur its std would stay."""
     pyramid = GreyValues(strides=(4, 2, 1))(images(1, 128, 128, dtype=torch.float32))
     coarse, middle, fine = (features.std().item() for features in pyramid.maps)
     assert middle < 0.45 * fine

@@ -109,7 +109,7 @@ def test_imagenet_loads_torchvision_weights(monkeypatch, torchvision_state):
     assert "imagenet" in load_weights(model, "imagenet")
     assert_equal_weights(model, torchvision_state)
     del asked["progress"]
-    assert asked == {"check_hash": True}
+    assert asked == {"check_hash": True, "weights_only": True}
 
 
 def test_imagenet_is_for_vgg_only():

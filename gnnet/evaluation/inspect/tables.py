@@ -14,7 +14,7 @@ from gnnet.evaluation.inspect.inspection import Distribution, ImageGroup, Inspec
 from gnnet.evaluation.inspect.pairs import MOST_CORRESPONDENCES
 from gnnet.evaluation.tables import Column, Row, Table, Unit, Value, json_value, print_table, show
 from gnnet.files import write_json
-from gnnet.models.images import IMAGENET_DEVIATION, IMAGENET_MEAN
+from gnnet.models.images import IMAGENET_MEAN, IMAGENET_STD
 
 FORMAT = "gnnet inspection 2"
 _SHOWN_PROBLEMS = 10
@@ -122,7 +122,7 @@ def _tables(inspection: Inspection) -> Iterable[Table]:
     colours = inspection.colours
     if colours is not None:
         found = (f"{colours.images:,} images", *colours.mean, *colours.std)
-        usual = ("ImageNet", *IMAGENET_MEAN, *IMAGENET_DEVIATION)
+        usual = ("ImageNet", *IMAGENET_MEAN, *IMAGENET_STD)
         texts = [(name, *(f"{value:.3f}" for value in values)) for name, *values in (found, usual)]
         yield _table("colours", _COLOURS, texts)
 
