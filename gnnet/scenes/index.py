@@ -27,7 +27,7 @@ from gnnet.scenes.problems import BadInput, OnBad
 from gnnet.scenes.scene import Scene
 from gnnet.scenes.table import ImageTable, PairTable
 
-VERSION = 2  # of the files of an index; raise it whenever their meaning changes
+VERSION = 3  # of the files of an index; raise it whenever their meaning changes
 _MAX_CHECKSUM = 1 << 26  # bytes; larger files are checked by their size and header alone
 _log = logging.getLogger(__name__)
 
@@ -222,7 +222,7 @@ def _save(scene: Scene, folder: Path, program: str, state: str) -> None:
             described[name] = vars(_Described.of(temporary / f"{name}.npy", array))
         content = {
             "version": VERSION, "program": program, "files": state, "name": scene.name, "groups": scene.groups,
-            "problems": scene.problems, "retrieve_within": scene.retrieve_within,
+            "problems": scene.problems, "retrieve_within": scene.retrieve_within, "dataset": scene.dataset,
             "pairs_share_names": shared, "arrays": described,
         }  # fmt: skip
         (temporary / "scene.json").write_text(json.dumps(content))
@@ -262,6 +262,7 @@ def _load(folder: Path, program: str, state: str) -> Scene | None:
             groups={name: tuple(members) for name, members in content["groups"].items()},
             problems=tuple(content["problems"]),
             retrieve_within=tuple(content["retrieve_within"]),
+            dataset=content["dataset"],
         )
     except FileNotFoundError:
         return None

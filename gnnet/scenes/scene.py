@@ -4,43 +4,70 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from gnnet.scenes.table import ImageTable, PairTable
-from gnnet.scenes.values import Depth, Pair, SceneImage
+from gnnet.scenes.values import Correspondences, Depth, Pair, SceneImage
 
-__all__ = ["Depth", "Pair", "Scene", "SceneImage"]
+__all__ = ["Correspondences", "Depth", "Pair", "Scene", "SceneImage"]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Scene:
-    """Images by name, 3D points (P, 3) in metres (float64), and training pairs.
+    """Images by name, 3D points, and training pairs of one dataset.
 
-    A dict and a tuple are packed into tables; so `images[name]` and `pairs[i]` are made anew each time.
-    `groups` names sets of conditions (`night-all`); `problems` are messages about broken input that
-    was left out. `retrieve_within` says what a query has in common with every reference worth comparing it
-    with: its `camera` where a rig looks to several sides, its `place` where the dataset tells it.
+    Images and pairs are packed into tables, so `images[name]` and `pairs[i]` make a new value each time.
+
+    Args:
+        name: of the scene, for messages and titles.
+        images: by their names.
+        pairs: of these images.
+        points: (P, 3) in metres, float64; None: no points.
+        groups: names of sets of conditions (`night-all`).
+        problems: messages about broken input that was left out.
+        retrieve_within: what a query has in common with every reference worth comparing it with: its `camera`
+            where a rig looks to several sides, its `place` where the dataset tells it.
+        dataset: the layout's name in `layouts.registry` (`robotcar`, `toy`, …); empty for a reader that is not there.
 
     Raises:
         ValueError: if an image stands under another name, or has not as many keypoints as points.
     """
 
     name: str
-    images: Mapping[str, SceneImage]
-    pairs: Sequence[Pair]
-    points: Tensor = field(default_factory=lambda: torch.zeros(0, 3, dtype=torch.float64))
-    groups: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    problems: tuple[str, ...] = ()
-    retrieve_within: tuple[Literal["camera", "place"], ...] = ()
+    images: ImageTable
+    pairs: PairTable
+    points: Tensor
+    groups: dict[str, tuple[str, ...]]
+    problems: tuple[str, ...]
+    retrieve_within: tuple[Literal["camera", "place"], ...]
+    dataset: str
 
-    def __post_init__(self) -> None:
-        images = ImageTable.of(self.images)
-        object.__setattr__(self, "images", images)
-        object.__setattr__(self, "pairs", PairTable.of(self.pairs, images))
+    def __init__(
+        self,
+        name: str,
+        images: Mapping[str, SceneImage],
+        pairs: Sequence[Pair],
+        points: Tensor | None = None,
+        groups: dict[str, tuple[str, ...]] | None = None,
+        problems: tuple[str, ...] = (),
+        retrieve_within: tuple[Literal["camera", "place"], ...] = (),
+        dataset: str = "",
+    ) -> None:
+        table = ImageTable.of(images)
+        vars(self).update(
+            name=name,
+            images=table,
+            pairs=PairTable.of(pairs, table),
+            points=torch.zeros(0, 3, dtype=torch.float64) if points is None else points,
+            groups=groups or {},
+            problems=problems,
+            retrieve_within=retrieve_within,
+            dataset=dataset,
+        )
 
     @property
     def conditions(self) -> tuple[str, ...]:

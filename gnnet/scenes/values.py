@@ -1,9 +1,10 @@
-"""One image, one depth map, one pair of images: what a scene holds."""
+"""What a scene holds: images, depth maps, pairs of images, and the correspondences of a pair."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,7 +18,7 @@ class Depth:
 
     Args:
         path: a 16-bit PNG in millimetres; 0 and 65535 are unknown.
-        camera: of the depth map, unbatched, float64; None: the image's own (registered depth).
+        camera: intrinsics of the depth map, unbatched, float64; None: the image's own (registered depth).
         image_from_depth: maps points of the depth camera to the image's camera; None: they are one.
     """
 
@@ -41,7 +42,7 @@ class SceneImage:
         is_reference: part of the map, so a localization sample may start from it.
         point_ids: (K,) rows of `Scene.points` that the image observes.
         keypoints: (K, 2) where it observes them, COLMAP pixels.
-        depth: what is known of its depth map.
+        depth: the depth map.
     """
 
     name: str
@@ -60,15 +61,15 @@ class SceneImage:
 class Pair:
     """Two images of one place with known correspondences.
 
-    These are listed in a file, or follow from what the scene knows: a camera that stands still, the
-    images' depth maps and poses, or the 3D points that both observe.
+    A file lists these, or they follow from what the scene knows: a fixed camera, the images' depth maps
+    and poses, or the 3D points that both images observe.
 
     Args:
         image_a, image_b: names; they may be the same for a `static` pair.
-        place: of both.
+        place: of both images.
         correspondences: the `.mat` file that lists them.
-        static: the camera stands still, so each pixel corresponds to itself.
-        count: number of correspondences, 0 where it is not known.
+        static: both images are of one fixed camera, so each pixel corresponds to itself.
+        count: number of correspondences; 0 where it is not known.
     """
 
     image_a: str
@@ -77,3 +78,11 @@ class Pair:
     correspondences: Path | None = None
     static: bool = False
     count: int = 0
+
+
+class Correspondences(NamedTuple):
+    """Matching points of two images: (N, 2) float32 COLMAP pixels each, and confidence (N,) float32 in (0, 1]."""
+
+    keypoints_a: np.ndarray
+    keypoints_b: np.ndarray
+    weight: np.ndarray

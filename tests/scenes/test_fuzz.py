@@ -287,7 +287,7 @@ def test_names_of_images_outside(base: Path, name: str):
 @pytest.mark.slow
 def test_undamaged(base: Path, name: str):
     scene = open_scene(LAYOUTS[name].read, written(base, name), progress=False)
-    assert scene.pairs and not scene.problems
+    assert scene.pairs and not scene.problems and scene.dataset == name.partition(",")[0]
     try_to_train(scene, "raise")
 
 

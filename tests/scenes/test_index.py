@@ -44,7 +44,7 @@ def read_photos(root: Path, *, place: str = "p", elsewhere: str = "", on_bad: On
     names = list(images)
     pairs = tuple(Pair(a, b, place, static=True) for a, b in pairwise(names))
     points = torch.arange(9, dtype=torch.float64).reshape(3, 3)
-    return Scene("photos", images, pairs, points, {"all": ("day",)}, tuple(bad.problems), ("camera", "place"))
+    return Scene("photos", images, pairs, points, {"all": ("day",)}, tuple(bad.problems), ("camera", "place"), "photos")
 
 
 def read_in_process(root: Path, index_dir: Path) -> None:
@@ -80,7 +80,7 @@ def opened(photos: Path, tmp_path: Path):
 
 
 def assert_same_scene(found: Scene, expected: Scene) -> None:
-    for kept in ("name", "groups", "problems", "retrieve_within"):
+    for kept in ("name", "groups", "problems", "retrieve_within", "dataset"):
         assert getattr(found, kept) == getattr(expected, kept)
     assert torch.equal(found.points, expected.points) and found.points.dtype == torch.float64
     assert list(found.images) == list(expected.images) and found.pairs == tuple(expected.pairs)

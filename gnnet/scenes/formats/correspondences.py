@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gnnet.scenes.formats.matlab import MatlabArray, opened_matlab_file
+from gnnet.scenes.values import Correspondences
 
 MAX_PATH = 4096  # characters
 _PATHS, _POINTS = ("im_i_path", "im_j_path"), ("pt_i", "pt_j", "dist_from_center")
@@ -20,14 +21,6 @@ class CorrespondenceHeader(NamedTuple):
     name_a: str
     name_b: str
     count: int
-
-
-class Correspondences(NamedTuple):
-    """Matching points of two images: (N, 2) float32 COLMAP pixels each, and confidence (N,) float32 in (0, 1]."""
-
-    keypoints_a: np.ndarray
-    keypoints_b: np.ndarray
-    weight: np.ndarray
 
 
 def read_correspondence_header(path: Path) -> CorrespondenceHeader:

@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 
 from gnnet.scenes.formats.correspondences import read_correspondence_header
 from gnnet.scenes.layouts.cmu_slice import Slice, condition_groups, parse_name, read_intrinsics, read_slice
-from gnnet.scenes.layouts.colmap import covisible_pairs, stretches_of
+from gnnet.scenes.pairing import covisible_pairs, stretches_of
 from gnnet.scenes.problems import BadInput, OnBad
 from gnnet.scenes.scene import Pair, Scene, SceneImage
 
@@ -104,11 +104,11 @@ def load_cmu(
     for part in read:
         observed = [named[n] for n in part.images if n in named and named[n].point_ids is not None]
         if observed and not layout.files[part.number]:
-            pairs += covisible_pairs(observed, min_shared_points, pairs_per_image, progress)
+            pairs += tuple(covisible_pairs(observed, min_shared_points, pairs_per_image, progress))
     groups = condition_groups({image.condition for image in named.values()})
     pairs = _within_places(pairs, named)
     within = ("camera", "place") if len(layout.slices) > 1 else ("camera",)  # stretches of one slice are ours alone
-    return Scene("cmu", named, pairs, points, groups, tuple(bad.problems), within)
+    return Scene("cmu", named, pairs, points, groups, tuple(bad.problems), within, "cmu")
 
 
 def _check_cameras(cameras: Iterable[str]) -> tuple[str, ...]:

@@ -7,19 +7,15 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-import scipy.sparse
 import torch
-from rich.progress import track
 
 from gnnet.files import below
 from gnnet.geometry.pose import Pose
 from gnnet.scenes.formats.colmap import BinaryModel, read_binary_model
 from gnnet.scenes.formats.images import subfolders
+from gnnet.scenes.pairing import covisible_pairs, stretches_of
 from gnnet.scenes.problems import BadInput, OnBad
-from gnnet.scenes.scene import Pair, Scene, SceneImage
-
-_CHUNK = 256  # images whose common points with all others are counted at once
+from gnnet.scenes.scene import Scene, SceneImage
 
 
 def load_colmap(
@@ -76,6 +72,7 @@ def load_colmap(
         pairs=pairs,
         points=points,
         problems=tuple(bad.problems),
+        dataset="colmap",
     )
 
 
@@ -196,51 +193,3 @@ def _find_model(root: Path, sparse: str | Path | None) -> Path:
 
 def _holds_model(folder: Path) -> bool:
     return any((folder / f"images{ending}").is_file() for ending in (".bin", ".txt"))
-
-
-def stretches_of(centers: np.ndarray, count: int) -> np.ndarray:
-    """Index (N,) of the stretch that each camera centre (N, 3) lies in, of `count` along the path's main axis.
-
-    Stretches hold equally many centres, up to one; with fewer centres than `count`, each is one.
-    """
-    offsets = centers - centers.mean(0)
-    axis = np.linalg.svd(offsets, full_matrices=False)[2][0]
-    axis = axis * np.sign(axis[np.abs(axis).argmax()])  # the sign of a singular vector is arbitrary
-    rank = np.argsort(np.argsort(offsets @ axis, kind="stable"), kind="stable")
-    return rank * min(count, len(centers)) // len(centers)
-
-
-def covisible_pairs(images: list[SceneImage], min_shared: int, per_image: int, progress: bool) -> tuple[Pair, ...]:
-    """Each image with those `per_image` others that share most points, each pair once, with the count of these.
-
-    Args:
-        images: with `point_ids` of one set of points.
-        min_shared: fewer common points make no pair.
-        per_image: so many partners of an image are chosen, at most; others may choose it besides.
-        progress: show a progress bar.
-    """
-    owners = np.repeat(np.arange(len(images)), [len(image.point_ids) for image in images])
-    points = np.concatenate([image.point_ids for image in images])
-    seen = scipy.sparse.csr_array(
-        (np.ones(len(points), np.int32), (owners, points)), shape=(len(images), int(points.max(initial=-1)) + 1)
-    )
-    seen.sum_duplicates()
-    seen.data[:] = 1  # a point may be seen twice
-    seen_by = seen.T.tocsr()
-    chosen = []
-    for start in track(
-        range(0, len(images), _CHUNK), "Pairing images", disable=not progress, transient=True
-    ):  # fmt: skip
-        shared = (seen[start : start + _CHUNK] @ seen_by).tocoo()
-        a, b, count = shared.row + start, shared.col, shared.data
-        kept = (a != b) & (count >= min_shared)
-        a, b, count = a[kept], b[kept], count[kept]
-        order = np.lexsort((-b, -count, a))
-        a, b, count = a[order], b[order], count[order]
-        rank = np.arange(len(a)) - np.searchsorted(a, a)
-        best = rank < per_image
-        chosen.append(np.stack([np.minimum(a, b)[best], np.maximum(a, b)[best], count[best]], 1))
-    return tuple(
-        Pair(image_a=images[i].name, image_b=images[j].name, place=images[i].place, count=count)
-        for i, j, count in np.unique(np.concatenate(chosen), axis=0).tolist()
-    )

@@ -36,4 +36,5 @@ def load_homography(root: str | Path, *, on_bad: OnBad = "raise", progress: bool
         name: SceneImage(name, path, "photo", name if single else path.parent.relative_to(root).as_posix())
         for name, path in zip(names, found, strict=True)
     }
-    return Scene("homography", images, tuple(Pair(n, n, images[n].place, static=True) for n in names))
+    pairs = [Pair(name, name, image.place, static=True) for name, image in images.items()]
+    return Scene("homography", images, pairs, dataset="homography")

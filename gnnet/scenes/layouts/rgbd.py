@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from gnnet.files import parse_numbers, read_text
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.scenes.formats.images import image_files, subfolders, usual_size
+from gnnet.scenes.pairing import pairs_at_gaps
 from gnnet.scenes.problems import BadInput, OnBad
 from gnnet.scenes.scene import Depth, Pair, Scene, SceneImage
 
@@ -24,8 +25,6 @@ _TREE = """\
     poses.txt                camera to world, metres: 16 numbers a line, row by row, a line for each image
 See README "Posed RGB-D"."""
 _POSE = "a row-major 4×4 camera-to-world matrix (16 numbers, the last four 0 0 0 1)"
-_PROBES = torch.cartesian_prod(*2 * [torch.linspace(0.1, 0.9, 5, dtype=torch.float64)])  # (25, 2) of the image's size
-_PROBE_DEPTHS = (1.0, 2.0, 4.0)  # metres
 
 
 def load_rgbd(
@@ -81,7 +80,8 @@ def load_rgbd(
             f"{places} stretches; lower dataset.gaps, dataset.min_overlap or dataset.places, or add images"
             + "".join(f"; broken: {problem}" for problem in bad.problems[:1])
         )
-    return Scene(f"rgbd {root.absolute().name}", found, tuple(pairs), problems=tuple(bad.problems))
+    name = f"rgbd {root.absolute().name}"
+    return Scene(name, found, pairs, problems=tuple(bad.problems), dataset="rgbd")
 
 
 def parse_pose(words: list[str], source: str) -> Pose:
@@ -94,57 +94,6 @@ def parse_pose(words: list[str], source: str) -> Pose:
     if not np.allclose(matrix[3], (0, 0, 0, 1), atol=1e-6):
         raise ValueError(f"{source} ends with {' '.join(words[12:])[:80]}; expected {_POSE}")
     return Pose.from_matrix(torch.from_numpy(matrix)).inverse()
-
-
-def pairs_at_gaps(
-    images: Sequence[SceneImage], numbers: Iterable[int], gaps: Iterable[int], min_overlap: float
-) -> list[Pair]:
-    """Pairs of one sequence's images whose numbers differ by a gap, if their views overlap.
-
-    Args:
-        images: of one place.
-        numbers: of each image, ascending. Where a number is missing, the next one stands in for it,
-            up to half a gap later.
-        gaps: positive differences.
-        min_overlap: see `view_overlap`.
-
-    Raises:
-        ValueError: if a gap is not positive.
-    """
-    numbers = np.fromiter(numbers, dtype=np.int64, count=len(images))
-    rows = set()
-    for gap in gaps:
-        if gap < 1:
-            raise ValueError(f"dataset.gaps holds {gap}; expected positive numbers")
-        later = np.searchsorted(numbers, numbers + gap)
-        first = np.flatnonzero(later < len(numbers))
-        later = later[first]
-        near = numbers[later] - numbers[first] <= 1.5 * gap
-        rows |= set(zip(first[near].tolist(), later[near].tolist(), strict=True))
-    return overlapping_pairs(images, sorted(rows), min_overlap)
-
-
-def overlapping_pairs(images: Sequence[SceneImage], rows: Sequence[tuple[int, int]], min_overlap: float) -> list[Pair]:
-    """Of the pairs of rows of `images`, those whose views share `min_overlap`, both ways."""
-    if not rows:
-        return []
-    a, b = (np.array(side) for side in zip(*rows, strict=True))
-    cameras = Camera.stack([image.camera for image in images])
-    poses = Pose.stack([image.cam_from_world for image in images])
-    overlap = torch.minimum(*(view_overlap(cameras[i], poses[i], cameras[j], poses[j]) for i, j in ((a, b), (b, a))))
-    return [
-        Pair(images[i].name, images[j].name, images[i].place)
-        for (i, j), share in zip(rows, overlap.tolist(), strict=True)
-        if share >= min_overlap
-    ]
-
-
-def view_overlap(camera_a: Camera, a_from_world: Pose, camera_b: Camera, b_from_world: Pose) -> torch.Tensor:
-    """Share (N,) of points 1, 2 and 4 m before cameras a (N,) that lie in images b (N,); no depth is read."""
-    rays = camera_a.unproject(camera_a.size[:, None, :] * _PROBES)  # [N, 25, 3]
-    points = torch.cat([rays * depth for depth in _PROBE_DEPTHS], 1)
-    _, seen = camera_b.project((b_from_world @ a_from_world.inverse()).transform(points))
-    return seen.double().mean(1)
 
 
 def _is_sequence(folder: Path, images: str) -> bool:

@@ -103,7 +103,7 @@ def load_robotcar(
             images.setdefault(name, _plain_image(home, name, place, intrinsics))
     images, pairs = _on_disk_only(home, images, pairs, on_disk, bad)
     groups = _groups({image.condition for image in images.values()})
-    return Scene("robotcar", images, pairs, points, groups, tuple(bad.problems), ("camera",))
+    return Scene("robotcar", images, pairs, points, groups, tuple(bad.problems), ("camera",), "robotcar")
 
 
 def _find_home(root: Path) -> Path:

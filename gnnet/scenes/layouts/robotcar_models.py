@@ -18,6 +18,7 @@ from torch import Tensor
 from gnnet.files import below, parse_numbers
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
+from gnnet.scenes.pairing import stretches_by_length
 from gnnet.scenes.problems import BadInput
 
 REFERENCE = "overcast-reference"
@@ -232,9 +233,9 @@ def read_nvm(
     ends = np.searchsorted(seen.image[by_image], np.arange(len(names) + 1))
     centers = np.array([poses[i].center().numpy() for i in order]).reshape(-1, 3)
     references = {}
-    for i, place in zip(order, _stretches(centers, place_size), strict=True):
+    for i, place in zip(order, stretches_by_length(centers, place_size), strict=True):
         rows = by_image[ends[i] : ends[i + 1]]
-        references[names[i]] = Reference(place, poses[i], seen.point[rows], xy[rows])
+        references[names[i]] = Reference(f"stretch{place:03d}", poses[i], seen.point[rows], xy[rows])
     return references, torch.from_numpy(seen.points)
 
 
@@ -358,14 +359,3 @@ def _origin(
     if errors[best] > _POOR:
         _log.warning("%s: points reproject %.1f pixels (median) from their keypoints", path, errors[best])
     return shifts[best][index]
-
-
-def _stretches(centers: np.ndarray, place_size: float) -> list[str]:
-    """Names of the stretches of a drive with centres (N, 3): a new one after `place_size` metres or a jump as far."""
-    names, number, start = [], 0, 0
-    for i in range(len(centers)):
-        jumped = i > 0 and np.linalg.norm(centers[i] - centers[i - 1]) > place_size
-        if jumped or np.linalg.norm(centers[i] - centers[start]) > place_size:
-            number, start = number + 1, i
-        names.append(f"stretch{number:03d}")
-    return names

@@ -15,7 +15,8 @@ from gnnet.files import read_text
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.scenes.formats.images import subfolders
-from gnnet.scenes.layouts.rgbd import overlapping_pairs, pairs_at_gaps, parse_pose
+from gnnet.scenes.layouts.rgbd import parse_pose
+from gnnet.scenes.pairing import overlapping_pairs, pairs_at_gaps
 from gnnet.scenes.problems import BadInput, OnBad
 from gnnet.scenes.scene import Depth, Pair, Scene, SceneImage
 
@@ -104,7 +105,8 @@ def load_sevenscenes(
             f"{list(gaps)}; lower dataset.stride or dataset.min_overlap, or take other dataset.gaps"
             + "".join(f"; broken: {problem}" for problem in bad.problems[:1])
         )
-    return Scene(f"7-scenes {root.absolute().name}", images, tuple(pairs), problems=tuple(bad.problems))
+    name = f"7-scenes {root.absolute().name}"
+    return Scene(name, images, pairs, problems=tuple(bad.problems), dataset="sevenscenes")
 
 
 def _scenes(root: Path) -> dict[str, Path]:

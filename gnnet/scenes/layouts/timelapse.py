@@ -86,7 +86,7 @@ def load_timelapse(
         )
     if moved:
         _log.warning("%d images left out as the camera had moved, the first: %s", len(moved), moved[0])
-    return Scene("timelapse", images, tuple(pairs), problems=(*bad.problems, *moved))
+    return Scene("timelapse", images, tuple(pairs), problems=(*bad.problems, *moved), dataset="timelapse")
 
 
 def _folders(root: Path, chosen: Iterable[str] | None) -> dict[str, Path]:

@@ -14,7 +14,8 @@ import torch
 
 from gnnet.data.correspondences import PairPoints
 from gnnet.geometry.pose import Pose
-from gnnet.scenes.layouts.colmap import covisible_pairs, load_colmap
+from gnnet.scenes.layouts.colmap import load_colmap
+from gnnet.scenes.pairing import covisible_pairs
 from gnnet.scenes.scene import SceneImage
 
 
@@ -193,7 +194,7 @@ def test_pairs_are_those_that_share_most_points(per_image):
     found = covisible_pairs(images, 40, per_image, progress=False)
     assert {(int(p.image_a), int(p.image_b)): p.count for p in found} == expected
     assert [(p.image_a, p.image_b) for p in found] == sorted((p.image_a, p.image_b) for p in found)
-    assert covisible_pairs(images, 401, per_image, progress=False) == ()
+    assert covisible_pairs(images, 401, per_image, progress=False) == []
 
 
 @pytest.mark.skipif("GNNET_DATA" not in os.environ, reason="set GNNET_DATA to the folder that holds strecha/")

@@ -13,7 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from gnnet.geometry.pose import pose_errors
 from gnnet.scenes.layouts.robotcar import load_robotcar
-from gnnet.scenes.layouts.robotcar_models import _stretches
+from gnnet.scenes.pairing import stretches_by_length
 from gnnet.scenes.scene import Scene
 from gnnet.toy.layout import write_correspondences
 
@@ -188,8 +188,8 @@ def test_merged_model_agrees_with_individual_models(toy_root: Path, copy: Path):
 
 def test_stretches_begin_after_their_length_and_at_jumps():
     x = np.array([0, 20, 40, 60, 80, 300, 320])
-    names = _stretches(np.stack([x, 0 * x, 0 * x], -1).astype(float), place_size=50.0)
-    assert names == ["stretch000"] * 3 + ["stretch001"] * 2 + ["stretch002"] * 2
+    centers = np.stack([x, 0 * x, 0 * x], -1).astype(float)
+    assert stretches_by_length(centers, 50.0) == [0, 0, 0, 1, 1, 2, 2]
 
 
 def test_without_models_references_have_no_pose_and_blocks_are_places(copy: Path):
