@@ -1,19 +1,26 @@
-"""Text files that are read with clear errors, files that are written atomically, and locks between processes."""
+"""Text files that are read with clear errors, files and folders that appear when they are complete, and locks."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 
 
 def below(root: Path, name: str, source: str) -> Path:
-    """`root / name` for a relative name that a file gives (`source` says which, and where in it).
+    """`root / name` for a relative name that stands in a file.
+
+    Args:
+        root: folder that the name must stay inside.
+        name: with `/` or `\\` between its parts.
+        source: the file that gives the name, and where in it.
 
     Raises:
         ValueError: if the name is empty, absolute, or leads out of the root.
@@ -26,7 +33,7 @@ def below(root: Path, name: str, source: str) -> Path:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Held by one process at a time; the system frees it if the process dies.
+    """Hold a lock that one process at a time can hold; the system frees it if the process dies.
 
     Raises:
         OSError: if the file cannot be written.
@@ -37,24 +44,48 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def read_text(path: Path, expected: str) -> str:
-    """Text of a file.
+    """Text of a UTF-8 file, without a byte-order mark, and with `\\n` at the end of each line.
 
     Raises:
-        FileNotFoundError, ValueError: if it is missing or no text; the message ends with what is `expected`.
+        FileNotFoundError, ValueError: if the file is missing or no text; the message ends with what is `expected`.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise FileNotFoundError(f"{path} does not exist; expected {expected}") from None
     except (UnicodeDecodeError, OSError) as error:
         raise ValueError(f"{path} cannot be read as text ({error}); expected {expected}") from error
 
 
-def parse_numbers(words: list[str], count: int, source: str, expected: str) -> np.ndarray:
-    """`count` finite numbers (float64) of words; `source` names the file and line they stand in.
+class Line(NamedTuple):
+    """One line of a text file: its number, from 1, its words (at least one), and `file line number` for messages."""
+
+    number: int
+    words: list[str]
+    source: str
+
+
+def read_lines(path: Path, expected: str) -> list[Line]:
+    """Lines of a text file that are neither empty nor begin with #.
 
     Raises:
-        ValueError: if they are fewer or more, or one is no finite number.
+        FileNotFoundError, ValueError: as `read_text`.
+    """
+    numbered = enumerate(map(str.split, read_text(path, expected).splitlines()), start=1)
+    return [Line(n, words, f"{path} line {n}") for n, words in numbered if words and not words[0].startswith("#")]
+
+
+def parse_numbers(words: list[str], count: int, source: str, expected: str) -> np.ndarray:
+    """Turn words into finite numbers (count,), float64.
+
+    Args:
+        words: as they stand in a file.
+        count: how many there must be.
+        source: file and line, for messages.
+        expected: what should stand there, for messages.
+
+    Raises:
+        ValueError: if there are fewer or more, or one is no finite number.
     """
     try:
         numbers = np.array([float(word) for word in words])
@@ -67,21 +98,45 @@ def parse_numbers(words: list[str], count: int, source: str, expected: str) -> n
     return numbers
 
 
-def write_at_once(path: str | Path, content: bytes) -> Path:
-    """Write a file, whose folder is made; what stood there is replaced only when all is written."""
+@contextmanager
+def new_file(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` to write to; after the block, that file takes the name `path`.
+
+    The folder is made. A file that stood at `path` is replaced; it stays as it was if the block raises.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        partial.write_bytes(content)
+        yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    return path
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path` to make a folder at; after the block, that folder takes the name `path`.
+
+    One process at a time may do so (`locked`). A folder that stood at `path` is replaced after the block; what a
+    process left at the temporary path when it was killed is removed before.
+    """
+    partial = path.with_name(f".{path.name}.part")
+    shutil.rmtree(partial, ignore_errors=True)
+    yield partial
+    shutil.rmtree(path, ignore_errors=True)
+    partial.replace(path)
+
+
+def write_at_once(path: str | Path, content: bytes) -> Path:
+    """Write a file, whose folder is made; what stood there is replaced only when all is written."""
+    with new_file(path) as partial:
+        partial.write_bytes(content)
+    return Path(path)
 
 
 def write_json(path: str | Path, content: dict) -> Path:
-    """`write_at_once` of strict JSON.
+    """Write strict JSON by `write_at_once`.
 
     Raises:
         ValueError: if a number is NaN or infinite, which JSON does not know.

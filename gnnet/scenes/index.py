@@ -1,34 +1,34 @@
-"""A dataset read and checked once, and kept as memory-mapped columns until one of its files changes."""
+"""The index of a dataset: a scene that was read and checked, kept as memory-mapped columns until a file changes."""
 
 from __future__ import annotations
 
 import hashlib
 import inspect
-import json
 import logging
 import os
 import re
-import shutil
-import tempfile
+import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from gnnet.files import locked
+from gnnet.arrays import ArrayFile
+from gnnet.files import locked, new_file
 from gnnet.scenes.check import checked
 from gnnet.scenes.columns import ImageColumns, PairColumns, Strings
 from gnnet.scenes.problems import BadInput, OnBad
 from gnnet.scenes.scene import Scene
 from gnnet.scenes.table import ImageTable, PairTable
 
-VERSION = 3  # of the files of an index; raise it whenever their meaning changes
-_MAX_CHECKSUM = 1 << 26  # bytes; larger files are checked by their size and header alone
+VERSION = 3  # of what an index holds; raise it when that, or what `check` or a file format makes of a file, changes
+_MAX_CHECKSUM = 1 << 26  # bytes; of a larger array only the size is checked
 _log = logging.getLogger(__name__)
 
 
@@ -42,16 +42,17 @@ def open_scene(
 ) -> Scene:
     """Read and check a dataset, or take what an earlier call kept of it.
 
-    The index belongs to the reader, its settings (`functools.partial`), `on_bad` and the root; it holds
-    while the program that reads is the same, and path, size and time of change of every file below the
-    root and below the folders that the settings name. Several processes may call at once: one reads,
-    the others wait.
+    An index belongs to the reader's name, its settings (`functools.partial`), `on_bad` and the root. It is
+    used while these stay as they were: `VERSION`, the constant `READER_VERSION` of the reader's module (0 if
+    there is none), and path, size and time of change of every file below the root and below the folders
+    that the settings name. So raise `READER_VERSION` when a reader makes another scene of the same files.
+    Several processes may call at once: one reads, the others wait.
 
     Args:
-        reader: `reader(root) -> Scene`; it is given `on_bad` and `progress` where it takes them.
+        reader: `reader(root) -> Scene`; `on_bad` and `progress` are passed on to it where it takes them.
         root: the dataset's folder.
-        index_dir: folder of all indices; None keeps none. Readers without a name of their own (a
-            lambda, a function within a function) are not kept either.
+        index_dir: folder of all indices; None keeps none. A reader without a name of its own (a lambda, a
+            function within a function) has no index either.
         on_bad: `raise` ends at the first broken input; `skip` leaves it out (`Scene.problems`).
         progress: show progress bars.
 
@@ -60,40 +61,41 @@ def open_scene(
     """
     root = Path(root)
     read = partial(_read, reader, root, on_bad, progress)
-    identity = None if index_dir is None else _identity(reader, root, on_bad)
-    if identity is None:
+    identity = _identity(reader, root, on_bad)
+    if index_dir is None or identity is None:
         return read()
     index_dir = Path(index_dir).absolute()
     readable = re.sub(r"[^\w.-]+", "-", f"{_unwrapped(reader).__name__}-{root.absolute().name}")[:60]
-    folder = index_dir / f"{readable}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+    path = index_dir / f"{readable}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.index"
     with ExitStack() as held:
         try:
             index_dir.mkdir(parents=True, exist_ok=True)
-            held.enter_context(locked(index_dir / f".{folder.name}.lock"))
+            held.enter_context(locked(index_dir / f".{path.name}.lock"))
         except OSError as error:
             _log.warning("no index of the dataset can be kept in %s (%s); it is read anew each time", index_dir, error)
             return read()
-        return _load_or_read(folder, reader, root, read)
+        return _load_or_read(path, reader, root, read)
 
 
-def _load_or_read(folder: Path, reader: Callable[..., Scene], root: Path, read: Callable[[], Scene]) -> Scene:
-    folders, program = _folders(reader, root), _program(reader)
-    existed = root.exists()
-    state = fingerprint(folders, leave_out=folder.parent)
-    scene = _load(folder, program, state)
+def _load_or_read(path: Path, reader: Callable[..., Scene], root: Path, read: Callable[[], Scene]) -> Scene:
+    folders, existed = _folders(reader, root), root.exists()
+    module = sys.modules.get(_unwrapped(reader).__module__)
+    versions = [VERSION, str(getattr(module, "READER_VERSION", 0))]
+    state = fingerprint(folders, leave_out=path.parent)
+    scene = _load(path, [*versions, state])
     if scene is not None:
         return scene
     scene = read()
-    after = fingerprint(folders, leave_out=folder.parent)
+    after = fingerprint(folders, leave_out=path.parent)
     if existed and after != state:
         _log.warning("files below %s changed while they were read; no index of them is kept", root)
         return scene
     try:
-        _save(scene, folder, program, after)
+        _save(scene, path, [*versions, after])
     except OSError as error:
-        _log.warning("no index of the dataset can be kept in %s (%s); it is read anew each time", folder, error)
+        _log.warning("no index of the dataset can be kept in %s (%s); it is read anew each time", path, error)
         return scene
-    return _load(folder, program, after) or scene  # the memory of what was read is freed
+    return _load(path, [*versions, after]) or scene  # the memory of what was read is freed
 
 
 def _read(reader: Callable[..., Scene], root: Path, on_bad: OnBad, progress: bool) -> Scene:
@@ -127,18 +129,6 @@ def _identity(reader: Callable[..., Scene], root: Path, on_bad: OnBad) -> str | 
     return repr((function.__module__, name, settings, on_bad, str(root.absolute())))
 
 
-def _program(reader: Callable[..., Scene]) -> str:
-    """Hash of the source of all readers, and of this one, so that a changed reader reads anew."""
-    sources = set(Path(__file__).parent.glob("*.py"))
-    own = inspect.getsourcefile(_unwrapped(reader))
-    if own is not None:
-        sources.add(Path(own))
-    digest = hashlib.sha256(str(VERSION).encode())
-    for path in sorted(sources):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
 def _folders(reader: Callable[..., Scene], root: Path) -> list[Path]:
     """The root, and folders elsewhere that the reader's settings name."""
     root = root.absolute()
@@ -148,9 +138,13 @@ def _folders(reader: Callable[..., Scene], root: Path) -> list[Path]:
 
 
 def fingerprint(folders: list[Path], *, leave_out: Path | None = None) -> str:
-    """Hash of path, size and time of change of every file below some folders, but for one folder.
+    """Hash of path, size and time of change of every file below some folders.
 
     Links to folders are followed, each real folder once.
+
+    Args:
+        folders: where to look.
+        leave_out: a folder that does not count.
     """
     digest, seen = hashlib.sha256(), set()
     if leave_out is not None and leave_out.exists():
@@ -165,8 +159,8 @@ def fingerprint(folders: list[Path], *, leave_out: Path | None = None) -> str:
                 if real in seen:
                     continue
                 seen.add(real)
-                with os.scandir(path) as entries:
-                    entries = sorted(entries, key=lambda entry: entry.name)
+                with os.scandir(path) as found:
+                    entries = sorted(found, key=lambda entry: entry.name)
             except OSError as error:
                 digest.update(os.fsencode(f"{name} {type(error).__name__}\n"))
                 continue
@@ -188,106 +182,81 @@ def _real(status: os.stat_result) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-@dataclass(frozen=True)
-class _Described:
-    """An array's file as the index's JSON tells of it."""
-
-    dtype: str
-    shape: list[int]
-    checksum: int | None
-
-    @classmethod
-    def of(cls, path: Path, array: np.ndarray) -> _Described:
-        return cls(array.dtype.str, list(array.shape), _checksum(path))
-
-
-def _checksum(path: Path) -> int | None:
-    return zlib.crc32(path.read_bytes()) if path.stat().st_size <= _MAX_CHECKSUM else None
-
-
-def _save(scene: Scene, folder: Path, program: str, state: str) -> None:
-    """Write under another name first, so that a folder of this name is complete."""
-    for old in folder.parent.glob(f".{folder.name}.*.writing"):  # of a process that was killed; this one has the lock
-        shutil.rmtree(old, ignore_errors=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".writing", dir=folder.parent))
-    try:
-        images, pairs = scene.images, scene.pairs
-        shared = pairs.columns.names is images.columns.names
-        arrays = {"points": scene.points.numpy(), "image_rows": images.rows, "pair_rows": pairs.rows}
-        arrays |= dict(_arrays(images.columns, "images"))
-        arrays |= dict(_arrays(pairs.columns, "pairs", leave_out=("names",) if shared else ()))
-        described = {}
+def _save(scene: Scene, path: Path, key: list[Any]) -> None:
+    """Write an index; `key` is what must be as it is now for the index to be used."""
+    for killed in path.parent.glob(f".*{path.name}.*.part"):  # what a process left; this one has the lock
+        killed.unlink()
+    images, pairs = scene.images, scene.pairs
+    shared = pairs.columns.names is images.columns.names
+    arrays = {"points": scene.points.numpy(), "image_rows": images.rows, "pair_rows": pairs.rows}
+    arrays |= _packed(images.columns, "images") | _packed(pairs.columns, "pairs", leave_out="names" if shared else "")
+    about = {
+        "key": key, "name": scene.name, "groups": scene.groups, "problems": scene.problems,
+        "retrieve_within": scene.retrieve_within, "dataset": scene.dataset, "pairs_share_names": shared,
+        "checksums": {name: zlib.crc32(array) for name, array in arrays.items() if array.nbytes <= _MAX_CHECKSUM},
+    }  # fmt: skip
+    with new_file(path) as partial:
+        file = ArrayFile.create(partial, {name: (a.dtype.str[1:], a.shape) for name, a in arrays.items()}, about)
         for name, array in arrays.items():
-            np.save(temporary / f"{name}.npy", array, allow_pickle=False)
-            described[name] = vars(_Described.of(temporary / f"{name}.npy", array))
-        content = {
-            "version": VERSION, "program": program, "files": state, "name": scene.name, "groups": scene.groups,
-            "problems": scene.problems, "retrieve_within": scene.retrieve_within, "dataset": scene.dataset,
-            "pairs_share_names": shared, "arrays": described,
-        }  # fmt: skip
-        (temporary / "scene.json").write_text(json.dumps(content))
-        temporary.chmod(0o755)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            file.write(name, 0, array)
+        file.close()
+    old = sorted(path.parent.glob("*/scene.json"))
+    if old:
+        _log.info("%s and others like it are indices of an older gnnet that nothing reads: delete them", old[0].parent)
 
 
-def _arrays(columns, prefix: str, leave_out: tuple[str, ...] = ()) -> Iterator[tuple[str, np.ndarray]]:
+def _packed(columns: ImageColumns | PairColumns, prefix: str, leave_out: str = "") -> dict[str, np.ndarray]:
+    """Arrays of columns by `prefix.column`; strings are two arrays."""
+    arrays: dict[str, np.ndarray] = {}
     for field in fields(columns):
-        value = getattr(columns, field.name)
-        if field.name in leave_out:
+        value, name = getattr(columns, field.name), f"{prefix}.{field.name}"
+        if field.name == leave_out:
             continue
         if isinstance(value, Strings):
-            yield f"{prefix}.{field.name}.text", value.text
-            yield f"{prefix}.{field.name}.offsets", value.offsets
+            arrays |= {f"{name}.text": value.text, f"{name}.offsets": value.offsets}
         else:
-            yield f"{prefix}.{field.name}", value
+            arrays[name] = value
+    return arrays
 
 
-def _load(folder: Path, program: str, state: str) -> Scene | None:
-    """The scene of an index that still holds; None if there is none, or it is damaged."""
+def _load(path: Path, key: list[Any]) -> Scene | None:
+    """The scene of an index that is up to date; None if there is none, or it is damaged."""
     try:
-        content = json.loads((folder / "scene.json").read_text())
-        if (content["version"], content["program"], content["files"]) != (VERSION, program, state):
+        file = ArrayFile(path)
+        about = file.about
+        if about["key"] != key:
             return None
-        arrays = {name: _load_array(folder / f"{name}.npy", _Described(**d)) for name, d in content["arrays"].items()}
+        # No memmaps, whose slices are slow; the pages are shared by all processes until one writes to them.
+        arrays = {name: np.asarray(file.mapped(name, "c")) for name in file.arrays}
+        for name, checksum in about["checksums"].items():
+            if zlib.crc32(np.ascontiguousarray(arrays[name])) != checksum:
+                raise ValueError(f"{name} is not as it was written")
         images = _columns(ImageColumns, arrays, "images")
-        names = images.names if content["pairs_share_names"] else None
+        names = {"names": images.names} if about["pairs_share_names"] else {}
         return Scene(
-            name=content["name"],
+            name=about["name"],
             images=ImageTable(images, arrays["image_rows"]),
-            pairs=PairTable(_columns(PairColumns, arrays, "pairs", names=names), arrays["pair_rows"]),
+            pairs=PairTable(_columns(PairColumns, arrays, "pairs", **names), arrays["pair_rows"]),
             points=torch.from_numpy(arrays["points"]),
-            groups={name: tuple(members) for name, members in content["groups"].items()},
-            problems=tuple(content["problems"]),
-            retrieve_within=tuple(content["retrieve_within"]),
-            dataset=content["dataset"],
+            groups={name: tuple(members) for name, members in about["groups"].items()},
+            problems=tuple(about["problems"]),
+            retrieve_within=tuple(about["retrieve_within"]),
+            dataset=about["dataset"],
         )
     except FileNotFoundError:
         return None
     except Exception as error:  # whatever stands in a damaged file
-        _log.warning("the index %s is damaged (%s: %s); it is made anew", folder, type(error).__name__, error)
+        _log.warning("the index %s is damaged (%s: %s); it is made anew", path, type(error).__name__, error)
         return None
 
 
-def _load_array(path: Path, described: _Described) -> np.ndarray:
-    """Memory-mapped: its pages are shared by all processes; what is written to them stays in the one that writes."""
-    if _checksum(path) != described.checksum:
-        raise ValueError(f"{path.name} is not as it was written")
-    array = np.load(path, allow_pickle=False, mmap_mode="c" if np.prod(described.shape) else None)
-    if array.dtype.str != described.dtype or list(array.shape) != described.shape:
-        raise ValueError(f"{path.name} is {array.dtype} of shape {array.shape}")
-    return np.asarray(array)  # no memmap, whose slices are slow
-
-
-def _columns(kind: type, arrays: dict[str, np.ndarray], prefix: str, **known: Strings | None):
-    values = {}
+def _columns(kind: type, arrays: dict[str, np.ndarray], prefix: str, **known: Strings) -> Any:
+    """The columns that `_packed` made arrays of."""
+    values: dict[str, Any] = dict(known)
     for field in fields(kind):
-        if known.get(field.name) is not None:
-            values[field.name] = known[field.name]
-        elif f"{prefix}.{field.name}.text" in arrays:
-            values[field.name] = Strings(*(arrays[f"{prefix}.{field.name}.{part}"] for part in ("text", "offsets")))
-        else:
-            values[field.name] = arrays[f"{prefix}.{field.name}"]
+        name = f"{prefix}.{field.name}"
+        if f"{name}.text" in arrays:
+            values[field.name] = Strings(arrays[f"{name}.text"], arrays[f"{name}.offsets"])
+        elif field.name not in known:
+            values[field.name] = arrays[name]
     return kind(**values)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import importlib
 import logging
 import multiprocessing
 import os
+import sys
 import time
 from functools import partial
 from itertools import pairwise
@@ -16,6 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
+from gnnet.arrays import ArrayFile
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.scenes import index
@@ -171,12 +173,45 @@ def test_files_that_the_settings_name_elsewhere(opened, tmp_path):
     assert opened(reader)[1]
 
 
-def test_a_new_version_or_program_reads_anew(opened, monkeypatch):
+def test_a_raised_version_reads_anew(opened, monkeypatch):
     opened()
     monkeypatch.setattr(index, "VERSION", index.VERSION + 1)
     assert opened()[1] and not opened()[1]
-    monkeypatch.setattr(index, "_program", lambda reader: "another")
+    monkeypatch.setattr(sys.modules[__name__], "READER_VERSION", 1, raising=False)
     assert opened()[1] and not opened()[1]
+
+
+def test_an_edited_source_text_keeps_the_index_until_its_version_is_raised(tmp_path, photos, monkeypatch):
+    source = tmp_path / "their_reader.py"
+    text = "from tests.scenes.test_index import read_photos\n\ndef read(root):\n    return read_photos(root)\n"
+    source.write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def is_read() -> bool:
+        READS.clear()
+        sys.modules.pop("their_reader", None)
+        importlib.invalidate_caches()
+        reader = importlib.import_module("their_reader").read
+        open_scene(reader, photos, index_dir=tmp_path / "index", progress=False)
+        return bool(READS)
+
+    assert is_read() and not is_read()
+    source.write_text(text + "# edited\n")
+    assert not is_read()
+    source.write_text(text + "READER_VERSION = 1\n")
+    assert is_read() and not is_read()
+
+
+def test_an_index_of_an_older_kind_is_read_anew_and_told_of(opened, tmp_path, caplog):
+    opened()
+    (path,) = (tmp_path / "index").glob("*.index")
+    path.unlink()
+    folder = path.with_suffix("")
+    folder.mkdir()
+    (folder / "scene.json").write_text('{"version": 2}')
+    with caplog.at_level(logging.INFO):
+        assert opened()[1] and not opened()[1]
+    assert caplog.text.count(str(folder)) == 1 and (folder / "scene.json").exists()
 
 
 def test_a_reader_without_a_name_is_not_kept(opened, tmp_path):
@@ -185,51 +220,50 @@ def test_a_reader_without_a_name_is_not_kept(opened, tmp_path):
     assert not (tmp_path / "index").exists()
 
 
-def truncate(folder: Path, name: str) -> None:
-    (folder / name).write_bytes((folder / name).read_bytes()[:-5])
+def truncate(path: Path, at: int) -> None:
+    path.write_bytes(path.read_bytes()[:at])
 
 
-def zero(folder: Path, name: str) -> None:
-    content = (folder / name).read_bytes()
-    (folder / name).write_bytes(content[:-4] + b"\1\2\3\4")
+def zero(path: Path, at: int) -> None:
+    content = path.read_bytes()
+    path.write_bytes(content[:at] + b"\1\2\3\4" + content[at + 4 :])
 
 
-def delete(folder: Path, name: str) -> None:
-    (folder / name).unlink()
+def delete(path: Path, at: int) -> None:
+    path.unlink()
 
 
-def scribble(folder: Path, name: str) -> None:
-    (folder / name).write_bytes(b"\x80\x04c")
+def scribble(path: Path, at: int) -> None:
+    path.write_bytes(b"\x80\x04c")
 
 
 @pytest.mark.parametrize("damage", [truncate, zero, delete, scribble])
-@pytest.mark.parametrize("name", ["scene.json", "images.names.offsets.npy", "images.keypoints.npy", "pair_rows.npy"])
+@pytest.mark.parametrize("name", [None, "images.names.offsets", "images.keypoints", "pair_rows"])
 def test_a_damaged_index_is_made_anew(opened, tmp_path, photos, damage, name):
     opened()
-    (folder,) = (p for p in (tmp_path / "index").iterdir() if p.is_dir())
-    damage(folder, name)
+    (path,) = (tmp_path / "index").glob("*.index")
+    damage(path, 30 if name is None else ArrayFile(path).mapped(name, "r").offset)
     scene, read = opened()
     assert read and not opened()[1]
     assert_same_scene(scene, read_photos(photos))
 
 
-def test_a_json_of_another_shape(opened, tmp_path, caplog):
+def test_an_index_without_an_array(opened, tmp_path, caplog):
     opened()
-    (folder,) = (p for p in (tmp_path / "index").iterdir() if p.is_dir())
-    content = json.loads((folder / "scene.json").read_text())
-    del content["arrays"]["images.flags"]
-    (folder / "scene.json").write_text(json.dumps(content))
+    (path,) = (tmp_path / "index").glob("*.index")
+    path.write_bytes(path.read_bytes().replace(b'"images.flags": [', b'"images.flegs": ['))
     with caplog.at_level(logging.WARNING):
         assert opened()[1]
     assert "is damaged" in caplog.text
 
 
-def test_nothing_is_pickled(opened, tmp_path):
+def test_an_index_is_one_file_of_plain_arrays(opened, tmp_path):
     opened()
-    kinds = {path.suffix for path in (tmp_path / "index").rglob("*") if path.is_file() and path.suffix != ".lock"}
-    assert kinds == {".npy", ".json"}
-    for path in (tmp_path / "index").rglob("*.npy"):
-        assert np.load(path, allow_pickle=False).dtype.kind in "uif"
+    kinds = [path.suffix for path in (tmp_path / "index").rglob("*")]
+    assert sorted(kinds) == [".index", ".lock"]
+    (path,) = (tmp_path / "index").glob("*.index")
+    file = ArrayFile(path)
+    assert {file[name].dtype.kind for name in file.arrays} <= set("uif")
 
 
 def test_broken_input_is_raised_or_counted(opened, photos):
@@ -266,15 +300,15 @@ def test_several_processes_read_once(photos, tmp_path):
         process.join()
     assert [process.exitcode for process in processes] == [0] * 4
     assert (tmp_path / "log").read_text() == "read\n"
-    assert not list((tmp_path / "index").glob(".*.writing"))
+    assert not list((tmp_path / "index").glob(".*.part"))
 
 
 def test_a_killed_process_leaves_no_waste(opened, tmp_path):
     opened()
-    (folder,) = (p for p in (tmp_path / "index").iterdir() if p.is_dir())
-    waste = tmp_path / "index" / f".{folder.name}.abc.writing"
-    waste.mkdir()
-    (folder / "scene.json").unlink()
+    (path,) = (tmp_path / "index").glob("*.index")
+    waste = path.with_name(f".{path.name}.1234.part")
+    waste.write_bytes(b"half")
+    path.unlink()
     assert opened()[1] and not waste.exists()
 
 

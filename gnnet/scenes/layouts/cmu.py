@@ -20,6 +20,7 @@ from gnnet.scenes.pairing import covisible_pairs, stretches_of
 from gnnet.scenes.problems import BadInput, OnBad
 from gnnet.scenes.scene import Pair, Scene, SceneImage
 
+READER_VERSION = 1  # raise it when the same files make another scene, so that their index is made anew
 SLICE_GROUPS = {
     "urban": tuple(range(2, 9)),
     "suburban": tuple(range(9, 18)),

@@ -17,6 +17,8 @@ from gnnet.scenes.pairing import covisible_pairs, stretches_of
 from gnnet.scenes.problems import BadInput, OnBad
 from gnnet.scenes.scene import Scene, SceneImage
 
+READER_VERSION = 1  # raise it when the same files make another scene, so that their index is made anew
+
 
 def load_colmap(
     root: str | Path,

@@ -8,6 +8,8 @@ from gnnet.scenes.formats.images import IMAGE_SUFFIXES
 from gnnet.scenes.problems import OnBad
 from gnnet.scenes.scene import Pair, Scene, SceneImage
 
+READER_VERSION = 1  # raise it when the same files make another scene, so that their index is made anew
+
 
 def load_homography(root: str | Path, *, on_bad: OnBad = "raise", progress: bool = True) -> Scene:
     """Every JPEG and PNG below the folder, at any depth; a folder is a place, or each image where there is one folder.

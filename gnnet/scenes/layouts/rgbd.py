@@ -17,6 +17,7 @@ from gnnet.scenes.pairing import pairs_at_gaps
 from gnnet.scenes.problems import BadInput, OnBad
 from gnnet.scenes.scene import Depth, Pair, Scene, SceneImage
 
+READER_VERSION = 1  # raise it when the same files make another scene, so that their index is made anew
 _TREE = """\
   <dataset.root>/            one sequence, or a folder of such folders
     images/*.jpg or *.png    in the sequence's order, when sorted by name

@@ -33,6 +33,7 @@ from gnnet.scenes.layouts.robotcar_queries import UNKNOWN, Chosen, Queries, read
 from gnnet.scenes.problems import BadInput, OnBad
 from gnnet.scenes.scene import Pair, Scene, SceneImage
 
+READER_VERSION = 1  # raise it when the same files make another scene, so that their index is made anew
 NIGHT = ("night", "night-rain")
 _BLOCK = 100  # moments of the reference drive a place where no model tells the places apart
 _TREE = """\

@@ -20,6 +20,7 @@ from gnnet.scenes.pairing import overlapping_pairs, pairs_at_gaps
 from gnnet.scenes.problems import BadInput, OnBad
 from gnnet.scenes.scene import Depth, Pair, Scene, SceneImage
 
+READER_VERSION = 1  # raise it when the same files make another scene, so that their index is made anew
 _TREE = """\
   <dataset.root>/                  one scene (chess, redkitchen, …), or a folder of scenes
     TrainSplit.txt TestSplit.txt   a line for each sequence: sequence1, sequence2, …

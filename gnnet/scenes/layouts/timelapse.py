@@ -16,6 +16,7 @@ from gnnet.scenes.formats.images import image_files, image_size, subfolders
 from gnnet.scenes.problems import BadInput, OnBad
 from gnnet.scenes.scene import Pair, Scene, SceneImage
 
+READER_VERSION = 1  # raise it when the same files make another scene, so that their index is made anew
 DUSK, NIGHT = 0.65, 0.3  # of the place's usual median grey value: darker images are dusk, or night
 _SIDE = 256  # pixels, largest side of the images by which light and alignment are judged
 _CONFIDENT = 0.12  # height of the correlation peak from which a shift is believed
