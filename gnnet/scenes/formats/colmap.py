@@ -1,9 +1,12 @@
-"""COLMAP's binary models, read within bounds: a truncated or damaged file ends with its name, and at once."""
+"""COLMAP's sparse models: binary files are read here, and text files are turned into binary ones by pycolmap.
+
+Binary files are not read by pycolmap, as it fills the memory, or never comes back, where a count in them is damaged.
+"""
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,8 +15,9 @@ import torch
 
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
+from gnnet.scenes.problems import BadInput
 
-# Names and numbers of parameters, by COLMAP's number of the model.
+# Name and number of parameters of each camera model, in the order of COLMAP's numbers.
 _MODELS = (
     ("SIMPLE_PINHOLE", 3), ("PINHOLE", 4), ("SIMPLE_RADIAL", 4), ("RADIAL", 5), ("OPENCV", 8), ("OPENCV_FISHEYE", 8),
     ("FULL_OPENCV", 12), ("FOV", 5), ("SIMPLE_RADIAL_FISHEYE", 4), ("RADIAL_FISHEYE", 5), ("THIN_PRISM_FISHEYE", 12),
@@ -21,13 +25,22 @@ _MODELS = (
 )  # fmt: skip
 _KEYPOINT = np.dtype([("xy", "<f8", 2), ("point", "<u8")])
 _POINT = np.dtype([("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("error", "<f8"), ("length", "<u8")])
+_LENGTH_AT = _POINT.itemsize - 8  # byte of the track's length in a point
 _NO_POINT = np.uint64(2**64 - 1)
 FARTHEST = 1e8  # metres; greater coordinates are damage
 LARGEST = 100_000  # pixels of an image's side; more are damage
 
 
 class ModelImage(NamedTuple):
-    """An image of a model; it sees rows (K,) of the points at keypoints (K, 2), COLMAP pixels."""
+    """An image of a model.
+
+    Args:
+        name: as it stands in the file.
+        camera: unbatched, float64.
+        cam_from_world: unbatched, float64, metres.
+        point_rows: (K,) int64, rows of the model's points that the image observes.
+        keypoints: (K, 2) float64, where it observes them, COLMAP pixels.
+    """
 
     name: str
     camera: Camera
@@ -36,41 +49,75 @@ class ModelImage(NamedTuple):
     keypoints: np.ndarray
 
 
-class BinaryModel(NamedTuple):
-    """Images in the file's order, and points (P, 3) in metres, float64."""
+class Model(NamedTuple):
+    """Images in the file's order, points (P, 3) in metres, float64, and the number of damaged points left out."""
 
     images: tuple[ModelImage, ...]
     points: np.ndarray
+    points_left_out: int = 0
 
 
-def read_binary_model(folder: Path) -> BinaryModel:
-    """Read `cameras.bin`, `images.bin` and `points3D.bin`; what is not finite of points and keypoints is left out.
+def read_model(folder: Path, bad: BadInput) -> Model:
+    """Read `cameras`, `images` and `points3D`, all `.bin` or all `.txt`.
+
+    Points that are not finite or beyond `FARTHEST`, and keypoints that are not finite, are left out.
+
+    Args:
+        folder: of the three files.
+        bad: gets a camera or an image whose numbers are damaged, and a camera model that is not supported;
+            such cameras go with their images.
 
     Raises:
-        FileNotFoundError: one of the three is missing.
-        ValueError: naming the file, if it is damaged or a camera model is not supported.
+        FileNotFoundError: if one of the three files is missing.
+        ValueError: naming the file, if it is cut off or no such file, and as `bad` says.
     """
-    cameras = _read_cameras(folder / "cameras.bin")
-    ids, points = _read_points(folder / "points3D.bin")
-    return BinaryModel(tuple(_read_images(folder / "images.bin", cameras, ids)), points)
+    if any(folder.glob("*.bin")):
+        return _read_binary(folder, folder, ".bin", bad)
+    import pycolmap  # slow to import
+
+    with tempfile.TemporaryDirectory() as binary:
+        try:
+            reconstruction = pycolmap.Reconstruction()
+            reconstruction.read_text(str(folder))
+            reconstruction.write_binary(binary)
+        except Exception as error:  # pycolmap raises many types
+            raise ValueError(
+                f"{folder} cannot be read as a COLMAP model ({str(error).strip()[:300]}); expected cameras, images "
+                "and points3D as .txt or .bin (dataset.root), so write the model again"
+            ) from error
+        return _read_binary(Path(binary), folder, ".txt", bad)
+
+
+def _read_binary(folder: Path, told: Path, suffix: str, bad: BadInput) -> Model:
+    """Read a binary model; messages tell of the files in the folder `told`, which end with `suffix`."""
+    cameras, points, images = (
+        _File(folder / f"{name}.bin", told / f"{name}{suffix}") for name in ("cameras", "points3D", "images")
+    )
+    known = _read_cameras(cameras, bad)
+    ids, xyz, left_out = _read_points(points)
+    return Model(_read_images(images, known, ids, bad), xyz, left_out)
 
 
 class _File:
-    """A binary file from its start to its end; reading past it raises a ValueError that names the file."""
+    """A binary file, read from its start to its end; reading past the end raises a ValueError that names it.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the file.
+        told: its name in messages.
+    """
+
+    def __init__(self, path: Path, told: Path) -> None:
+        self.path, self.at = told, 0
         if not path.is_file():
-            raise FileNotFoundError(f"{path} does not exist; expected a COLMAP model's cameras, images, points3D .bin")
-        self.path, self.at = path, 0
+            raise FileNotFoundError(f"{told} does not exist; expected a COLMAP model's cameras, images and points3D")
         try:
             self.data = path.read_bytes()
         except OSError as error:
-            raise ValueError(f"{path} cannot be read ({error}); expected a COLMAP binary model") from error
+            raise ValueError(f"{told} cannot be read ({error}); expected a COLMAP model") from error
 
     def damaged(self, what: str) -> ValueError:
         return ValueError(
-            f"{self.path} ({len(self.data)} bytes) is damaged: {what}; "
-            "expected a COLMAP binary model, so unpack it again"
+            f"{self.path} ({len(self.data)} bytes) is damaged: {what}; expected a COLMAP model, so unpack it again"
         )
 
     def skip(self, count: int) -> int:
@@ -99,62 +146,70 @@ class _File:
         return text.decode("utf-8", errors="replace")
 
 
-def _read_cameras(path: Path) -> dict[int, Camera]:
-    file, cameras = _File(path), {}
+def _read_cameras(file: _File, bad: BadInput) -> dict[int, Camera | None]:
+    """Cameras by id; None where the camera is damaged or its model is not supported."""
+    cameras: dict[int, Camera | None] = {}
     for _ in range(file.numbers("Q")[0]):
         camera_id, model, width, height = file.numbers("IiQQ")
         if not 0 <= model < len(_MODELS):
             raise file.damaged(f"camera {camera_id} has model number {model}")
         name, count = _MODELS[model]
         parameters = file.numbers(f"{count}d")
-        if not (np.isfinite(parameters).all() and 0 < width <= LARGEST and 0 < height <= LARGEST and parameters[0] > 0):
-            raise file.damaged(f"camera {camera_id} is {name} {width} {height} {parameters}")
-        try:
-            cameras[camera_id] = Camera.from_colmap(name, width, height, parameters, dtype=torch.float64)
-        except ValueError as error:
-            raise ValueError(f"{path} camera {camera_id}: {error}") from None
+        cameras[camera_id] = None
+        with bad.skipping():
+            sides = 0 < width <= LARGEST and 0 < height <= LARGEST
+            if not (sides and np.isfinite(parameters).all() and parameters[0] > 0):
+                raise file.damaged(f"camera {camera_id} is {name} {width} {height} {parameters}")
+            try:
+                cameras[camera_id] = Camera.from_colmap(name, width, height, parameters, dtype=torch.float64)
+            except ValueError as error:
+                raise ValueError(
+                    f"{file.path} camera {camera_id}: {error}; COLMAP undistorts photographs and model together:\n"
+                    f"  colmap image_undistorter --image_path IMAGES --input_path {file.path.parent} "
+                    "--output_path UNDISTORTED\nand dataset.root=UNDISTORTED"
+                ) from None
     return cameras
 
 
-def _read_points(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Ids (P,), ascending, and points (P, 3); a loop, as where a point begins follows from the last one's track."""
-    file = _File(path)
+def _read_points(file: _File) -> tuple[np.ndarray, np.ndarray, int]:
+    """Ids (P,), ascending, points (P, 3), and the number of points that were left out."""
     starts = []
-    length_at = _POINT.fields["length"][1]
-    for _ in range(file.numbers("Q")[0]):
+    for _ in range(file.numbers("Q")[0]):  # a loop, as where a point begins follows from the track of the last one
         start = file.skip(_POINT.itemsize)
         starts.append(start)
-        file.skip(8 * struct.unpack_from("<Q", file.data, start + length_at)[0])
+        file.skip(8 * struct.unpack_from("<Q", file.data, start + _LENGTH_AT)[0])
     values = np.frombuffer(file.data, np.uint8)
     points = np.empty(len(starts), _POINT)
     for first in range(0, len(starts), 50_000):  # the indices of all would take ten times the file
         at = np.array(starts[first : first + 50_000], np.int64)[:, None] + np.arange(_POINT.itemsize)
         points[first : first + len(at)] = values[at].reshape(-1).view(_POINT)
-    points = points[(np.abs(points["xyz"]) < FARTHEST).all(-1)]
-    ids, first = np.unique(points["id"], return_index=True)
-    return ids, points["xyz"][first].astype(np.float64)
+    sound = points[(np.abs(points["xyz"]) < FARTHEST).all(-1)]
+    ids, unique = np.unique(sound["id"], return_index=True)
+    return ids, sound["xyz"][unique].astype(np.float64), len(points) - len(sound)
 
 
-def _read_images(path: Path, cameras: dict[int, Camera], ids: np.ndarray) -> Iterator[ModelImage]:
-    file = _File(path)
+def _read_images(
+    file: _File, cameras: dict[int, Camera | None], ids: np.ndarray, bad: BadInput
+) -> tuple[ModelImage, ...]:
+    images: list[ModelImage] = []
     for _ in range(file.numbers("Q")[0]):
         image_id, *pose, camera_id = file.numbers("I7dI")
         name, keypoints = file.text(), file.records(_KEYPOINT)
-        if camera_id not in cameras:
-            raise file.damaged(f"image {image_id} has camera {camera_id}, which cameras.bin does not")
         row = np.searchsorted(ids, keypoints["point"])
         seen = (keypoints["point"] != _NO_POINT) & np.isfinite(keypoints["xy"]).all(-1) & (row < len(ids))
         seen[seen] = ids[row[seen]] == keypoints["point"][seen]
         quaternion, translation = np.array(pose[:4]), np.array(pose[4:])
-        if not (is_rotation(quaternion) and (np.abs(translation) < FARTHEST).all()):
-            raise file.damaged(f"image {image_id} has pose {pose}")
-        yield ModelImage(
-            name,
-            cameras[camera_id],
-            Pose.from_quaternion(torch.from_numpy(quaternion), torch.from_numpy(translation)),
-            row[seen].astype(np.int64),
-            keypoints["xy"][seen].astype(np.float64),
-        )
+        with bad.skipping():
+            if camera_id not in cameras:
+                raise file.damaged(f"image {image_id} has camera {camera_id}, which the file of cameras does not")
+            if not (is_rotation(quaternion) and (np.abs(translation) < FARTHEST).all()):
+                raise file.damaged(f"image {image_id} has pose {pose}")
+            camera = cameras[camera_id]
+            if camera is not None:
+                cam_from_world = Pose.from_quaternion(torch.from_numpy(quaternion), torch.from_numpy(translation))
+                xy = keypoints["xy"][seen].astype(np.float64)
+                images.append(ModelImage(name, camera, cam_from_world, row[seen].astype(np.int64), xy))
+    return tuple(images)
 
 
 def is_rotation(quaternion: np.ndarray) -> bool:

@@ -15,7 +15,7 @@ import torch
 from gnnet.files import parse_numbers, read_text
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
-from gnnet.scenes.formats.colmap import FARTHEST, LARGEST, BinaryModel, is_rotation, read_binary_model
+from gnnet.scenes.formats.colmap import FARTHEST, LARGEST, Model, is_rotation, read_model
 from gnnet.scenes.formats.images import image_files
 from gnnet.scenes.problems import BadInput
 from gnnet.scenes.scene import SceneImage
@@ -124,10 +124,10 @@ def read_slice(
             listed but not there.
     """
     home = folder / f"slice{number}"
-    model = BinaryModel((), np.zeros((0, 3)))
+    model = Model((), np.zeros((0, 3)))
     if (home / "sparse").exists():
         with bad.skipping():
-            model = read_binary_model(home / "sparse")
+            model = read_model(home / "sparse", bad)
     known = _with_model_cameras(intrinsics, model, home / "sparse", bad)
     images = _images_on_disk(home, cameras, known, bad)
     truth = home / f"ground-truth-database-images-{home.name}.txt"
@@ -151,7 +151,7 @@ def read_slice(
 
 
 def _with_model_cameras(
-    intrinsics: dict[str, Camera], model: BinaryModel, source: Path, bad: BadInput
+    intrinsics: dict[str, Camera], model: Model, source: Path, bad: BadInput
 ) -> dict[str, Camera]:
     """The cameras known from `intrinsics.txt`, checked against the model's, or else the model's."""
     known, checked = dict(intrinsics), set()
@@ -241,8 +241,7 @@ def _add_listed_poses(
             if image is None:
                 continue
             quaternion, center = torch.from_numpy(values[:4]), torch.from_numpy(values[4:])
-            rotation = Pose.from_quaternion(quaternion, center).rotation
-            pose = Pose(rotation, -(rotation @ center))
+            pose = Pose.from_center(Pose.from_quaternion(quaternion, center).rotation, center)
             if image.cam_from_world is not None and not torch.allclose(image.cam_from_world.matrix(), pose.matrix()):
                 raise ValueError(f"{source} gives {image.name} another pose than before; expected one pose an image")
             images[image.name] = replace(image, cam_from_world=pose, is_reference=kind == "database")

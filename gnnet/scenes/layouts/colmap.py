@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 
 from gnnet.files import below
 from gnnet.geometry.pose import Pose
-from gnnet.scenes.formats.colmap import BinaryModel, read_binary_model
+from gnnet.scenes.formats.colmap import Model, read_model
 from gnnet.scenes.formats.images import subfolders
 from gnnet.scenes.pairing import covisible_pairs, stretches_of
 from gnnet.scenes.problems import BadInput, OnBad
@@ -52,7 +51,8 @@ def load_colmap(
     """
     root, bad = Path(root), BadInput(on_bad)
     model_dir = _find_model(root, sparse)
-    scene_images, points = read_colmap_model(model_dir, image_dir=root / images, bad=bad)
+    model = read_model(model_dir, bad)
+    scene_images = _images_on_disk(model, model_dir, root / images, bad)
     if not scene_images:
         first = f"; the first problem: {bad.problems[0]}" if bad.problems else ""
         raise ValueError(f"{model_dir} holds no image that can be used (dataset.root){first}")
@@ -72,28 +72,14 @@ def load_colmap(
         name=f"colmap {name}",
         images={image.name: image for image in scene_images},
         pairs=pairs,
-        points=points,
+        points=torch.from_numpy(model.points),
         problems=tuple(bad.problems),
         dataset="colmap",
     )
 
 
-def read_colmap_model(
-    model_dir: Path, *, image_dir: Path, bad: BadInput, condition: str = "reference"
-) -> tuple[list[SceneImage], torch.Tensor]:
-    """Images by name (with observations as rows of the points) and points (P, 3) of one COLMAP model.
-
-    Args:
-        model_dir: holds `cameras`, `images` and `points3D`, `.bin` or `.txt`.
-        image_dir: where the image files are.
-        bad: is told of images that are not on disk, whose name leaves `image_dir`, or stands there twice.
-        condition: given to all images.
-
-    Raises:
-        FileNotFoundError: images of the model that are not on disk, how many, and the first.
-        ValueError: a damaged model, or a camera model that is not supported; it names file and camera.
-    """
-    model = _read_model(model_dir)
+def _images_on_disk(model: Model, model_dir: Path, image_dir: Path, bad: BadInput) -> list[SceneImage]:
+    """The model's images whose files are below `image_dir`, by name; their place is yet empty."""
     found: dict[str, SceneImage] = {}
     missing = []
     for image in sorted(model.images, key=lambda image: image.name):
@@ -107,8 +93,7 @@ def read_colmap_model(
             found[image.name] = SceneImage(
                 name=image.name,
                 path=path,
-                condition=condition,
-                place=model_dir.name,
+                condition="reference",
                 camera=image.camera,
                 cam_from_world=image.cam_from_world,
                 is_reference=True,
@@ -123,44 +108,7 @@ def read_colmap_model(
         )
     for path in missing:
         bad.report(FileNotFoundError(f"image {path}, which {model_dir} has, is not on disk; {how}"))
-    return list(found.values()), torch.from_numpy(model.points)
-
-
-def _read_model(folder: Path) -> BinaryModel:
-    """A binary model as it is; a text model turned into a binary one by pycolmap.
-
-    pycolmap reads text safely, but fills the memory, or never ends, where a binary file is damaged.
-    """
-    try:
-        if (folder / "images.bin").is_file():
-            return read_binary_model(folder)
-        return _read_text_model(folder)
-    except ValueError as error:
-        if "is not supported" not in str(error):
-            raise
-        raise ValueError(
-            f"{error}; COLMAP undistorts photographs and model together:\n  colmap image_undistorter "
-            f"--image_path IMAGES --input_path {folder} --output_path UNDISTORTED\nand dataset.root=UNDISTORTED"
-        ) from None
-
-
-def _read_text_model(folder: Path) -> BinaryModel:
-    import pycolmap  # slow to import
-
-    with tempfile.TemporaryDirectory() as binary:
-        try:
-            reconstruction = pycolmap.Reconstruction()
-            reconstruction.read_text(str(folder))
-            reconstruction.write_binary(binary)
-        except Exception as error:  # pycolmap raises many types
-            raise ValueError(
-                f"{folder} cannot be read as a COLMAP model ({str(error).strip()[:300]}); expected cameras, images "
-                "and points3D as .txt or .bin, so write the model again"
-            ) from error
-        try:
-            return read_binary_model(Path(binary))
-        except ValueError as error:
-            raise ValueError(str(error).replace(binary, str(folder)).replace(".bin", ".txt")) from None
+    return list(found.values())
 
 
 def _find_model(root: Path, sparse: str | Path | None) -> Path:

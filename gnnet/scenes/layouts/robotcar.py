@@ -20,14 +20,13 @@ from gnnet.scenes.formats.images import usual_size
 from gnnet.scenes.layouts.robotcar_models import (
     CAMERAS,
     REFERENCE,
-    Reference,
     by_time,
     camera_of,
     condition_of,
     image_name,
     moment,
     read_colmap_models,
-    read_nvm,
+    read_merged_model,
 )
 from gnnet.scenes.layouts.robotcar_queries import UNKNOWN, Chosen, Queries, read_queries, read_test_queries
 from gnnet.scenes.problems import BadInput, OnBad
@@ -90,7 +89,7 @@ def load_robotcar(
     on_disk = _list_images(home)
     intrinsics = _read_intrinsics(home, cameras, on_disk, bad)
     references, points, lost = _read_references(home, intrinsics, place_size, bad, progress)
-    images = {name: _reference_image(home, name, r, intrinsics) for name, r in references.items()}
+    images = dict(references)
     chosen = Chosen(tuple(intrinsics), conditions)
     queries = read_queries(home, chosen, references, lost, on_disk, bad)
     for name, pose in queries.poses.items():
@@ -199,12 +198,12 @@ def _read_intrinsics(home: Path, cameras: tuple[str, ...], on_disk: frozenset[st
 
 def _read_references(
     home: Path, intrinsics: dict[str, Camera], place_size: float, bad: BadInput, progress: bool
-) -> tuple[dict[str, Reference], torch.Tensor, set[str]]:
+) -> tuple[dict[str, SceneImage], torch.Tensor, set[str]]:
     """References, points, and the places whose model was left out."""
     models = sorted((home / "3D-models" / "individual" / "colmap_reconstructions").glob("*_aligned"))
     merged = home / "3D-models" / "all-merged" / "all.nvm"
     if models:
-        references, points = read_colmap_models(models, tuple(intrinsics), bad, progress)
+        references, points = read_colmap_models(home, models, tuple(intrinsics), bad, progress)
         if not references:
             raise ValueError(
                 f"none of the {len(models)} models in {models[0].parent} holds an image of {', '.join(intrinsics)}; "
@@ -214,16 +213,8 @@ def _read_references(
         return references, points, lost
     if merged.is_file():
         with bad.skipping():
-            return *read_nvm(merged, intrinsics, place_size, bad), set()
+            return *read_merged_model(home, merged, intrinsics, place_size, bad), set()
     return {}, torch.zeros(0, 3, dtype=torch.float64), set()
-
-
-def _reference_image(home: Path, name: str, reference: Reference, intrinsics: dict[str, Camera]) -> SceneImage:
-    camera = reference.camera if reference.camera is not None else intrinsics[camera_of(name)]
-    return SceneImage(
-        name, home / "images" / name, REFERENCE, reference.place, camera, reference.cam_from_world,
-        is_reference=True, point_ids=reference.point_ids, keypoints=reference.keypoints,
-    )  # fmt: skip
 
 
 def _plain_image(

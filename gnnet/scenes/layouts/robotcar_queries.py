@@ -13,16 +13,16 @@ from scipy.spatial import cKDTree
 
 from gnnet.files import parse_numbers, read_text
 from gnnet.geometry.pose import Pose
+from gnnet.scenes.formats.colmap import FARTHEST
 from gnnet.scenes.layouts.robotcar_models import (
-    FARTHEST,
     REFERENCE,
-    Reference,
     camera_of,
     condition_of,
     image_name,
     moment,
 )
 from gnnet.scenes.problems import BadInput
+from gnnet.scenes.scene import SceneImage
 
 UNKNOWN = "unknown"  # place of an image of which no file tells it
 _REACH = 50.0  # metres; where a model is left out, a query farther from all references belonged to it
@@ -65,7 +65,7 @@ class Queries:
 
 
 def read_queries(
-    home: Path, chosen: Chosen, references: dict[str, Reference], lost: set[str], on_disk: frozenset[str],
+    home: Path, chosen: Chosen, references: dict[str, SceneImage], lost: set[str], on_disk: frozenset[str],
     bad: BadInput,
 ) -> Queries:  # fmt: skip
     """Queries of robotcar_v2_train.txt; none have poses where the references have none.
@@ -187,7 +187,7 @@ def _rigid(numbers: np.ndarray, source: str) -> Pose:
     return Pose(torch.from_numpy(left @ right), torch.from_numpy(matrix[:3, 3].copy()))
 
 
-def _nearest_places(poses: dict[str, Pose], references: dict[str, Reference], reach: float) -> dict[str, str]:
+def _nearest_places(poses: dict[str, Pose], references: dict[str, SceneImage], reach: float) -> dict[str, str]:
     """The place of the nearest reference, for the poses that have one within `reach` metres."""
     if not poses:
         return {}

@@ -14,11 +14,12 @@ import torch
 
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import pose_errors
-from gnnet.scenes.formats.colmap import read_binary_model
+from gnnet.scenes.formats.colmap import read_model
 from gnnet.scenes.formats.correspondences import read_correspondence_file
 from gnnet.scenes.layouts.cmu import SLICE_GROUPS, load_cmu
 from gnnet.scenes.layouts.cmu_slice import condition_of
 from gnnet.toy.camera import image_rays, pixel_rays, trace, windows_in_image
+from gnnet.scenes.problems import BadInput
 from gnnet.toy.cmu_sample import sample_cameras, write_cmu_sample
 
 SIZE, FRAMES = (96, 72), 2
@@ -104,7 +105,7 @@ def test_the_binary_model_is_read_as_pycolmap_reads_it(sample):
 
     folder = slice_of(sample) / "sparse"
     assert sorted(p.name for p in folder.iterdir()) == ["cameras.bin", "images.bin", "points3D.bin"]
-    model, oracle = read_binary_model(folder), pycolmap.Reconstruction(str(folder))
+    model, oracle = read_model(folder, BadInput()), pycolmap.Reconstruction(str(folder))
     assert len(model.points) == oracle.num_points3D() and len(model.images) == oracle.num_reg_images() == 2 * FRAMES
     ids = sorted(oracle.point3D_ids())
     np.testing.assert_allclose(model.points, [oracle.point3D(i).xyz for i in ids])
