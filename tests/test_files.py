@@ -1,81 +1,94 @@
-"""Image files that are whole, and those that are not."""
+"""Text as it comes from other systems, and files and folders that appear when they are complete."""
 
 from __future__ import annotations
 
-import io
-import os
+import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-from gnnet.scenes.formats.images import image_size
-
-
-def picture(kind: str = "JPEG", size: tuple[int, int] = (64, 48), **settings) -> bytes:
-    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, kind, **settings)
-    return file.getvalue()
+from gnnet.files import below, new_file, new_folder, parse_numbers, read_lines, read_text, write_json
+from gnnet.scenes.formats.poses import read_pairs_file, read_pose_file
 
 
-def with_thumbnail() -> bytes:
-    """A JPEG whose notes (EXIF) hold a small JPEG with an end mark of its own."""
-    thumbnail, whole = picture(size=(8, 8)), picture()
-    note = b"\xff\xe1" + (len(thumbnail) + 8).to_bytes(2, "big") + b"Exif\0\0" + thumbnail
-    return whole[:2] + note + whole[2:]
+def test_a_byte_order_mark_and_carriage_returns_are_no_text(tmp_path: Path):
+    path = tmp_path / "x.txt"
+    path.write_bytes(b"\xef\xbb\xbfa 1\r\n\r\n# note\r\nb \xc3\xa4\r\n")
+    assert read_text(path, "words") == "a 1\n\n# note\nb ä\n"
+    lines = read_lines(path, "words")
+    assert [(line.number, line.words) for line in lines] == [(1, ["a", "1"]), (4, ["b", "ä"])]
+    assert lines[1].source == f"{path} line 4"
+
+
+def test_files_written_by_other_systems_are_read_alike(tmp_path: Path):
+    path = tmp_path / "poses.txt"
+    path.write_bytes(b"\xef\xbb\xbfa.jpg 1 0 0 0 1 2 3\r\nb.jpg 1 0 0 0 4 5 6\r\n")
+    assert list(read_pose_file(path)) == ["a.jpg", "b.jpg"]
+    path.write_bytes(b"\xef\xbb\xbfq.jpg r.jpg\r\n")
+    assert read_pairs_file(path) == {"q.jpg": ("r.jpg",)}
+
+
+def test_what_is_no_text_is_named(tmp_path: Path):
+    with pytest.raises(FileNotFoundError, match=r"gone\.txt does not exist; expected words"):
+        read_text(tmp_path / "gone.txt", "words")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        read_text(tmp_path, "words")
+    (tmp_path / "x").write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match=r"x cannot be read as text .*; expected words"):
+        read_text(tmp_path / "x", "words")
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("words", "message"),
     [
-        picture(),
-        picture(progressive=True),
-        picture(quality=100),
-        picture("PNG"),
-        with_thumbnail(),
-        picture() + b"a camera's note" * 20,
+        (["1", "x"], r"f line 3: could not convert string to float: 'x'; expected two"),
+        (["1"], r"f line 3 has 1 numbers; expected two"),
+        (["1", "nan"], r"f line 3 holds 1 nan, which is not finite; expected two"),
     ],
 )
-def test_whole_images(tmp_path: Path, content: bytes):
-    path = tmp_path / "x.jpg"
-    path.write_bytes(content)
-    assert image_size(path) == (64, 48)
+def test_numbers_name_file_and_line(words, message):
+    with pytest.raises(ValueError, match=message):
+        parse_numbers(words, 2, "f line 3", "two")
+    assert parse_numbers(["1", "-2e3"], 2, "f", "two").tolist() == [1, -2000]
 
 
-@pytest.mark.parametrize("content", [picture(), picture(progressive=True), picture("PNG"), with_thumbnail()])
-def test_an_image_cut_anywhere_is_named(tmp_path: Path, content: bytes):
-    path = tmp_path / "x.jpg"
-    for length in [*range(0, len(content) - 8, max(1, len(content) // 40)), len(content) - 8]:
-        path.write_bytes(content[:length])
-        with pytest.raises(ValueError, match=rf"x\.jpg \({length} bytes\).*fetch it again"):
-            image_size(path)
-    path.write_bytes(content[:1500].ljust(len(content), b"\0"))  # a download that reserved its place
-    with pytest.raises(ValueError, match=r"truncated|cannot be read"):
-        image_size(path)
+@pytest.mark.parametrize("name", ["", "/x", "../x", "a/../../x", "C:\\x", "a\0"])
+def test_names_that_lead_out_are_refused(tmp_path: Path, name: str):
+    with pytest.raises(ValueError, match="list line 1 names"):
+        below(tmp_path, name, "list line 1")
+    assert below(tmp_path, "a\\b", "list") == tmp_path / "a" / "b"
 
 
-def test_other_things(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"gone\.jpg does not exist"):
-        image_size(tmp_path / "gone.jpg")
-    (tmp_path / "folder.jpg").mkdir()
-    with pytest.raises(ValueError, match="folder or device"):
-        image_size(tmp_path / "folder.jpg")
-    os.mkfifo(tmp_path / "pipe.jpg")
-    with pytest.raises(ValueError, match="folder or device"):
-        image_size(tmp_path / "pipe.jpg")
+def test_a_file_appears_when_it_is_complete(tmp_path: Path):
+    path = tmp_path / "deep" / "x.txt"
+    with new_file(path) as partial:
+        partial.write_text("one")
+        assert not path.exists()
+    with pytest.raises(RuntimeError), new_file(path) as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "one" and [p.name for p in path.parent.iterdir()] == ["x.txt"]
 
 
-def test_damaged_images_raise_value_errors_alone(tmp_path: Path):
-    rng, path = np.random.default_rng(0), tmp_path / "x.jpg"
-    for content in (picture(), picture("PNG"), picture(progressive=True)):
-        for _ in range(100):
-            damaged = bytearray(content)
-            for position in rng.integers(200, size=rng.integers(1, 8)):
-                damaged[position] = rng.choice([0, 1, 127, 255, rng.integers(256)])
-            path.write_bytes(damaged)
-            try:
-                image_size(path)
-            except ValueError as error:
-                assert str(path) in str(error)
+def test_a_folder_appears_when_it_is_complete(tmp_path: Path):
+    path = tmp_path / "town"
+    for content in ("one", "two"):
+        with new_folder(path) as partial:
+            partial.mkdir()
+            (partial / content).write_text(content)
+            assert not (path / content).exists()
+        assert [p.name for p in path.iterdir()] == [content]
+    with pytest.raises(RuntimeError), new_folder(path) as partial:
+        partial.mkdir()
+        raise RuntimeError
+    assert [p.name for p in path.iterdir()] == ["two"]
+    with new_folder(path) as partial:  # what the failure left is no hindrance
+        partial.mkdir()
+    assert [p.name for p in tmp_path.iterdir()] == ["town"]
+
+
+def test_json_is_strict(tmp_path: Path):
+    assert json.loads(write_json(tmp_path / "x.json", {"ä": 1}).read_text(encoding="utf-8")) == {"ä": 1}
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(tmp_path / "x.json", {"a": float("nan")})
+    assert json.loads((tmp_path / "x.json").read_text(encoding="utf-8")) == {"ä": 1}

@@ -19,7 +19,6 @@ from rich.progress import Progress
 from gnnet.files import locked
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
-from gnnet.scenes.layouts import robotcar
 from gnnet.scenes.layouts.robotcar import load_robotcar
 from gnnet.scenes.problems import OnBad
 from gnnet.scenes.scene import Scene
@@ -31,7 +30,6 @@ from gnnet.toy.streets import Street, build_street, drive
 from gnnet.toy.truth import Spread, match_image, observe_points, render_depth, spread_points
 
 VERSION = 2  # of the rendering; raise it whenever the same settings give other files
-READER_VERSION = (VERSION, robotcar.READER_VERSION)
 REFERENCE = "overcast-reference"
 CONDITIONS = tuple(WEATHERS)
 PAIR_RANKS = (0, 1, 3)  # an image is paired with its nearest, second-nearest and fourth-nearest reference

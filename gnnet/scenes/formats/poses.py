@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from gnnet.files import parse_numbers, read_text
+from gnnet.files import parse_numbers, read_lines, write_at_once
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.scenes.formats.colmap import FARTHEST, LARGEST
@@ -59,7 +58,7 @@ def read_pose_lines(path: str | Path, bad: BadInput) -> list[PoseLine]:
         ValueError: it is no text, or as `bad` says.
     """
     found: dict[str, PoseLine] = {}
-    for number, words, source in _lines(Path(path), _POSE):
+    for number, words, source in read_lines(Path(path), _POSE):
         with bad.skipping():
             if len(words) != 8:
                 raise ValueError(f"{source} has {len(words)} words ({' '.join(words)[:80]!r}); expected {_POSE}")
@@ -89,14 +88,7 @@ def write_pose_file(path: str | Path, poses: Mapping[str, Pose]) -> None:
             finite or no rotation.
     """
     lines = [f"{name} {' '.join(map(repr, _pose_numbers(name, poses[name])))}\n" for name in sorted(poses)]
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.writing")
-    try:
-        temporary.write_text("".join(lines), encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_at_once(path, "".join(lines).encode("utf-8"))
 
 
 def _pose_numbers(name: str, pose: Pose) -> list[float]:
@@ -123,7 +115,7 @@ def read_pairs_file(path: str | Path) -> dict[str, tuple[str, ...]]:
         ValueError: naming the line, if it has not 2 words.
     """
     pairs: dict[str, dict[str, None]] = {}
-    for _, words, source in _lines(Path(path), _PAIR):
+    for _, words, source in read_lines(Path(path), _PAIR):
         if len(words) != 2:
             raise ValueError(f"{source} has {len(words)} words ({' '.join(words)[:80]!r}); expected {_PAIR}")
         pairs.setdefault(words[0], {})[words[1]] = None
@@ -139,7 +131,7 @@ def read_query_list(path: str | Path) -> dict[str, Camera]:
             damage, or the name stands there twice.
     """
     cameras: dict[str, Camera] = {}
-    for _, words, source in _lines(Path(path), _QUERY):
+    for _, words, source in read_lines(Path(path), _QUERY):
         if len(words) < 5:
             raise ValueError(f"{source} has {len(words)} words ({' '.join(words)[:80]!r}); expected {_QUERY}")
         name, model, *numbers = words
@@ -156,11 +148,3 @@ def read_query_list(path: str | Path) -> dict[str, Camera]:
             raise ValueError(f"{source} has focal lengths {camera.parameters[:2].tolist()}; expected pixels, above 0")
         cameras[name] = camera
     return cameras
-
-
-def _lines(path: Path, expected: str) -> Iterator[tuple[int, list[str], str]]:
-    """Number, words and source of the lines that are neither empty nor a comment."""
-    for number, line in enumerate(read_text(path, expected).splitlines(), start=1):
-        words = line.split()
-        if words and not words[0].startswith("#"):
-            yield number, words, f"{path} line {number}"

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from gnnet.files import parse_numbers, read_text
+from gnnet.files import Line, parse_numbers, read_lines
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.scenes.formats.colmap import FARTHEST, LARGEST, Model, is_rotation, read_model
@@ -96,15 +96,14 @@ def read_intrinsics(folder: Path, bad: BadInput) -> dict[str, Camera]:
     if path is None:
         return cameras
     with bad.skipping():
-        for number, line in enumerate(read_text(path, _EXPECTED_INTRINSICS).splitlines(), start=1):
-            words, source = line.split(), f"{path} line {number}"
-            if not words or words[0] not in ("c0", "c1"):
+        for _, words, source in read_lines(path, _EXPECTED_INTRINSICS):
+            if words[0] not in ("c0", "c1"):
                 continue  # the file explains itself
             with bad.skipping():
                 values = parse_numbers(words[2:], 10, source, _EXPECTED_INTRINSICS)
                 size = values[:2]
                 if words[1] != "OPENCV" or not ((size >= 1) & (size <= LARGEST)).all() or not (values[2:4] > 0).all():
-                    raise ValueError(f"{source} is {line[:120]!r}; expected {_EXPECTED_INTRINSICS}")
+                    raise ValueError(f"{source} is {' '.join(words)[:120]!r}; expected {_EXPECTED_INTRINSICS}")
                 width, height = (int(side) for side in size)
                 cameras[words[0]] = Camera.from_colmap("OPENCV", width, height, values[2:], dtype=torch.float64)
     return cameras
@@ -232,7 +231,7 @@ def _add_listed_poses(
     home: Path, images: dict[str, SceneImage], kind: str, path: Path, cameras: tuple[str, ...], bad: BadInput
 ) -> None:
     """Poses that a file lists, of references (`database`) or queries; the file may be missing or empty."""
-    for words, source in _lines(path, _EXPECTED_POSE, bad):
+    for _, words, source in _lines(path, _EXPECTED_POSE, bad):
         with bad.skipping():
             image = _find(home, images, kind, words[0], cameras, path)
             values = parse_numbers(words[1:], 7, source, _EXPECTED_POSE)
@@ -250,19 +249,14 @@ def _add_listed_poses(
 def _check_test_list(home: Path, images: dict[str, SceneImage], cameras: tuple[str, ...], bad: BadInput) -> None:
     """Whether the queries of `test-images-slice<N>.txt` are there; their poses may not be released."""
     path = home / f"test-images-{home.name}.txt"
-    for words, _ in _lines(path, "a query's name a line", bad):
+    for _, words, _ in _lines(path, "a query's name a line", bad):
         with bad.skipping():
             _find(home, images, "query", words[0], cameras, path)
 
 
-def _lines(path: Path, expected: str, bad: BadInput) -> list[tuple[list[str], str]]:
-    """Words and source of the lines that are no comment; none where there is no such file."""
+def _lines(path: Path, expected: str, bad: BadInput) -> list[Line]:
+    """Lines of a list; none where there is no such file, or it is no text."""
     if path.exists():
         with bad.skipping():
-            lines = [line.split() for line in read_text(path, expected).splitlines()]
-            return [
-                (words, f"{path} line {number}")
-                for number, words in enumerate(lines, start=1)
-                if words and not words[0].startswith("#")
-            ]
+            return read_lines(path, expected)
     return []

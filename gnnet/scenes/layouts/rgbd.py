@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from rich.progress import track
 
-from gnnet.files import parse_numbers, read_text
+from gnnet.files import parse_numbers, read_lines, read_text
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.scenes.formats.images import image_files, subfolders, usual_size
@@ -107,7 +107,7 @@ def _read_sequence(
     """Usable images of each stretch."""
     files = image_files(folder / images)
     path = folder / "poses.txt"
-    lines = read_text(path, f"{_POSE} for each image").rstrip().splitlines()
+    lines = read_lines(path, f"{_POSE} for each image")
     if len(lines) != len(files):
         raise ValueError(
             f"{path} has {len(lines)} lines, {folder / images} has {len(files)} images; expected a line for each image"
@@ -118,7 +118,7 @@ def _read_sequence(
     stretches: list[list[SceneImage]] = [[] for _ in range(min(places, len(files)))]
     for i, (file, line) in enumerate(zip(files, lines, strict=True)):
         with bad.skipping():
-            pose = parse_pose(line.split(), f"{path}, line {i + 1}")
+            pose = parse_pose(line.words, line.source)
             depth_path = (folder / depth / file.name).with_suffix(".png")
             if not depth_path.is_file():
                 raise FileNotFoundError(f"{file} has no depth map {depth_path}; put it there, or remove the image")

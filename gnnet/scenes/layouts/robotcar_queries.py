@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
-from gnnet.files import parse_numbers, read_text
+from gnnet.files import parse_numbers, read_lines, read_text
 from gnnet.geometry.pose import Pose
 from gnnet.scenes.formats.colmap import FARTHEST
 from gnnet.scenes.layouts.robotcar_models import (
@@ -107,8 +107,8 @@ def read_test_queries(home: Path, chosen: Chosen, queries: Queries, bad: BadInpu
 
 def _read_locations(home: Path, bad: BadInput) -> dict[tuple[str, str], str]:
     """Places `NNN` of the queries' moments, from lists whose file name ends with the location's number."""
-    folder, locations = home / "3D-models" / "individual" / "queries_per_location", {}
-    for path in sorted(folder.glob("*.txt")):
+    locations: dict[tuple[str, str], str] = {}
+    for path in sorted((home / "3D-models" / "individual" / "queries_per_location").glob("*.txt")):
         numbers = re.findall(r"\d+", path.stem)
         if numbers:
             locations |= {moment(name): numbers[-1].zfill(3) for name in _read_names(path, bad)}
@@ -117,12 +117,11 @@ def _read_locations(home: Path, bad: BadInput) -> dict[tuple[str, str], str]:
 
 def _read_names(path: Path, bad: BadInput) -> list[str]:
     """Image names of a list, one a line."""
-    names = []
+    names: list[str] = []
     with bad.skipping():
-        for number, line in enumerate(read_text(path, "image names, one a line (dataset.root)").splitlines(), start=1):
+        for _, words, source in read_lines(path, "image names, one a line (dataset.root)"):
             with bad.skipping():
-                if line.strip():
-                    names.append(image_name(line.split()[0], f"{path} line {number}"))
+                names.append(image_name(words[0], source))
     return names
 
 
@@ -150,16 +149,14 @@ def _query_poses(home: Path, cameras: tuple[str, ...], on_disk: frozenset[str], 
 
 def _read_poses(path: Path, bad: BadInput) -> dict[str, Pose]:
     """`cam_from_world` of lines `name` + 16 numbers: camera to world, row by row."""
-    poses, expected = {}, "a name and 16 numbers (4×4 camera to world, row by row)"
-    for number, line in enumerate(read_text(path, expected).splitlines(), start=1):
+    poses: dict[str, Pose] = {}
+    expected = "a name and 16 numbers (4×4 camera to world, row by row)"
+    for _, words, source in read_lines(path, expected):
         with bad.skipping():
-            name, *words = line.split() or [""]
-            if name:
-                source = f"{path} line {number}"
-                name = image_name(name, source)
-                if condition_of(name) == REFERENCE or name in poses:
-                    raise ValueError(f"{source} names {name}; expected a query, and each once")
-                poses[name] = _rigid(parse_numbers(words, 16, source, expected), source).inverse()
+            name = image_name(words[0], source)
+            if condition_of(name) == REFERENCE or name in poses:
+                raise ValueError(f"{source} names {name}; expected a query, and each once")
+            poses[name] = _rigid(parse_numbers(words[1:], 16, source, expected), source).inverse()
     return poses
 
 

@@ -11,7 +11,7 @@ import torch
 from rich.progress import track
 from scipy.spatial import cKDTree
 
-from gnnet.files import read_text
+from gnnet.files import read_lines, read_text
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.scenes.formats.images import subfolders
@@ -128,14 +128,14 @@ def _sequences(folder: Path, bad: BadInput) -> dict[str, bool]:
     for split, is_map in _SPLITS.items():
         with bad.skipping():
             path, expected = folder / split, "a line for each sequence: sequence1, …"
-            for number, line in enumerate(read_text(path, expected).splitlines(), start=1):
+            for _, words, source in read_lines(path, expected):
                 with bad.skipping():
-                    name = line.strip()
+                    name = " ".join(words)
                     match = re.fullmatch(r"(?:sequence|seq-)(\d{1,4})", name, re.ASCII)
-                    if name and match is None:
-                        raise ValueError(f"{path}, line {number} is {name[:80]!r}; expected {expected}")
-                    if name and sequences.setdefault(f"seq-{int(match[1]):02d}", is_map) != is_map:
-                        raise ValueError(f"{path}, line {number}: {name} is in both splits; expected one of them")
+                    if match is None:
+                        raise ValueError(f"{source} is {name[:80]!r}; expected {expected}")
+                    if sequences.setdefault(f"seq-{int(match[1]):02d}", is_map) != is_map:
+                        raise ValueError(f"{source}: {name} is in both splits; expected one of them")
     return sequences
 
 

@@ -153,6 +153,22 @@ def test_names_that_leave_the_folder(copy):
 
 
 @pytest.mark.parametrize("binary", [False, True])
+def test_a_damaged_image_is_left_out_and_the_others_stay(copy, binary):
+    path = copy / "sparse/images.txt"
+    lines = path.read_text().splitlines()
+    at = next(i for i, line in enumerate(lines) if line.endswith(".jpg"))
+    words = lines[at].split()
+    lines[at] = " ".join([*words[:5], "1e300", *words[6:]])
+    path.write_text("\n".join(lines) + "\n")
+    if binary:
+        as_binary(copy / "sparse")
+    with pytest.raises(ValueError, match=r"copy/sparse/images\.(txt|bin) .*is damaged: image \d+ has pose"):
+        load_colmap(copy, progress=False)
+    scene = load_colmap(copy, on_bad="skip", progress=False)
+    assert len(scene.images) == 2 and words[9] not in scene.images and len(scene.problems) == 1
+
+
+@pytest.mark.parametrize("binary", [False, True])
 @pytest.mark.parametrize("name", ["cameras", "images", "points3D"])
 def test_damaged_models_are_named_at_once(copy, binary, name):
     """Also such as make pycolmap fill the memory or go round for ever."""

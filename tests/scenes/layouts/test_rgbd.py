@@ -97,7 +97,7 @@ def write_third_pose(line: str):
 
 
 BROKEN = {
-    "a garbled pose": (write_third_pose("1 2 x"), r"poses\.txt, line 3: .*'x'"),
+    "a garbled pose": (write_third_pose("1 2 x"), r"poses\.txt line 3: .*'x'"),
     "a short pose": (write_third_pose("1 2 3"), r"line 3 has 3 numbers; expected a row-major"),
     "a lost pose": (write_third_pose(" ".join(["nan"] * 16)), "line 3 holds nan .* not finite"),
     "no last row": (write_third_pose(" ".join(["1"] * 16)), "line 3 ends with 1 1 1 1"),
