@@ -1,11 +1,11 @@
-"""Columns of numbers and text that hold a scene's images and pairs, and the values made of them."""
+"""Columns of numbers and text that hold a scene's images and pairs, and the values made of their rows."""
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -21,8 +21,8 @@ STATIC, FILE = 1, 2  # flags of a pair
 
 
 @dataclass(frozen=True, eq=False)
-class Strings(Sequence[str]):
-    """Strings of any length: their UTF-8 bytes one after another, and where each begins (N+1,)."""
+class Strings:
+    """Strings of any length: their bytes one after another, and where each begins (N+1,)."""
 
     text: np.ndarray
     offsets: np.ndarray
@@ -37,30 +37,36 @@ class Strings(Sequence[str]):
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def __getitem__(self, index: int) -> str:
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        return self.take([index % len(self)])[0]
+    def __getitem__(self, row: int) -> str:
+        return self.take(np.array([row]))[0]
 
-    def take(self, rows: Sequence[int] | np.ndarray) -> list[str]:
-        """The strings of some rows."""
-        rows = np.asarray(rows, np.int64)
-        begins, ends, text = self.offsets[rows].tolist(), self.offsets[rows + 1].tolist(), memoryview(self.text)
-        return [os.fsdecode(bytes(text[begin:end])) for begin, end in zip(begins, ends, strict=True)]
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.take(np.arange(len(self))))
+
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """The row of each string."""
+        return {string: row for row, string in enumerate(self)}
+
+    def __getstate__(self) -> dict[str, np.ndarray]:
+        return {"text": self.text, "offsets": self.offsets}  # without `rows`, which are made where they are needed
+
+    def take(self, rows: np.ndarray) -> list[str]:
+        """The strings of some rows (K,), 0 or above."""
+        begins, ends = self.offsets[rows].tolist(), self.offsets[rows + 1].tolist()
+        return [os.fsdecode(self.text[begin:end].tobytes()) for begin, end in zip(begins, ends, strict=True)]
 
 
 @dataclass(frozen=True, eq=False)
 class ImageColumns:
     """Columns of N images, D depth maps and M observations; what is not known is zero and has no flag.
 
-    `hashes` (N,), sorted, and `hash_rows` (N,) find a name's row. Cameras (…, 10) are size and
-    parameters, poses (…, 12) rotation (row by row) and translation. `observations` (N+1,) tells where
-    each image's `point_ids` (M,) and `keypoints` (M, 2) begin; `depth_row` is -1 without depth.
+    Cameras (…, 10) are size and parameters, poses (…, 12) rotation (row by row) and translation.
+    `observations` (N+1,) tells where each image's `point_ids` (M,) and `keypoints` (M, 2) begin;
+    `depth_row` (N,) is -1 without depth.
     """
 
     names: Strings
-    hashes: np.ndarray
-    hash_rows: np.ndarray
     paths: Strings
     conditions: Strings
     condition: np.ndarray
@@ -93,11 +99,6 @@ class PairColumns:
     count: np.ndarray
 
 
-def name_hash(name: str) -> int:
-    """The same in every process, unlike Python's."""
-    return int.from_bytes(hashlib.blake2b(os.fsencode(name), digest_size=8).digest(), "little")
-
-
 def _coded(values: list[str]) -> tuple[Strings, np.ndarray]:
     """The different values, and each as a row of them (N,)."""
     codes: dict[str, int] = {}
@@ -118,8 +119,6 @@ def pack_images(images: Mapping[str, SceneImage]) -> ImageColumns:
             raise ValueError(f"image {image.name} stands under the name {name}")
         if ids is not None and keypoints is not None and len(ids) != len(keypoints):
             raise ValueError(f"image {name} observes {len(ids)} points at {len(keypoints)} keypoints; expected as many")
-    hashes = np.array([name_hash(name) for name in images], dtype=np.uint64)
-    hash_rows = np.argsort(hashes, kind="stable").astype(np.int32)
     conditions, condition = _coded([image.condition for image in values])
     places, place = _coded([image.place for image in values])
     depths = [image.depth for image in values if image.depth is not None]
@@ -127,8 +126,6 @@ def pack_images(images: Mapping[str, SceneImage]) -> ImageColumns:
     depth_row[[image.depth is not None for image in values]] = np.arange(len(depths))
     return ImageColumns(
         names=Strings.of(images),
-        hashes=hashes[hash_rows],
-        hash_rows=hash_rows,
         paths=Strings.of(str(image.path) for image in values),
         conditions=conditions,
         condition=condition,
@@ -187,15 +184,14 @@ def _pack_poses(poses: list[Pose | None]) -> np.ndarray:
 def pack_pairs(pairs: Sequence[Pair], names: Strings) -> PairColumns:
     """Columns of pairs; `names` of images are those of the columns, if the pairs have no others."""
     pairs = list(pairs)
-    rows = {name: row for row, name in enumerate(names.take(np.arange(len(names))))}
-    count = len(rows)
+    rows = dict(names.rows)
     image_a, image_b = (
         np.array([rows.setdefault(name, len(rows)) for name in side], dtype=np.int32)
         for side in ([pair.image_a for pair in pairs], [pair.image_b for pair in pairs])
     )
     places, place = _coded([pair.place for pair in pairs])
     return PairColumns(
-        names=names if len(rows) == count else Strings.of(rows),
+        names=names if len(rows) == len(names) else Strings.of(rows),
         image_a=image_a,
         image_b=image_b,
         places=places,

@@ -56,7 +56,7 @@ def covisible_pairs(images: Sequence[SceneImage], min_shared: int, per_image: in
         Pairs with the number of common points as their `count`, in the order of the images.
     """
     found: dict[tuple[int, int], int] = {}
-    counted = shared_points(image.point_ids for image in images)
+    counted = shared_points(image.point_ids for image in images if image.point_ids is not None)
     for i, (others, counts) in enumerate(
         track(counted, "Pairing images", total=len(images), disable=not progress, transient=True)
     ):

@@ -17,7 +17,6 @@ from gnnet.scenes.columns import (
     Strings,
     make_images,
     make_pairs,
-    name_hash,
     pack_images,
     pack_pairs,
 )
@@ -94,7 +93,7 @@ class ImageTable(Mapping[str, SceneImage]):
     def holds(self, names: Strings) -> np.ndarray:
         """Which of `names` (K,) are here."""
         if names is not self.columns.names:
-            return np.array([name in self for name in names.take(np.arange(len(names)))], dtype=bool)
+            return np.array([name in self for name in names], dtype=bool)
         held = np.zeros(len(names), dtype=bool)
         held[self.rows] = True
         return held
@@ -104,15 +103,11 @@ class ImageTable(Mapping[str, SceneImage]):
             yield from make_images(self.columns, self.rows[start : start + _CHUNK])
 
     def _row(self, name: str) -> int | None:
-        columns, wanted = self.columns, np.uint64(name_hash(name))
-        at = int(np.searchsorted(columns.hashes, wanted))
-        while at < len(columns.hashes) and columns.hashes[at] == wanted:
-            row = int(columns.hash_rows[at])
-            if columns.names[row] == name:
-                here = int(np.searchsorted(self.rows, row))
-                return row if here < len(self.rows) and self.rows[here] == row else None
-            at += 1
-        return None
+        row = self.columns.names.rows.get(name)
+        if row is None:
+            return None
+        here = int(np.searchsorted(self.rows, row))
+        return row if here < len(self.rows) and self.rows[here] == row else None
 
 
 class _Values(ValuesView):
@@ -173,4 +168,4 @@ class PairTable(Sequence[Pair]):
 
 def _among(strings: Strings, wanted: Iterable[str]) -> np.ndarray:
     wanted = set(wanted)
-    return np.array([string in wanted for string in strings.take(np.arange(len(strings)))], dtype=bool)
+    return np.array([string in wanted for string in strings], dtype=bool)
