@@ -1,4 +1,4 @@
-"""Whether what a scene names is there, whole, and agrees with itself: checked once, before training."""
+"""Checks of a scene, once before training: the files it names are there and whole, its numbers make sense."""
 
 from __future__ import annotations
 
@@ -19,21 +19,27 @@ from gnnet.scenes.scene import Scene
 from gnnet.scenes.table import ImageTable, PairTable
 
 _THREADS = 16  # they wait for the disk most of the time
-_ROTATION_TOLERANCE = 1e-3  # of the entries of RᵀR
-_OUTSIDE = 1.0  # pixels by which a keypoint may lie outside its image
+_ROTATION_TOLERANCE = 1e-3  # largest difference between an entry of RᵀR and of the identity
+_OUTSIDE = 1.0  # pixels that a keypoint may lie outside its image
 
 
 def checked(scene: Scene, bad: BadInput, *, progress: bool = True) -> Scene:
-    """The scene without what is broken; each problem is told to `bad`, with the file and how to mend it.
+    """Take out of a scene what is broken.
 
-    Of images: file, header and end mark are there, size and camera agree, the depth map likewise; camera
-    and pose are finite, the pose a rotation; keypoints lie inside (up to a pixel outside), on finite points.
-    Of pairs: both images are there, and a file of correspondences that the reader did not read; images of
-    a still camera have one size. An image goes with its pairs.
+    An image must have a file with a readable header and an end mark, of its camera's size; so must its
+    depth map. Its camera and pose must be finite, the pose a rotation; its keypoints must lie inside the
+    image (up to a pixel outside), on finite points. A pair needs both images, and a correspondence file with
+    a sound header if the reader did not read it; images of a fixed camera need one size. If an image is
+    taken out, so are its pairs.
+
+    Args:
+        scene: what a reader gave.
+        bad: gets each problem, with the file and how to mend it.
+        progress: show progress bars.
 
     Raises:
         FileNotFoundError, ValueError: the first problem, unless `bad` skips.
-        ValueError: if no image, or no pair of those there were, is left.
+        ValueError: if no image, or none of the pairs, is left.
     """
     sizes, broken = _check_files(scene.images, bad, progress)
     columns = scene.images.columns
@@ -52,9 +58,10 @@ def checked(scene: Scene, bad: BadInput, *, progress: bool = True) -> Scene:
 
 
 def _check_files(images: ImageTable, bad: BadInput, progress: bool) -> tuple[np.ndarray, set[int]]:
-    """Sizes (N, 2) of all images of the columns (zero if not looked at), and rows of broken ones."""
+    """Sizes (N, 2) in pixels of the images in the columns (zero if not looked at), and rows of broken images."""
     columns = images.columns
-    sizes, broken = np.zeros((len(columns.names), 2), np.int64), set()
+    sizes = np.zeros((len(columns.names), 2), np.int64)
+    broken: set[int] = set()
     Image.init()  # not by several threads at once
 
     def look(row: int) -> tuple[int, tuple[int, int] | Exception]:
@@ -85,7 +92,7 @@ def _check_files(images: ImageTable, bad: BadInput, progress: bool) -> tuple[np.
 
 
 def _check_depth(columns: ImageColumns, row: int, image_camera: np.ndarray | None) -> None:
-    """The depth map's file; its size is that of its own camera, or, with none, the image's."""
+    """Raise if the depth map's file is broken, or not of the size of its own camera or else the image's."""
     if row < 0:
         return
     path = Path(columns.depth_paths[row])
@@ -149,12 +156,19 @@ def _are_cameras(cameras: np.ndarray) -> np.ndarray:
 def _are_poses(poses: np.ndarray) -> np.ndarray:
     finite = np.isfinite(poses).all(1)
     rotation = np.where(finite[:, None], poses[:, :9], 0).clip(-10, 10).reshape(-1, 3, 3)
-    deviation = np.abs(rotation.transpose(0, 2, 1) @ rotation - np.eye(3)).max((1, 2), initial=0)
-    return finite & (deviation <= _ROTATION_TOLERANCE) & (np.linalg.det(rotation) > 0)
+    off = np.abs(rotation.transpose(0, 2, 1) @ rotation - np.eye(3)).max((1, 2), initial=0)
+    return finite & (off <= _ROTATION_TOLERANCE) & (np.linalg.det(rotation) > 0)
 
 
 def _observation_problem(columns: ImageColumns, row: int, size: np.ndarray, finite: np.ndarray) -> str | None:
-    """`finite` (P,) tells which of the scene's points are."""
+    """What is wrong with the points and keypoints that an image observes; None if nothing is.
+
+    Args:
+        columns: all images.
+        row: of the image.
+        size: (2,) its width and height in pixels.
+        finite: (P,) whether each of the scene's points is finite.
+    """
     seen, flags = slice(*columns.observations[row : row + 2].tolist()), columns.flags[row]
     if flags & POINT_IDS:
         ids = columns.point_ids[seen]
@@ -178,8 +192,18 @@ def _observation_problem(columns: ImageColumns, row: int, size: np.ndarray, fini
 def _check_pairs(
     pairs: PairTable, before: ImageTable, images: ImageTable, sizes: np.ndarray, bad: BadInput, progress: bool
 ) -> PairTable:
-    """Pairs of images that are left; those that go with a broken image are no problem of their own."""
-    columns, broken = pairs.columns, set()
+    """The pairs that are left; a pair that goes with a broken image is no problem of its own.
+
+    Args:
+        pairs: to be checked.
+        before: images before the broken ones were taken out.
+        images: images that are left.
+        sizes: (N, 2) in pixels of all images in the columns.
+        bad: gets each problem.
+        progress: show a progress bar.
+    """
+    broken: set[int] = set()
+    columns = pairs.columns
     names, named = columns.names, before.holds(columns.names)
     for row in pairs.rows[~(named[columns.image_a[pairs.rows]] & named[columns.image_b[pairs.rows]])].tolist():
         a, b = names[columns.image_a[row]], names[columns.image_b[row]]
@@ -188,15 +212,15 @@ def _check_pairs(
         bad.report(ValueError(f"pair {a} ↔ {b}: the scene has no image {missing}; leave out the pair"))
     kept = pairs.between(images)
     if names is images.columns.names:
-        still = kept.rows[columns.flags[kept.rows] & STATIC > 0]
-        unlike = (sizes[columns.image_a[still]] != sizes[columns.image_b[still]]).any(1)
-        for row in still[unlike].tolist():
-            a, b = int(columns.image_a[row]), int(columns.image_b[row])
+        fixed = kept.rows[columns.flags[kept.rows] & STATIC > 0]
+        unlike = (sizes[columns.image_a[fixed]] != sizes[columns.image_b[fixed]]).any(1)
+        for row in fixed[unlike].tolist():
+            i, j = int(columns.image_a[row]), int(columns.image_b[row])
             broken.add(row)
             bad.report(
                 ValueError(
-                    f"{images.columns.paths[a]} is {sizes[a, 0]}×{sizes[a, 1]} pixels, {images.columns.paths[b]} is "
-                    f"{sizes[b, 0]}×{sizes[b, 1]}; images of a still camera must have one size: resize them alike"
+                    f"{images.columns.paths[i]} is {sizes[i, 0]}×{sizes[i, 1]} pixels, {images.columns.paths[j]} is "
+                    f"{sizes[j, 0]}×{sizes[j, 1]}; images of a fixed camera must have one size: resize them alike"
                 )
             )
     unread = kept.rows[(columns.flags[kept.rows] & FILE > 0) & (columns.count[kept.rows] == 0)].tolist()

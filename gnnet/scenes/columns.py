@@ -87,7 +87,7 @@ class ImageColumns:
 
 @dataclass(frozen=True, eq=False)
 class PairColumns:
-    """Columns of pairs; `image_a` and `image_b` are rows of `names`, often those of the images' table."""
+    """Columns of pairs; `image_a` and `image_b` are rows of `names`, which are the images' own where possible."""
 
     names: Strings
     image_a: np.ndarray
@@ -100,7 +100,7 @@ class PairColumns:
 
 
 def _coded(values: list[str]) -> tuple[Strings, np.ndarray]:
-    """The different values, and each as a row of them (N,)."""
+    """The different values, and for each value its row (N,) among them."""
     codes: dict[str, int] = {}
     rows = np.array([codes.setdefault(value, len(codes)) for value in values], dtype=np.int32)
     return Strings.of(codes), rows
@@ -152,7 +152,7 @@ def _image_flags(image: SceneImage) -> int:
 
 
 def _pack_observations(images: list[SceneImage]) -> dict[str, np.ndarray]:
-    """Where only one of point_ids and keypoints is known, the other is zeros."""
+    """The three columns of observations; where an image has points alone or keypoints alone, the others are zeros."""
     counts = [max(len(o) if o is not None else 0 for o in (i.point_ids, i.keypoints)) for i in images]
     offsets = np.zeros(len(images) + 1, np.int64)
     np.cumsum(counts, out=offsets[1:])
@@ -182,7 +182,7 @@ def _pack_poses(poses: list[Pose | None]) -> np.ndarray:
 
 
 def pack_pairs(pairs: Sequence[Pair], names: Strings) -> PairColumns:
-    """Columns of pairs; `names` of images are those of the columns, if the pairs have no others."""
+    """Columns of pairs; they share the images' `names`, unless a pair names an image that is not there."""
     pairs = list(pairs)
     rows = dict(names.rows)
     image_a, image_b = (
@@ -244,7 +244,7 @@ def _make_depth(columns: ImageColumns, row: int) -> Depth:
 
 
 def _make_camera(row: np.ndarray) -> Camera:
-    numbers = torch.from_numpy(row.copy())  # of its own, or a pickle of it would hold the whole column
+    numbers = torch.from_numpy(row.copy())  # a view, when pickled, would take the whole column with it
     return Camera(numbers[:2], numbers[2:])
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,6 +19,8 @@ from gnnet.scenes.values import Pair, SceneImage
 _CHUNK = 256  # images whose common points with all others are counted at once
 _PROBES = torch.cartesian_prod(*2 * [torch.linspace(0.1, 0.9, 5, dtype=torch.float64)])  # (25, 2) of the image's size
 _PROBE_DEPTHS = (1.0, 2.0, 4.0)  # metres
+
+_log = logging.getLogger(__name__)
 
 
 def shared_points(point_ids: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -125,6 +129,29 @@ def view_overlap(camera_a: Camera, a_from_world: Pose, camera_b: Camera, b_from_
     points = torch.cat([rays * depth for depth in _PROBE_DEPTHS], 1)
     _, seen = camera_b.project((b_from_world @ a_from_world.inverse()).transform(points))
     return seen.double().mean(1)
+
+
+def within_places(pairs: Sequence[Pair], places: Mapping[str, str]) -> list[Pair]:
+    """Keep the pairs of which both images are in one place, and give them that place.
+
+    Args:
+        pairs: their place does not count.
+        places: by name of an image; an image that is not there has no pair.
+    """
+    kept = [
+        replace(pair, place=places[pair.image_a])
+        for pair in pairs
+        if pair.image_a in places and places[pair.image_a] == places.get(pair.image_b)
+    ]
+    if len(kept) < len(pairs):
+        _log.info("%d of %d pairs left out, as their images are in two places", len(pairs) - len(kept), len(pairs))
+    return kept
+
+
+def centers_of(images: Iterable[SceneImage]) -> np.ndarray:
+    """Camera centres (N, 3) in metres of images that have a pose."""
+    poses = [image.cam_from_world for image in images if image.cam_from_world is not None]
+    return Pose.stack(poses).center().numpy()
 
 
 def stretches_of(centers: np.ndarray, count: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What to do with broken input: end with the first one's message, or leave it out and count it."""
+"""What to do with broken input: end at the first problem, or leave the broken part out and keep the message."""
 
 from __future__ import annotations
 
@@ -34,9 +34,14 @@ class BadInput:
             raise error
         self.problems.append(str(error))
 
+    @property
+    def first(self) -> str:
+        """`; the first problem: …`, to end a message with; empty if there is none."""
+        return f"; the first problem: {self.problems[0]}" if self.problems else ""
+
     @contextmanager
     def skipping(self) -> Iterator[None]:
-        """Around the reading of one file, image or line: what is wrong with it is reported, and leaves the block."""
+        """Put around the reading of one file, image or line: an error in the block ends the block and is reported."""
         try:
             yield
         except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Images and pairs as tables: small, quick to select from, shared between processes.
+"""Tables of images and pairs, which are small, quick to select from, and shared between processes.
 
 A `SceneImage` or `Pair` is made when it is asked for. Tables of a part of a scene have the same
 columns and other rows, so nothing is copied; columns may lie in memory-mapped files.
@@ -29,8 +29,8 @@ class ImageTable(Mapping[str, SceneImage]):
     """Images by name.
 
     Args:
-        columns: of all images.
-        rows: of this table's images, rising; None: all.
+        columns: what is known of all images.
+        rows: (N,) rows of this table's images, ascending; None: all.
     """
 
     def __init__(self, columns: ImageColumns, rows: np.ndarray | None = None) -> None:
@@ -78,20 +78,21 @@ class ImageTable(Mapping[str, SceneImage]):
         return tuple(sorted(self.columns.places.take(np.unique(self.columns.place[self.rows]))))
 
     def with_conditions(self, conditions: Iterable[str]) -> ImageTable:
-        """References, and images of `conditions`."""
+        """The table with references, and with images of `conditions`, only."""
         columns = self.columns
         wanted = _among(columns.conditions, conditions)[columns.condition[self.rows]]
         return ImageTable(columns, self.rows[wanted | (columns.flags[self.rows] & REFERENCE > 0)])
 
     def with_places(self, places: Iterable[str]) -> ImageTable:
+        """The table with images of `places` only."""
         return ImageTable(self.columns, self.rows[_among(self.columns.places, places)[self.columns.place[self.rows]]])
 
     def without(self, rows: Iterable[int]) -> ImageTable:
-        """All but some rows of the columns."""
+        """The table without some rows of the columns."""
         return ImageTable(self.columns, self.rows[~np.isin(self.rows, list(rows))])
 
     def holds(self, names: Strings) -> np.ndarray:
-        """Which of `names` (K,) are here."""
+        """Whether each of `names` (K,) is an image of this table, (K,)."""
         if names is not self.columns.names:
             return np.array([name in self for name in names], dtype=bool)
         held = np.zeros(len(names), dtype=bool)
@@ -99,6 +100,7 @@ class ImageTable(Mapping[str, SceneImage]):
         return held
 
     def in_turn(self) -> Iterator[SceneImage]:
+        """The images one after another, made some thousands at once."""
         for start in range(0, len(self), _CHUNK):
             yield from make_images(self.columns, self.rows[start : start + _CHUNK])
 
@@ -110,12 +112,16 @@ class ImageTable(Mapping[str, SceneImage]):
         return row if here < len(self.rows) and self.rows[here] == row else None
 
 
-class _Values(ValuesView):
+class _Values(ValuesView[SceneImage]):
+    _mapping: ImageTable  # as collections.abc keeps it
+
     def __iter__(self) -> Iterator[SceneImage]:
         return self._mapping.in_turn()
 
 
-class _Items(ItemsView):
+class _Items(ItemsView[str, SceneImage]):
+    _mapping: ImageTable
+
     def __iter__(self) -> Iterator[tuple[str, SceneImage]]:
         return ((image.name, image) for image in self._mapping.in_turn())
 
@@ -124,8 +130,8 @@ class PairTable(Sequence[Pair]):
     """Pairs in order; a slice is a table again.
 
     Args:
-        columns: of all pairs.
-        rows: of this table's pairs; None: all.
+        columns: what is known of all pairs.
+        rows: (N,) rows of this table's pairs; None: all.
     """
 
     def __init__(self, columns: PairColumns, rows: np.ndarray | None = None) -> None:
@@ -134,7 +140,7 @@ class PairTable(Sequence[Pair]):
 
     @classmethod
     def of(cls, pairs: Sequence[Pair], images: ImageTable) -> PairTable:
-        """Pack pairs of images."""
+        """Pack pairs of these images."""
         return pairs if isinstance(pairs, PairTable) else cls(pack_pairs(pairs, images.columns.names))
 
     def __len__(self) -> int:
@@ -154,15 +160,15 @@ class PairTable(Sequence[Pair]):
             return NotImplemented
         return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
 
-    __hash__ = None
+    __hash__ = None  # type: ignore[assignment]  # how Python says that a value has no hash
 
     def between(self, images: ImageTable) -> PairTable:
-        """The pairs whose images are both in a table."""
+        """The table with the pairs of which both images are in `images` only."""
         held, columns = images.holds(self.columns.names), self.columns
         return PairTable(columns, self.rows[held[columns.image_a[self.rows]] & held[columns.image_b[self.rows]]])
 
     def without(self, rows: Iterable[int]) -> PairTable:
-        """All but some rows of the columns."""
+        """The table without some rows of the columns."""
         return PairTable(self.columns, self.rows[~np.isin(self.rows, list(rows))])
 
 

@@ -16,6 +16,7 @@ import torch
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.scenes.problems import BadInput
+from gnnet.scenes.values import SceneImage
 
 # Name and number of parameters of each camera model, in the order of COLMAP's numbers.
 _MODELS = (
@@ -47,6 +48,13 @@ class ModelImage(NamedTuple):
     cam_from_world: Pose
     point_rows: np.ndarray
     keypoints: np.ndarray
+
+    def as_reference(self, path: Path, *, condition: str = "reference", place: str = "") -> SceneImage:
+        """The scene's image of this name, whose file is at `path`."""
+        return SceneImage(
+            self.name, path, condition, place, self.camera, self.cam_from_world,
+            is_reference=True, point_ids=self.point_rows, keypoints=self.keypoints,
+        )  # fmt: skip
 
 
 class Model(NamedTuple):

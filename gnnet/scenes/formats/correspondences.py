@@ -1,4 +1,4 @@
-"""Correspondence files of the cross-season data set (Larsson et al., CVPR 2019): one `.mat` a pair."""
+"""Correspondence files of the cross-season data set (Larsson et al., CVPR 2019), one `.mat` for each pair."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class CorrespondenceHeader(NamedTuple):
 
     name_a: str
     name_b: str
-    count: int
+    number: int
 
 
 def read_correspondence_header(path: Path) -> CorrespondenceHeader:
-    """Image paths (posix, relative to the images' folder) and the number of points, from their shapes alone.
+    """Read image paths (posix, relative to the images' folder), and the number of points from their shapes alone.
 
     Raises:
         FileNotFoundError: no such file.
@@ -32,12 +32,12 @@ def read_correspondence_header(path: Path) -> CorrespondenceHeader:
             missing or of another shape, or a path is absolute or leads upwards.
     """
     with opened_matlab_file(path, _PATHS + _POINTS) as arrays:
-        names = [_image_path(path, key, arrays[key]) for key in _PATHS]
-        return CorrespondenceHeader(*names, _count(path, arrays))
+        name_a, name_b = (_image_path(path, key, arrays[key]) for key in _PATHS)
+        return CorrespondenceHeader(name_a, name_b, _count(path, arrays))
 
 
 def read_correspondence_file(path: Path) -> Correspondences:
-    """The points of a file, with 0.5 added: it counts from the first pixel's centre, COLMAP from its corner.
+    """Read the points of a file; 0.5 is added, as it counts from the first pixel's centre, COLMAP from its corner.
 
     The weight is exp(−`dist_from_center`), as the data set's authors weigh them.
 
@@ -60,7 +60,7 @@ def read_correspondence_file(path: Path) -> Correspondences:
 
 
 def _count(path: Path, arrays: dict[str, MatlabArray]) -> int:
-    """The number of points, which the shapes of all three arrays must agree about."""
+    """The number of points, on which the shapes of all three arrays must agree."""
     counts = {}
     for key in ("pt_i", "pt_j"):
         array = arrays[key]

@@ -1,4 +1,4 @@
-"""Image files of a dataset: which there are, their sizes, and whether they are whole, without decoding a pixel."""
+"""Image files: which ones a folder holds, their sizes, and whether they are whole; no pixel is decoded."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ _END_MARKS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The folders directly in a folder, by name; hidden ones are left out; none where there is no such folder."""
+    """Folders directly in a folder, sorted by name, without hidden ones; none if the folder does not exist."""
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The JPEG and PNG files directly in a folder, by name; hidden ones are left out."""
+    """JPEG and PNG files directly in a folder, sorted by name, without hidden ones."""
     return sorted(
         p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file()
     )
 
 
 def image_size(path: Path) -> tuple[int, int]:
-    """Width and height of an image whose header is readable and whose end is there; pixels are not decoded.
+    """Width and height in pixels of an image whose header is readable and whose end mark is there.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an empty, truncated or foreign file, or no file at all; it is named.
+        ValueError: naming the file, if it is empty, truncated, no image, or no regular file.
     """
     if not path.is_file():
         if path.exists():
@@ -42,7 +42,7 @@ def image_size(path: Path) -> tuple[int, int]:
         with open(path, "rb") as file:
             with Image.open(file) as image:
                 size, kind = image.size, image.format
-            mark = _END_MARKS.get(kind)
+            mark = _END_MARKS.get(str(kind))
             complete = mark is None or _has_end(file, mark, start=0 if kind == "PNG" else _scan_start(file))
     except Exception as error:  # Pillow raises many types on a damaged file
         raise ValueError(
@@ -58,10 +58,14 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def usual_size(paths: Sequence[Path], *, looked_at: int = 5) -> tuple[int, int]:
-    """The size that most of the first readable images have: one of them may be of another size, or damaged.
+    """Width and height in pixels that most of the first images have, as one may be of another size or damaged.
+
+    Args:
+        paths: files of images.
+        looked_at: number of readable images that are looked at.
 
     Raises:
-        FileNotFoundError, ValueError: if none can be read; what is wrong with the last.
+        FileNotFoundError, ValueError: if no image can be read; the message is that of the last one.
     """
     sizes: list[tuple[int, int]] = []
     problem: Exception = ValueError("no image to take a size from")
@@ -78,7 +82,7 @@ def usual_size(paths: Sequence[Path], *, looked_at: int = 5) -> tuple[int, int]:
 
 
 def _scan_start(file: BinaryIO) -> int:
-    """Where a JPEG's compressed pixels begin: behind its headers, which may hold a thumbnail with an end mark."""
+    """Byte where a JPEG's compressed pixels begin, after its headers, which may hold a thumbnail with an end mark."""
     position = 2
     while True:
         file.seek(position)
@@ -94,7 +98,7 @@ def _scan_start(file: BinaryIO) -> int:
 
 
 def _has_end(file: BinaryIO, mark: bytes, *, start: int, within: int = 4096) -> bool:
-    """Whether the mark stands in the last bytes, after `start`; some cameras write notes of their own behind it."""
+    """Whether the mark is in the last `within` bytes, after `start`; some cameras write notes after it."""
     size = file.seek(0, 2)
     file.seek(max(start, size - within))
     return mark in file.read()

@@ -1,7 +1,7 @@
-"""MATLAB files, v7.3 (HDF5) and v5: arrays by key, their shapes without their values.
+"""MATLAB files, v7.3 (HDF5) and v5: arrays by key, and their shapes without their values.
 
-Files come from anywhere, so nothing is believed that they declare: scipy's reader of v5 files follows
-a wrong type code into foreign memory, and an HDF5 link may name any file of the machine.
+They are read here, and not by scipy, as its reader of v5 files follows a wrong type code into foreign memory. Nothing
+that a file declares is trusted: an HDF5 link may name any file of the machine.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class MatlabArray(NamedTuple):
     """An array as the file declares it; text is codes of UTF-16, or strings.
 
     Args:
-        shape: as h5py has it, MATLAB's last axis first.
-        kind: numpy's letter, `iufU`; text of v5 files counts as `u`.
-        type_name: as the file calls it, for messages.
-        read: gives the values.
+        shape: as h5py gives it, MATLAB's last axis first.
+        kind: numpy's letter of the type, `i`, `u`, `f` or `U`; text of v5 files is `u`.
+        type_name: the file's name of the type, for messages.
+        read: reads the values.
     """
 
     shape: tuple[int, ...]
@@ -45,7 +45,7 @@ class MatlabArray(NamedTuple):
 
 @contextmanager
 def opened_matlab_file(path: Path, keys: tuple[str, ...]) -> Iterator[dict[str, MatlabArray]]:
-    """The arrays `keys`; they are read inside the `with` block only.
+    """Open a file and give the arrays `keys`, whose values can be read inside the `with` block only.
 
     Raises:
         FileNotFoundError: no such file.
@@ -136,16 +136,16 @@ def _inflated(compressed: bytes, size: int) -> bytes:
 
 
 def _v5_array(first_bytes: Callable[[int], bytes], order: str) -> tuple[str, MatlabArray]:
-    """Name and array of a matrix element; `first_bytes(n)` gives its first n."""
+    """Name and array of a matrix element; `first_bytes(n)` gives its first n bytes."""
     head = first_bytes(2048)  # flags, shape and name come first, and are short
     if struct.unpack_from(order + "I", head)[0] != _MATRIX:
         raise ValueError("an element holds no matrix")
     _, flags, position = _v5_element(head, 8, order)
-    _, shape, position = _v5_element(head, position, order)
+    _, sizes, position = _v5_element(head, position, order)
     _, name, start = _v5_element(head, position, order)
     code = struct.unpack_from(order + "I", flags)[0] & 0xFF
     type_name = _CLASSES[code - 1] if 1 <= code <= len(_CLASSES) else f"class {code}"
-    shape = tuple(np.frombuffer(shape, order + "i4").tolist())[::-1]
+    shape: tuple[int, ...] = tuple(np.frombuffer(sizes, order + "i4").tolist())[::-1]
     if min(shape, default=0) < 0:
         raise ValueError(f"an array is of shape {shape}")
     kind = {"double": "f", "single": "f", "char": "u"}.get(type_name, "O")
@@ -163,7 +163,7 @@ def _v5_array(first_bytes: Callable[[int], bytes], order: str) -> tuple[str, Mat
 
 
 def _v5_element(content: bytes, position: int, order: str) -> tuple[int, bytes, int]:
-    """Type and data of the element at a position, and where the next begins; short ones stand in their own tag."""
+    """Type and data of the element at a position, and where the next begins; a short element is inside its own tag."""
     code, size = struct.unpack_from(order + "II", content, position)
     if code >> 16:
         code, size, start, after = code & 0xFFFF, code >> 16, position + 4, position + 8

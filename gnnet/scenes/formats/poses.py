@@ -1,4 +1,4 @@
-"""What the benchmark, hloc and other tools exchange as text: poses, pairs of query and reference, cameras."""
+"""Text files that the benchmark, hloc and other tools exchange: poses, pairs of query and reference, cameras."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gnnet.scenes.problems import BadInput
 _POSE = "name qw qx qy qz tx ty tz a line: cam_from_world, translation (not centre), names without spaces"
 _PAIR = "query reference a line, names without spaces"
 _QUERY = "name MODEL width height params… a line, as r.jpg PINHOLE 1024 768 868.9 866.1 525.9 420.0"
-_NO_ROTATION = 1e-3  # RᵀR may differ from the identity by so much
+_NO_ROTATION = 1e-3  # largest difference between an entry of RᵀR and of the identity
 
 
 class PoseLine(NamedTuple):
@@ -31,7 +31,7 @@ class PoseLine(NamedTuple):
 
 
 def read_pose_file(path: str | Path) -> dict[str, Pose]:
-    """`cam_from_world` by name of lines `name qw qx qy qz tx ty tz`; unbatched, float64, in the file's order.
+    """Read `cam_from_world` by name from lines `name qw qx qy qz tx ty tz`; unbatched, float64, in the file's order.
 
     Quaternions are normalised. Empty lines and lines that begin with # are left out.
 
@@ -51,7 +51,11 @@ def read_pose_file(path: str | Path) -> dict[str, Pose]:
 
 
 def read_pose_lines(path: str | Path, bad: BadInput) -> list[PoseLine]:
-    """The lines of a pose file, each name once; `bad` is told of each line that `read_pose_file` does not take.
+    """Read the lines of a pose file, each name once.
+
+    Args:
+        path: the file.
+        bad: gets each line that `read_pose_file` does not take.
 
     Raises:
         FileNotFoundError: no such file.
@@ -80,8 +84,8 @@ def write_pose_file(path: str | Path, poses: Mapping[str, Pose]) -> None:
     """Write lines `name qw qx qy qz tx ty tz` by name, every digit of float64; the file appears when it is complete.
 
     Args:
-        path: of the file; its folder is made.
-        poses: unbatched `cam_from_world` in metres.
+        path: the file; its folder is made.
+        poses: unbatched `cam_from_world` in metres, by name.
 
     Raises:
         ValueError: naming the image, if its name is empty or holds spaces, or its pose is batched, not
@@ -108,7 +112,7 @@ def _pose_numbers(name: str, pose: Pose) -> list[float]:
 
 
 def read_pairs_file(path: str | Path) -> dict[str, tuple[str, ...]]:
-    """References of each query, in the order of the file's lines `query reference` (hloc); a repeated pair counts once.
+    """Read lines `query reference` (hloc): the references of each query in the file's order, a repeated pair once.
 
     Raises:
         FileNotFoundError: no such file.
@@ -123,7 +127,7 @@ def read_pairs_file(path: str | Path) -> dict[str, tuple[str, ...]]:
 
 
 def read_query_list(path: str | Path) -> dict[str, Camera]:
-    """Cameras by name of lines `name MODEL width height params…` (hloc), unbatched, float64; models of COLMAP.
+    """Read cameras by name from lines `name MODEL width height params…` (hloc), unbatched, float64; COLMAP's models.
 
     Raises:
         FileNotFoundError: no such file.

@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 
 from gnnet.scenes.formats.correspondences import read_correspondence_header
 from gnnet.scenes.layouts.cmu_slice import Slice, condition_groups, parse_name, read_intrinsics, read_slice
-from gnnet.scenes.pairing import covisible_pairs, stretches_of
+from gnnet.scenes.pairing import centers_of, covisible_pairs, stretches_of, within_places
 from gnnet.scenes.problems import BadInput, OnBad
 from gnnet.scenes.scene import Pair, Scene, SceneImage
 
@@ -105,11 +105,14 @@ def load_cmu(
     for part in read:
         observed = [named[n] for n in part.images if n in named and named[n].point_ids is not None]
         if observed and not layout.files[part.number]:
-            pairs += tuple(covisible_pairs(observed, min_shared_points, pairs_per_image, progress))
+            pairs += covisible_pairs(observed, min_shared_points, pairs_per_image, progress)
     groups = condition_groups({image.condition for image in named.values()})
-    pairs = _within_places(pairs, named)
-    within = ("camera", "place") if len(layout.slices) > 1 else ("camera",)  # stretches of one slice are ours alone
-    return Scene("cmu", named, pairs, points, groups, tuple(bad.problems), within, "cmu")
+    pairs = within_places(pairs, {image.name: image.place for image in named.values()})
+    return Scene(
+        "cmu", named, pairs, points, groups, tuple(bad.problems),
+        retrieve_within=("camera", "place") if len(layout.slices) > 1 else ("camera",),  # stretches of a slice are ours
+        dataset="cmu",
+    )  # fmt: skip
 
 
 def _check_cameras(cameras: Iterable[str]) -> tuple[str, ...]:
@@ -127,10 +130,9 @@ def _read_slices(layout: _Layout, cameras: tuple[str, ...], bad: BadInput, progr
         with bad.skipping():
             read.append(read_slice(layout.images, number, cameras, intrinsics, bad))
     if not any(part.images for part in read):
-        first = f"; the first problem: {bad.problems[0]}" if bad.problems else ""
         raise ValueError(
             f"{layout.images.absolute()} holds no usable image of {', '.join(cameras)} in the slices "
-            f"{', '.join(map(str, layout.slices))} (dataset.cameras, dataset.slices){first}"
+            f"{', '.join(map(str, layout.slices))} (dataset.cameras, dataset.slices){bad.first}"
         )
     return read
 
@@ -204,9 +206,9 @@ def _places(images: list[SceneImage], count: int) -> list[str]:
     references = [image for image in posed if image.is_reference] or posed
     if count <= 1 or not references:
         return [image.place for image in images]
-    centers = np.stack([image.cam_from_world.center().numpy() for image in references])
+    centers = centers_of(references)
     of_reference = stretches_of(centers, count)
-    nearest = cKDTree(centers).query(np.stack([image.cam_from_world.center().numpy() for image in posed]))[1]
+    nearest = cKDTree(centers).query(centers_of(posed))[1]
     stretch = {image.name: int(of_reference[i]) for image, i in zip(posed, nearest.tolist(), strict=True)}
     by_time = sorted((_time(image), stretch[image.name]) for image in posed)
     times = np.array([time for time, _ in by_time])
@@ -226,7 +228,7 @@ def _time(image: SceneImage) -> int:
 
 def _listed_pairs(
     layout: _Layout, images: dict[str, SceneImage], cameras: tuple[str, ...], bad: BadInput, progress: bool
-) -> tuple[Pair, ...]:
+) -> list[Pair]:
     """Pairs of the correspondence files; their place is yet empty."""
     listed = [(number, path) for number, paths in layout.files.items() for path in paths]
     pairs = []
@@ -236,8 +238,8 @@ def _listed_pairs(
             names = [PurePosixPath(name).name for name in (header.name_a, header.name_b)]
             if all(parse_name(name, path).camera in cameras for name in names):
                 a, b = (_image_of(layout.images / f"slice{number}", name, images, path) for name in names)
-                pairs.append(Pair(a, b, "", path, count=header.count))
-    return tuple(pairs)
+                pairs.append(Pair(a, b, "", path, count=header.number))
+    return pairs
 
 
 def _image_of(home: Path, name: str, images: dict[str, SceneImage], source: Path) -> str:
@@ -251,7 +253,7 @@ def _image_of(home: Path, name: str, images: dict[str, SceneImage], source: Path
     )
 
 
-def _placed_by_partner(images: dict[str, SceneImage], pairs: tuple[Pair, ...]) -> dict[str, SceneImage]:
+def _placed_by_partner(images: dict[str, SceneImage], pairs: list[Pair]) -> dict[str, SceneImage]:
     """Images without a place get that of their first partner in a pair that has one; the others are left out."""
     partner: dict[str, str] = {}
     for pair in pairs:
@@ -263,16 +265,3 @@ def _placed_by_partner(images: dict[str, SceneImage], pairs: tuple[Pair, ...]) -
     if lost:
         _log.info("%d of %d images left out, as nothing tells their stretch of the slice", lost, len(placed))
     return {name: image for name, image in placed.items() if image.place}
-
-
-def _within_places(pairs: tuple[Pair, ...], images: dict[str, SceneImage]) -> tuple[Pair, ...]:
-    """Pairs of which both images are in one place, with that place."""
-    kept = []
-    for pair in pairs:
-        a, b = images.get(pair.image_a), images.get(pair.image_b)
-        if a is not None and b is not None and a.place == b.place:
-            kept.append(replace(pair, place=a.place))
-    crossing = len(pairs) - len(kept)
-    if crossing:
-        _log.info("%d of %d pairs left out, as their images belong to two stretches", crossing, len(pairs))
-    return tuple(kept)

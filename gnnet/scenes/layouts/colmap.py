@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 
 from gnnet.files import below
-from gnnet.geometry.pose import Pose
 from gnnet.scenes.formats.colmap import Model, read_model
 from gnnet.scenes.formats.images import subfolders
-from gnnet.scenes.pairing import covisible_pairs, stretches_of
+from gnnet.scenes.pairing import centers_of, covisible_pairs, stretches_of
 from gnnet.scenes.problems import BadInput, OnBad
 from gnnet.scenes.scene import Scene, SceneImage
 
@@ -54,13 +53,11 @@ def load_colmap(
     model = read_model(model_dir, bad)
     scene_images = _images_on_disk(model, model_dir, root / images, bad)
     if not scene_images:
-        first = f"; the first problem: {bad.problems[0]}" if bad.problems else ""
-        raise ValueError(f"{model_dir} holds no image that can be used (dataset.root){first}")
-    centers = Pose.stack([image.cam_from_world for image in scene_images]).center().numpy()
+        raise ValueError(f"{model_dir} holds no image that can be used (dataset.root){bad.first}")
     name = root.absolute().name
     scene_images = [
         replace(image, place=f"{name}/{stretch}")
-        for image, stretch in zip(scene_images, stretches_of(centers, places), strict=True)
+        for image, stretch in zip(scene_images, stretches_of(centers_of(scene_images), places), strict=True)
     ]
     pairs = covisible_pairs(scene_images, min_shared_points, pairs_per_image, progress)
     if not pairs:
@@ -90,16 +87,7 @@ def _images_on_disk(model: Model, model_dir: Path, image_dir: Path, bad: BadInpu
             if not path.is_file():
                 missing.append(path)
                 continue
-            found[image.name] = SceneImage(
-                name=image.name,
-                path=path,
-                condition="reference",
-                camera=image.camera,
-                cam_from_world=image.cam_from_world,
-                is_reference=True,
-                point_ids=image.point_rows,
-                keypoints=image.keypoints,
-            )
+            found[image.name] = image.as_reference(path)
     how = "put the images there, or name their folder (dataset.images)"
     if missing and bad.on_bad == "raise":
         raise FileNotFoundError(

@@ -79,7 +79,7 @@ def load_rgbd(
         raise ValueError(
             f"{root.absolute()} holds {len(found)} usable images and no pair at gaps {list(gaps)} within one of "
             f"{places} stretches; lower dataset.gaps, dataset.min_overlap or dataset.places, or add images"
-            + "".join(f"; broken: {problem}" for problem in bad.problems[:1])
+            f"{bad.first}"
         )
     name = f"rgbd {root.absolute().name}"
     return Scene(name, found, pairs, problems=tuple(bad.problems), dataset="rgbd")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -29,6 +27,7 @@ from gnnet.scenes.layouts.robotcar_models import (
     read_merged_model,
 )
 from gnnet.scenes.layouts.robotcar_queries import UNKNOWN, Chosen, Queries, read_queries, read_test_queries
+from gnnet.scenes.pairing import within_places
 from gnnet.scenes.problems import BadInput, OnBad
 from gnnet.scenes.scene import Pair, Scene, SceneImage
 
@@ -46,8 +45,6 @@ _TREE = """\
     3D-models/all-merged/all.nvm   (where there are no individual models)
     robotcar_v2_train.txt, robotcar_v2_test.txt
 It comes from: RobotCar Seasons from visuallocalization.net; cross-season correspondences, Larsson et al., CVPR 2019."""
-
-_log = logging.getLogger(__name__)
 
 
 def load_robotcar(
@@ -85,12 +82,12 @@ def load_robotcar(
     """
     bad, home = BadInput(on_bad), _find_home(Path(root))
     cameras = _check_cameras(cameras)
-    files, conditions = _choose(home, conditions)
+    files, wanted = _choose(home, conditions)
     on_disk = _list_images(home)
     intrinsics = _read_intrinsics(home, cameras, on_disk, bad)
     references, points, lost = _read_references(home, intrinsics, place_size, bad, progress)
     images = dict(references)
-    chosen = Chosen(tuple(intrinsics), conditions)
+    chosen = Chosen(tuple(intrinsics), wanted)
     queries = read_queries(home, chosen, references, lost, on_disk, bad)
     for name, pose in queries.poses.items():
         images[name] = _plain_image(home, name, queries.places[name], intrinsics, pose)
@@ -182,8 +179,8 @@ def _read_intrinsics(home: Path, cameras: tuple[str, ...], on_disk: frozenset[st
             parameters = parse_numbers(given, 4, str(path), expected)
             if parameters[:2].min() <= 0:
                 raise ValueError(f"{path} has fx, fy {parameters[:2]}; expected positive numbers in pixels")
-            names = (name for name in on_disk if camera_of(name) == camera)
-            names = sorted(names, key=lambda name: (condition_of(name) != REFERENCE, name))
+            names = [name for name in on_disk if camera_of(name) == camera]
+            names.sort(key=lambda name: (condition_of(name) != REFERENCE, name))
             if not names:
                 raise FileNotFoundError(
                     f"no image of the camera {camera} in {home.absolute()}/images/<condition>/{camera}; "
@@ -192,7 +189,7 @@ def _read_intrinsics(home: Path, cameras: tuple[str, ...], on_disk: frozenset[st
             width, height = usual_size([home / "images" / name for name in names])
             intrinsics[camera] = Camera.from_colmap("PINHOLE", width, height, parameters, dtype=torch.float64)
     if not intrinsics:
-        raise ValueError(f"no camera of {home.absolute()} can be used; the first problem: {bad.problems[0]}")
+        raise ValueError(f"no camera of {home.absolute()} can be used{bad.first}")
     return intrinsics
 
 
@@ -251,7 +248,7 @@ def _join(
     home: Path, images: dict[str, SceneImage], pairs: list[Pair], intrinsics: dict[str, Camera], queries: Queries
 ) -> tuple[dict[str, SceneImage], list[Pair]]:
     """Pairs with their places, and the images with those that pairs alone name, in the place of their partner."""
-    images, joined, crossing = dict(images), [], 0
+    images, kept = dict(images), []
     for pair in pairs:
         names = (pair.image_a, pair.image_b)
         unknown = [name for name in names if name not in images]
@@ -261,22 +258,16 @@ def _join(
         for name in unknown:
             place = queries.locations.get(moment(name), partner)
             images[name] = _plain_image(home, name, place, intrinsics)
-        place = images[pair.image_a].place
-        if place == images[pair.image_b].place:
-            joined.append(replace(pair, place=place))
-        else:
-            crossing += 1
-    if crossing:
-        _log.info("%d of %d pairs left out, as their images belong to two places", crossing, len(pairs))
-    return images, joined
+        kept.append(pair)
+    return images, within_places(kept, {name: image.place for name, image in images.items()})
 
 
 def _on_disk_only(
     home: Path, images: dict[str, SceneImage], pairs: list[Pair], on_disk: frozenset[str], bad: BadInput
-) -> tuple[dict[str, SceneImage], tuple[Pair, ...]]:
+) -> tuple[dict[str, SceneImage], list[Pair]]:
     missing = sorted(set(images) - on_disk)
     absent = set(missing)
-    kept = tuple(pair for pair in pairs if pair.image_a not in absent and pair.image_b not in absent)
+    kept = [pair for pair in pairs if pair.image_a not in absent and pair.image_b not in absent]
     if missing and bad.on_bad == "raise":
         raise FileNotFoundError(
             f"{len(missing)} images, of {len(pairs) - len(kept)} pairs, are not in {(home / 'images').absolute()}, the "
@@ -287,7 +278,7 @@ def _on_disk_only(
     images = {name: image for name, image in images.items() if name not in absent}
     if not images:
         raise ValueError(
-            f"nothing usable is left of {home.absolute()} (dataset.root); {len(bad.problems)} problems, the first: "
-            f"{bad.problems[0] if bad.problems else 'no model and no pair'}"
+            f"nothing usable is left of {home.absolute()} (dataset.root); no model and no pair names an image "
+            f"that is there{bad.first}"
         )
     return images, kept

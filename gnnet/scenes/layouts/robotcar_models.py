@@ -95,10 +95,10 @@ def read_colmap_models(
             seen = np.zeros(len(model.points), bool)
             for image in images.values():
                 seen[image.point_rows] = True
-            row_of = count + np.cumsum(seen) - 1
+            place, row_of = folder.name.removesuffix("_aligned"), count + np.cumsum(seen) - 1
             for name, image in sorted(images.items()):
                 image = image._replace(name=name, point_rows=row_of[image.point_rows])
-                references[name] = _reference(home, image, folder.name.removesuffix("_aligned"))
+                references[name] = image.as_reference(home / "images" / name, condition=REFERENCE, place=place)
             points.append(model.points[seen])
             count += len(points[-1])
     return references, torch.from_numpy(np.concatenate(points))
@@ -140,19 +140,8 @@ def read_merged_model(
     images = sorted(model.images, key=lambda image: by_time(image.name))
     centers = np.array([image.cam_from_world.center().numpy() for image in images]).reshape(-1, 3)
     numbers = stretches_by_length(centers, place_size)
-    references = (_reference(home, image, f"stretch{n:03d}") for image, n in zip(images, numbers, strict=True))
-    return {image.name: image for image in references}, torch.from_numpy(model.points)
-
-
-def _reference(home: Path, image: ModelImage, place: str) -> SceneImage:
-    return SceneImage(
-        name=image.name,
-        path=home / "images" / image.name,
-        condition=REFERENCE,
-        place=place,
-        camera=image.camera,
-        cam_from_world=image.cam_from_world,
-        is_reference=True,
-        point_ids=image.point_rows,
-        keypoints=image.keypoints,
-    )
+    references = {
+        image.name: image.as_reference(home / "images" / image.name, condition=REFERENCE, place=f"stretch{number:03d}")
+        for image, number in zip(images, numbers, strict=True)
+    }
+    return references, torch.from_numpy(model.points)

@@ -21,6 +21,7 @@ from gnnet.scenes.layouts.robotcar_models import (
     image_name,
     moment,
 )
+from gnnet.scenes.pairing import centers_of
 from gnnet.scenes.problems import BadInput
 from gnnet.scenes.scene import SceneImage
 
@@ -188,8 +189,8 @@ def _nearest_places(poses: dict[str, Pose], references: dict[str, SceneImage], r
     """The place of the nearest reference, for the poses that have one within `reach` metres."""
     if not poses:
         return {}
-    tree = cKDTree(np.stack([r.cam_from_world.center().numpy() for r in references.values()]))
-    distances, nearest = tree.query(np.stack([pose.center().numpy() for pose in poses.values()]))
+    centers = Pose.stack(list(poses.values())).center().numpy()
+    distances, nearest = cKDTree(centers_of(references.values())).query(centers)
     places = [reference.place for reference in references.values()]
     found = zip(poses, distances.tolist(), nearest.tolist(), strict=True)
     return {name: places[i] for name, distance, i in found if distance <= reach}

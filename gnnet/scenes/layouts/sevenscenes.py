@@ -104,7 +104,7 @@ def load_sevenscenes(
         raise ValueError(
             f"{root.absolute()} holds {len(images)} usable images and no pair of training images at gaps "
             f"{list(gaps)}; lower dataset.stride or dataset.min_overlap, or take other dataset.gaps"
-            + "".join(f"; broken: {problem}" for problem in bad.problems[:1])
+            f"{bad.first}"
         )
     name = f"7-scenes {root.absolute().name}"
     return Scene(name, images, pairs, problems=tuple(bad.problems), dataset="sevenscenes")
@@ -177,7 +177,7 @@ def _pairs_across(sequences: list[list[SceneImage]], distance: float, min_overla
     number = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
     if distance <= 0 or not images:
         return []
-    poses = Pose.stack([image.cam_from_world for image in images])
+    poses = Pose.stack([image.cam_from_world for image in images if image.cam_from_world is not None])
     # √½ times the distance of two rotation matrices is about the angle between them: a radian counts as a metre.
     views = np.concatenate([poses.center().numpy(), poses.rotation.flatten(1).numpy() / np.sqrt(2)], 1)
     usable = (np.abs(views) < _FARTHEST).all(1)  # not so if a pose is broken, which is said where poses are checked

@@ -131,7 +131,7 @@ def test_a_broken_sequence_is_left_out(tmp_path):
         (tmp_path / "000/K.txt").write_text(k)
         with pytest.raises(ValueError, match=r"000/K\.txt"):
             load(tmp_path)
-    with pytest.raises(ValueError, match=r"holds 0 usable images .*; broken: .*K\.txt"):
+    with pytest.raises(ValueError, match=r"holds 0 usable images .*; the first problem: .*K\.txt"):
         load(tmp_path, on_bad="skip")
 
 
