@@ -193,7 +193,7 @@ def _save(scene: Scene, path: Path, key: list[Any]) -> None:
     about = {
         "key": key, "name": scene.name, "groups": scene.groups, "problems": scene.problems,
         "retrieve_within": scene.retrieve_within, "dataset": scene.dataset, "pairs_share_names": shared,
-        "checksums": {name: zlib.crc32(array) for name, array in arrays.items() if array.nbytes <= _MAX_CHECKSUM},
+        "checksums": {name: _checksum(array) for name, array in arrays.items() if array.nbytes <= _MAX_CHECKSUM},
     }  # fmt: skip
     with new_file(path) as partial:
         file = ArrayFile.create(partial, {name: (a.dtype.str[1:], a.shape) for name, a in arrays.items()}, about)
@@ -203,6 +203,10 @@ def _save(scene: Scene, path: Path, key: list[Any]) -> None:
     old = sorted(path.parent.glob("*/scene.json"))
     if old:
         _log.info("%s and others like it are indices of an older gnnet that nothing reads: delete them", old[0].parent)
+
+
+def _checksum(array: np.ndarray) -> int:
+    return zlib.crc32(np.ascontiguousarray(array).data)
 
 
 def _packed(columns: ImageColumns | PairColumns, prefix: str, leave_out: str = "") -> dict[str, np.ndarray]:
@@ -229,7 +233,7 @@ def _load(path: Path, key: list[Any]) -> Scene | None:
         # No memmaps, whose slices are slow; the pages are shared by all processes until one writes to them.
         arrays = {name: np.asarray(file.mapped(name, "c")) for name in file.arrays}
         for name, checksum in about["checksums"].items():
-            if zlib.crc32(np.ascontiguousarray(arrays[name])) != checksum:
+            if _checksum(arrays[name]) != checksum:
                 raise ValueError(f"{name} is not as it was written")
         images = _columns(ImageColumns, arrays, "images")
         names = {"names": images.names} if about["pairs_share_names"] else {}

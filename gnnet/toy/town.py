@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import shutil
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,9 +14,10 @@ import numpy as np
 import torch
 from rich.progress import Progress
 
-from gnnet.files import locked
+from gnnet.files import locked, new_folder
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
+from gnnet.scenes.layouts import robotcar
 from gnnet.scenes.layouts.robotcar import load_robotcar
 from gnnet.scenes.problems import OnBad
 from gnnet.scenes.scene import Scene
@@ -30,6 +29,7 @@ from gnnet.toy.streets import Street, build_street, drive
 from gnnet.toy.truth import Spread, match_image, observe_points, render_depth, spread_points
 
 VERSION = 2  # of the rendering; raise it whenever the same settings give other files
+READER_VERSION = f"{VERSION}.{robotcar.READER_VERSION}"  # of the index: both the rendering and the reader count
 REFERENCE = "overcast-reference"
 CONDITIONS = tuple(WEATHERS)
 PAIR_RANKS = (0, 1, 3)  # an image is paired with its nearest, second-nearest and fourth-nearest reference
@@ -108,7 +108,7 @@ def load_toy(
         places=places, frames=frames, query_frames=query_frames, image_size=image_size, seed=seed, conditions=conditions
     )
     ensure_toy_town(root, settings, progress=progress)
-    return load_robotcar(root, on_bad=on_bad, progress=progress)
+    return replace(load_robotcar(root, on_bad=on_bad, progress=progress), dataset="toy")
 
 
 def read_toy(
@@ -160,11 +160,8 @@ def ensure_toy_town(root: Path, settings: TownSettings, *, progress: bool = True
                 f"{root.absolute()} holds files but no toy.json, so it is no toy town and is left as it is; "
                 "give an empty or new folder (dataset.root)"
             )
-        partial_root = root.with_name(f".{root.name}.partial")
-        shutil.rmtree(partial_root, ignore_errors=True)
-        render_toy_town(partial_root, settings, progress=progress)
-        shutil.rmtree(root, ignore_errors=True)
-        os.replace(partial_root, root)
+        with new_folder(root) as unfinished:
+            render_toy_town(unfinished, settings, progress=progress)
     return root
 
 

@@ -123,11 +123,15 @@ def _v5_arrays(content: bytes) -> dict[str, MatlabArray]:
         if code == _COMPRESSED:
             named = _v5_array(partial(_inflated, body[8:]), order)
         elif code == _MATRIX:
-            named = _v5_array(lambda size=None, body=body: body[:size], order)
+            named = _v5_array(partial(_first, body), order)
         else:
             continue  # notes of MATLAB's own
         arrays[named[0]] = named[1]
     return arrays
+
+
+def _first(content: bytes, size: int) -> bytes:
+    return content[:size]
 
 
 def _inflated(compressed: bytes, size: int) -> bytes:

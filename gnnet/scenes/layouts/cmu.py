@@ -64,7 +64,7 @@ def load_cmu(
     on_bad: OnBad = "raise",
     progress: bool = True,
 ) -> Scene:
-    """The database images with their 3D points, the queries, and the pairs with correspondences.
+    """Read the database images with their 3D points, the queries, and the pairs with correspondences.
 
     The images are distorted, and the cameras keep k1, k2, p1, p2. Names are `slice<N>/query/img_….jpg`;
     the benchmark's result lines have the last part. The condition (`sunny-foliage`) follows from the
@@ -74,8 +74,8 @@ def load_cmu(
     A slice is a place: slices see nothing in common. One that is read alone is cut into `places`
     stretches of equally many database images along its longer axis, so that it can be split as well;
     neighbouring stretches may still see common points at their border. A query is in the stretch of
-    the nearest database image; one of unknown pose in that of the image taken next to it in time, or
-    else of its partner in a pair, or it is left out. So are pairs across stretches.
+    the nearest database image. A query of unknown pose is in the stretch of the image taken next to it in
+    time, or else of its partner in a pair, or it is left out. Pairs across stretches are left out.
 
     Pairs are those of the correspondence files; in a slice without any, database images that see
     common points of its model.
@@ -88,7 +88,7 @@ def load_cmu(
         images: folder inside `cmu/` of the slices and intrinsics.txt.
         places: into how many stretches a slice that is read alone is cut.
         min_shared_points: fewer common points make no covisible pair.
-        pairs_per_image: each database image is paired with so many others, those that share most points.
+        pairs_per_image: number of others that each database image is paired with, those that share most points.
         on_bad: `raise` at the first broken item, or `skip` (leave it out).
         progress: show progress bars.
 
@@ -156,14 +156,14 @@ def _find_layout(root: Path, images: str, slices: int | str | Iterable[int | str
 
 
 def _numbered(folder: Path, pattern: str) -> list[tuple[int, Path]]:
-    """Number and path of what in a folder has a name of the pattern, by name."""
+    """Number and path of the files and folders whose name has the pattern, sorted by name."""
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
     matches = [(re.fullmatch(pattern, path.name, re.ASCII), path) for path in paths]
     return [(int(match[1]), path) for match, path in matches if match]
 
 
 def _choose_slices(slices: int | str | Iterable[int | str] | None, present: list[int], folder: Path) -> tuple[int, ...]:
-    """Numbers of the slices asked for, ascending; of a group those that are there."""
+    """Numbers of the slices asked for, ascending; for a group, its slices that are there."""
     if slices is None:
         return tuple(present)
     chosen: set[int] = set()
@@ -229,7 +229,7 @@ def _time(image: SceneImage) -> int:
 def _listed_pairs(
     layout: _Layout, images: dict[str, SceneImage], cameras: tuple[str, ...], bad: BadInput, progress: bool
 ) -> list[Pair]:
-    """Pairs of the correspondence files; their place is yet empty."""
+    """Pairs of the correspondence files, without their place."""
     listed = [(number, path) for number, paths in layout.files.items() for path in paths]
     pairs = []
     for number, path in track(listed, "Reading pairs", disable=not progress, transient=True):
@@ -243,7 +243,7 @@ def _listed_pairs(
 
 
 def _image_of(home: Path, name: str, images: dict[str, SceneImage], source: Path) -> str:
-    """Full name of an image among the queries, or else the database images, of a slice."""
+    """Full name of a slice's image, which is a query or else a database image."""
     for kind in ("query", "database"):
         if f"{home.name}/{kind}/{name}" in images:
             return f"{home.name}/{kind}/{name}"
@@ -254,7 +254,7 @@ def _image_of(home: Path, name: str, images: dict[str, SceneImage], source: Path
 
 
 def _placed_by_partner(images: dict[str, SceneImage], pairs: list[Pair]) -> dict[str, SceneImage]:
-    """Images without a place get that of their first partner in a pair that has one; the others are left out."""
+    """Give images without a place that of their first partner in a pair that has one; leave out the others."""
     partner: dict[str, str] = {}
     for pair in pairs:
         for name, other in ((pair.image_a, pair.image_b), (pair.image_b, pair.image_a)):

@@ -46,14 +46,14 @@ _AGREE = 1.0  # pixels by which the model's cameras may differ from intrinsics.t
 
 
 class ImageName(NamedTuple):
-    """What an image's file name tells: `c0` or `c1`, and microseconds since 1970."""
+    """What an image's file name says: the camera, `c0` or `c1`, and the time in microseconds since 1970."""
 
     camera: str
     time: int
 
 
 class Slice(NamedTuple):
-    """Images by name, of which the place is the slice, and points (P, 3) that they refer to by row."""
+    """Images by name, whose place is the slice, and the points (P, 3) in metres that they refer to by row."""
 
     number: int
     images: dict[str, SceneImage]
@@ -61,10 +61,10 @@ class Slice(NamedTuple):
 
 
 def parse_name(name: str, source: Path | str) -> ImageName:
-    """Camera and time of an image; `source` names it.
+    """Camera and time of an image, from its name in the file `source`.
 
     Raises:
-        ValueError: if it is no image's name of the data set.
+        ValueError: if it is not an image's name of the data set.
     """
     match = _NAME.fullmatch(name)
     if match is None:
@@ -90,7 +90,7 @@ def condition_groups(conditions: Iterable[str]) -> dict[str, tuple[str, ...]]:
 
 
 def read_intrinsics(folder: Path, bad: BadInput) -> dict[str, Camera]:
-    """Cameras by name of `intrinsics.txt` in the folder of the slices or above it; none if there is no such file."""
+    """Read cameras by name from `intrinsics.txt` in the folder of the slices or above it; none without such a file."""
     path = next((p for p in (folder / "intrinsics.txt", folder.parent / "intrinsics.txt") if p.exists()), None)
     cameras: dict[str, Camera] = {}
     if path is None:
@@ -115,12 +115,12 @@ def read_slice(
     """All images of the wanted cameras in `database` and `query`, with what the model and the lists know of them.
 
     Args:
-        folder: of the slices.
-        number: of the slice.
-        cameras: of `c0`, `c1`.
-        intrinsics: by camera; of one that is not there, the model's are taken.
-        bad: is told of a damaged model, a camera that is not known, broken lines, and images that are
-            listed but not there.
+        folder: holds the folders of the slices.
+        number: number of the slice.
+        cameras: `c0`, `c1` or both.
+        intrinsics: by camera; for a camera that is not there, the model's are taken.
+        bad: gets a damaged model, a camera that is not known, broken lines, and images that are listed but
+            not there.
     """
     home = folder / f"slice{number}"
     model = Model((), np.zeros((0, 3)))
@@ -152,7 +152,7 @@ def read_slice(
 def _with_model_cameras(
     intrinsics: dict[str, Camera], model: Model, source: Path, bad: BadInput
 ) -> dict[str, Camera]:
-    """The cameras known from `intrinsics.txt`, checked against the model's, or else the model's."""
+    """Cameras by name, from `intrinsics.txt` and checked against the model, or else from the model."""
     known, checked = dict(intrinsics), set()
     for image in model.images:
         match = _NAME.fullmatch(image.name)
@@ -230,7 +230,7 @@ def _find(
 def _add_listed_poses(
     home: Path, images: dict[str, SceneImage], kind: str, path: Path, cameras: tuple[str, ...], bad: BadInput
 ) -> None:
-    """Poses that a file lists, of references (`database`) or queries; the file may be missing or empty."""
+    """Add the poses that a file lists, of references (`database`) or queries; the file may be missing or empty."""
     for _, words, source in _lines(path, _EXPECTED_POSE, bad):
         with bad.skipping():
             image = _find(home, images, kind, words[0], cameras, path)
@@ -247,7 +247,7 @@ def _add_listed_poses(
 
 
 def _check_test_list(home: Path, images: dict[str, SceneImage], cameras: tuple[str, ...], bad: BadInput) -> None:
-    """Whether the queries of `test-images-slice<N>.txt` are there; their poses may not be released."""
+    """Report queries of `test-images-slice<N>.txt` that are not there; their poses may not be released."""
     path = home / f"test-images-{home.name}.txt"
     for _, words, _ in _lines(path, "a query's name a line", bad):
         with bad.skipping():

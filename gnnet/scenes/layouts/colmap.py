@@ -40,7 +40,7 @@ def load_colmap(
         places: into how many stretches of the camera's path the scene is cut for splitting; one
             model has no places of its own, so neighbouring stretches may still see common points.
         min_shared_points: fewer common points make no pair.
-        pairs_per_image: each image is paired with so many others, those that share most points.
+        pairs_per_image: number of others that each image is paired with, those that share most points.
         on_bad: `raise`, or `skip` to leave out images that are not on disk (`Scene.problems`).
         progress: show progress bars.
 

@@ -1,4 +1,4 @@
-"""Any folder of photographs: each is paired with itself, under two homographies and two lights, for pretraining."""
+"""Any folder of photographs, each paired with itself: training warps and lights it twice, for pretraining."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ READER_VERSION = 1  # raise it when the same files make another scene, so that t
 
 
 def load_homography(root: str | Path, *, on_bad: OnBad = "raise", progress: bool = True) -> Scene:
-    """Every JPEG and PNG below the folder, at any depth; a folder is a place, or each image where there is one folder.
+    """Pair every JPEG and PNG below a folder, at any depth, with itself.
+
+    A folder is a place; where all images are in one folder, each image is a place.
 
     Args:
         root: the folder.
-        on_bad, progress: as of the other readers; nothing is read but names.
+        on_bad, progress: taken as by the other readers, but without effect, as nothing is read but names.
 
     Raises:
         FileNotFoundError: if the folder holds no image.

@@ -1,4 +1,4 @@
-"""The readers by the name of their layout."""
+"""Readers of datasets, by the name of their layout."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ READER_VERSION = 1  # raise it when the same files make another scene, so that t
 _TREE = """\
   <dataset.root>/            one sequence, or a folder of such folders
     images/*.jpg or *.png    in the sequence's order, when sorted by name
-    depth/*.png              of the same names but for the ending; 16 bits, millimetres, 0 unknown
+    depth/*.png              same names but for the ending; 16 bits, millimetres, 0 unknown
     K.txt                    3×3 intrinsics of the images and of the depth maps, which are registered to them
     poses.txt                camera to world, metres: 16 numbers a line, row by row, a line for each image
 See README "Posed RGB-D"."""
@@ -48,7 +48,7 @@ def load_rgbd(
         root: a sequence's folder, or a folder of them; then names begin with the sequence's.
         images: image folder inside a sequence.
         depth: folder of the depth maps inside a sequence.
-        gaps: an image is paired with those so many images later, in order of their names.
+        gaps: an image is paired with the images so many places later, in order of their names.
         min_overlap: pairs whose views share less, judged by their poses as if the room were 1 to 4 m
             away, are left out.
         places: into how many stretches along time each sequence is cut for splitting; neighbouring
@@ -86,7 +86,7 @@ def load_rgbd(
 
 
 def parse_pose(words: list[str], source: str) -> Pose:
-    """`cam_from_world` (float64) of the 16 words of a camera-to-world matrix; `source` names file and line.
+    """Turn the 16 words of a camera-to-world matrix into `cam_from_world` (float64); `source` names file and line.
 
     Raises:
         ValueError: if they are no such matrix.
@@ -104,7 +104,7 @@ def _is_sequence(folder: Path, images: str) -> bool:
 def _read_sequence(
     folder: Path, prefix: str, images: str, depth: str, places: int, bad: BadInput
 ) -> list[list[SceneImage]]:
-    """Usable images of each stretch."""
+    """Usable images, a list for each stretch."""
     files = image_files(folder / images)
     path = folder / "poses.txt"
     lines = read_lines(path, f"{_POSE} for each image")

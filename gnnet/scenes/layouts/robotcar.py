@@ -57,7 +57,7 @@ def load_robotcar(
     on_bad: OnBad = "raise",
     progress: bool = True,
 ) -> Scene:
-    """The references with their 3D points, the queries of known pose, and the pairs with correspondences.
+    """Read the references with their 3D points, the queries of known pose, and the pairs with correspondences.
 
     Places are the individual models (`NNN`), where they exist; a query belongs to the place that
     `queries_per_location` lists it in, else to that of the nearest reference. With the merged model
@@ -69,7 +69,7 @@ def load_robotcar(
     Args:
         root: the folder that holds `robotcar/`, or `robotcar` itself.
         conditions: query conditions or groups of them to read; None for all.
-        cameras: of `left`, `rear`, `right`.
+        cameras: some of `left`, `rear`, `right`.
         place_size: metres, used with the merged model only.
         test_queries: also the images of robotcar_v2_test.txt, without pose; their place is
             `unknown` where `queries_per_location` does not tell it.
@@ -124,7 +124,7 @@ def _check_cameras(cameras: Iterable[str]) -> tuple[str, ...]:
 
 
 def _choose(home: Path, conditions: list[str] | None) -> tuple[list[Path], frozenset[str] | None]:
-    """The correspondence files of the chosen conditions, and these without groups."""
+    """The correspondence files of the chosen conditions, and these conditions, with groups resolved."""
     folder, prefix = home / "correspondence", f"correspondence_run1_{REFERENCE}_run2_"
     files = sorted(folder.glob(f"{prefix}*.mat"))
     if not files:
@@ -196,7 +196,7 @@ def _read_intrinsics(home: Path, cameras: tuple[str, ...], on_disk: frozenset[st
 def _read_references(
     home: Path, intrinsics: dict[str, Camera], place_size: float, bad: BadInput, progress: bool
 ) -> tuple[dict[str, SceneImage], torch.Tensor, set[str]]:
-    """References, points, and the places whose model was left out."""
+    """References by name, points (P, 3), and the places whose model was left out."""
     models = sorted((home / "3D-models" / "individual" / "colmap_reconstructions").glob("*_aligned"))
     merged = home / "3D-models" / "all-merged" / "all.nvm"
     if models:
@@ -233,7 +233,7 @@ def _references_in_blocks(home: Path, pairs: list[Pair], intrinsics: dict[str, C
 
 
 def _read_pairs(files: list[Path], cameras: tuple[str, ...], bad: BadInput, progress: bool) -> list[Pair]:
-    """Pairs as their files name them, of the chosen cameras; they have no place yet."""
+    """Pairs of the correspondence files, for the chosen cameras, without their place."""
     pairs = []
     for path in track(files, "Reading pairs", disable=not progress, transient=True):
         with bad.skipping():
@@ -247,7 +247,7 @@ def _read_pairs(files: list[Path], cameras: tuple[str, ...], bad: BadInput, prog
 def _join(
     home: Path, images: dict[str, SceneImage], pairs: list[Pair], intrinsics: dict[str, Camera], queries: Queries
 ) -> tuple[dict[str, SceneImage], list[Pair]]:
-    """Pairs with their places, and the images with those that pairs alone name, in the place of their partner."""
+    """Images with those that only pairs name, in the place of their partner, and the pairs with their places."""
     images, kept = dict(images), []
     for pair in pairs:
         names = (pair.image_a, pair.image_b)

@@ -1,4 +1,4 @@
-"""Queries of RobotCar Seasons: their poses, through the rig too, and the places they belong to."""
+"""Queries of RobotCar Seasons: their poses, some through the rig, and the places they belong to."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from gnnet.scenes.pairing import centers_of
 from gnnet.scenes.problems import BadInput
 from gnnet.scenes.scene import SceneImage
 
-UNKNOWN = "unknown"  # place of an image of which no file tells it
-_REACH = 50.0  # metres; where a model is left out, a query farther from all references belonged to it
+UNKNOWN = "unknown"  # place of an image whose place no file tells
+_REACH = 50.0  # metres; if a model is left out, a query farther than this from all references belonged to it
 
 
 class Chosen(NamedTuple):
@@ -46,9 +46,9 @@ class Queries:
 
     Args:
         poses: `cam_from_world` by image name.
-        places: of the images with pose.
-        locations: places that lists give, by `moment`; of the places that have references.
-        lost: names with pose, and moments, that belong to a model that was left out.
+        places: place by image name, for the images with pose.
+        locations: place by `moment`, as lists give it, for places that have references.
+        lost: names of images with pose, and moments, that belong to a model that was left out.
         any_lost: whether a model was left out.
     """
 
@@ -69,7 +69,7 @@ def read_queries(
     home: Path, chosen: Chosen, references: dict[str, SceneImage], lost: set[str], on_disk: frozenset[str],
     bad: BadInput,
 ) -> Queries:  # fmt: skip
-    """Queries of robotcar_v2_train.txt; none have poses where the references have none.
+    """Read the queries of robotcar_v2_train.txt; without references, none gets a pose.
 
     The poses in the file are of the rear camera. A left or right image of the same moment gets its pose
     by cam_from_rear = car_from_cam⁻¹ · car_from_rear, if it is on disk. A query is of the place that
@@ -77,11 +77,11 @@ def read_queries(
 
     Args:
         home: the folder `robotcar`.
-        chosen: which are wanted.
-        references: by name.
+        chosen: cameras and conditions that are wanted.
+        references: reference images by name.
         lost: places whose model was left out.
         on_disk: names of the images that exist.
-        bad: broken lines and files are reported to it.
+        bad: gets broken lines and files.
     """
     known = {reference.place for reference in references.values()}
     listed = _read_locations(home, bad)
@@ -149,7 +149,7 @@ def _query_poses(home: Path, cameras: tuple[str, ...], on_disk: frozenset[str], 
 
 
 def _read_poses(path: Path, bad: BadInput) -> dict[str, Pose]:
-    """`cam_from_world` of lines `name` + 16 numbers: camera to world, row by row."""
+    """`cam_from_world` by name, from lines `name` and 16 numbers: camera to world, row by row."""
     poses: dict[str, Pose] = {}
     expected = "a name and 16 numbers (4×4 camera to world, row by row)"
     for _, words, source in read_lines(path, expected):
@@ -170,7 +170,7 @@ def _read_extrinsics(home: Path, camera: str) -> Pose:
 
 
 def _rigid(numbers: np.ndarray, source: str) -> Pose:
-    """The rigid motion nearest to 16 numbers of a 4×4, whose rotation may be off by rounding (1e-3)."""
+    """The rigid motion nearest to the 16 numbers of a 4×4, whose rotation may be off by rounding (1e-3)."""
     matrix = numbers.reshape(4, 4)
     rotation = matrix[:3, :3]
     rounding = np.abs(rotation @ rotation.T - np.eye(3)).max() if np.abs(rotation).max() < 2 else np.inf

@@ -29,8 +29,8 @@ _TREE = """\
       frame-000000.depth.png       16 bits, millimetres, 65535 unknown
       frame-000000.pose.txt        4×4, depth camera to world
 See README "7-Scenes"."""
-_SPLITS = {"TrainSplit.txt": True, "TestSplit.txt": False}  # whether its sequences are the map
-_FARTHEST = 1e4  # metres from the origin that a pose of a room can be
+_SPLITS = {"TrainSplit.txt": True, "TestSplit.txt": False}  # whether the sequences of a split are the map
+_FARTHEST = 1e4  # metres from the origin; poses of a room beyond are broken
 _FRAME = re.compile(r"frame-(\d{1,9})\.color\.(png|jpg|jpeg)", re.ASCII)
 
 # The principal point that is published, (320, 240), is the middle of the image: that is COLMAP's count of pixels.
@@ -66,8 +66,8 @@ def load_sevenscenes(
 
     Args:
         root: a scene's folder, or a folder of them; then names begin with the scene's.
-        gaps: a training image is paired with those so many frames later in its sequence, in frame
-            numbers (30 a second).
+        gaps: a training image is paired with the images so many frames later in its sequence (30 frames a
+            second).
         stride: only frames whose number is a multiple of it are read.
         across_sequences: a training image is also paired with the most similar view of the scene's other
             training sequences, if that is so many metres away at most; 0 pairs within sequences only.
@@ -111,7 +111,7 @@ def load_sevenscenes(
 
 
 def _scenes(root: Path) -> dict[str, Path]:
-    """Folders of the scenes by what their images' names begin with."""
+    """Folders of the scenes, by the prefix of their images' names."""
     named = {"": root} if _is_scene(root) else {f"{f.name}/": f for f in subfolders(root) if _is_scene(f)}
     if not named:
         raise FileNotFoundError(f"{root.absolute()} holds no scene of 7-Scenes (dataset.root); expected\n{_TREE}")
@@ -123,7 +123,7 @@ def _is_scene(folder: Path) -> bool:
 
 
 def _sequences(folder: Path, bad: BadInput) -> dict[str, bool]:
-    """Names of a scene's sequences, and whether they are its map."""
+    """For each sequence of a scene, whether it belongs to the map."""
     sequences: dict[str, bool] = {}
     for split, is_map in _SPLITS.items():
         with bad.skipping():
@@ -146,8 +146,8 @@ def _read_sequence(
     folder = scene / sequence
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist, but a split names it; unpack {sequence}.zip there")
-    colors = sorted(path for path in folder.iterdir() if _FRAME.fullmatch(path.name))
-    numbered = {int(_FRAME.fullmatch(path.name)[1]): path for path in reversed(colors)}
+    found = [(_FRAME.fullmatch(path.name), path) for path in sorted(folder.iterdir(), reverse=True)]
+    numbered = {int(match[1]): path for match, path in found if match}
     images = {}
     for number, path in sorted(numbered.items()):
         if number % stride:
@@ -172,7 +172,7 @@ def _read_sequence(
 
 
 def _pairs_across(sequences: list[list[SceneImage]], distance: float, min_overlap: float) -> list[Pair]:
-    """Each image with its most similar view, by position and direction, in any other sequence."""
+    """Pair each image with the most similar view, by position and direction, in any other sequence."""
     images = [image for sequence in sequences for image in sequence]
     number = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
     if distance <= 0 or not images:
@@ -180,7 +180,7 @@ def _pairs_across(sequences: list[list[SceneImage]], distance: float, min_overla
     poses = Pose.stack([image.cam_from_world for image in images if image.cam_from_world is not None])
     # √½ times the distance of two rotation matrices is about the angle between them: a radian counts as a metre.
     views = np.concatenate([poses.center().numpy(), poses.rotation.flatten(1).numpy() / np.sqrt(2)], 1)
-    usable = (np.abs(views) < _FARTHEST).all(1)  # not so if a pose is broken, which is said where poses are checked
+    usable = (np.abs(views) < _FARTHEST).all(1)  # a broken pose is not; `check` reports it
     rows = set()
     for n in range(len(sequences)):
         own, others = np.flatnonzero(usable & (number == n)), np.flatnonzero(usable & (number != n))

@@ -1,4 +1,4 @@
-"""Timelapse: a fixed camera over days and seasons, whose pixels correspond to themselves under any light."""
+"""Timelapse: photographs by a fixed camera over days and seasons; each pixel corresponds to itself in all of them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
+from gnnet.sampling import evenly
 from gnnet.scenes.formats.images import image_files, image_size, subfolders
 from gnnet.scenes.problems import BadInput, OnBad
 from gnnet.scenes.scene import Pair, Scene, SceneImage
@@ -21,7 +22,7 @@ DUSK, NIGHT = 0.65, 0.3  # of the place's usual median grey value: darker images
 _SIDE = 256  # pixels, largest side of the images by which light and alignment are judged
 _CONFIDENT = 0.12  # height of the correlation peak from which a shift is believed
 _TREE = """\
-  <dataset.root>/<place>/*.jpg   photographs by one camera that stands still, one folder a place
+  <dataset.root>/<place>/*.jpg   photographs by one fixed camera, one folder a place
 or
   <dataset.root>/*.jpg           one place"""
 
@@ -37,18 +38,18 @@ def load_timelapse(
     on_bad: OnBad = "raise",
     progress: bool = True,
 ) -> Scene:
-    """Each folder of images is a place; its images are paired at random, those of other light first.
+    """Read folders of images: each folder is a place, and its images are paired with each other.
 
-    An image's condition is `day`, `dusk` or `night` by its median grey value against the place's. An
-    image that is shifted against the others of its place, as the camera was moved, is left out, and
-    is among the scene's problems whatever `on_bad` says.
+    An image's condition is `day`, `dusk` or `night`, by its median grey value relative to the place's. An
+    image that is shifted against the others of its place, as the camera had moved, is left out, and a
+    message about it is among the scene's problems whatever `on_bad` says.
 
     Args:
         root: the folder of the places, or of one place.
         folders: places to read; None reads all.
-        partners: each image is paired with so many others of its place, at most.
-        max_shift: pixels that an image may be shifted by.
-        on_bad: what to do with files that cannot be read.
+        partners: number of steps at which an image is paired with later and with earlier images of its place.
+        max_shift: pixels; an image that is shifted by more is left out.
+        on_bad: `raise` at the first file that cannot be read, or `skip` (leave it out).
         progress: show a progress bar.
 
     Raises:
@@ -69,7 +70,7 @@ def load_timelapse(
     moved: list[str] = []
     for place, seen in looks.items():
         seen = _of_one_size(place, seen, bad)
-        seen, messages = _standing_still(seen, max_shift)
+        seen, messages = _without_moved(seen, max_shift)
         moved += messages
         if len(seen) < 2:
             continue
@@ -109,7 +110,7 @@ def _folders(root: Path, chosen: Iterable[str] | None) -> dict[str, Path]:
 
 
 class _Look(NamedTuple):
-    """An image in small: size in pixels, median grey value, and gradient magnitudes (h, w), equalised."""
+    """An image in small: its size in pixels, median grey value, and equalised gradient magnitudes (h, w)."""
 
     size: tuple[int, int]
     grey: float
@@ -132,7 +133,7 @@ def _look_at(path: Path) -> _Look:
 
 
 def _of_one_size(place: str, seen: list[tuple[Path, _Look]], bad: BadInput) -> list[tuple[Path, _Look]]:
-    """The images that have the place's most frequent size; the others are reported."""
+    """The images of the place's most frequent size; `bad` gets the others."""
     if not seen:
         return []
     sizes = [look.size for _, look in seen]
@@ -147,12 +148,13 @@ def _of_one_size(place: str, seen: list[tuple[Path, _Look]], bad: BadInput) -> l
     return [entry for entry in seen if entry[1].size == usual]
 
 
-def _standing_still(seen: list[tuple[Path, _Look]], max_shift: float) -> tuple[list[tuple[Path, _Look]], list[str]]:
-    """Without the images that are shifted against the place's mean picture, and a message for each of these."""
+def _without_moved(seen: list[tuple[Path, _Look]], max_shift: float) -> tuple[list[tuple[Path, _Look]], list[str]]:
+    """The images that are not shifted against the place's mean picture, and a message for each of the others."""
     if len(seen) < 3:
         return seen, []
     mean = np.mean([look.edges for _, look in seen], axis=0)
-    still, messages = [], []
+    kept: list[tuple[Path, _Look]] = []
+    messages: list[str] = []
     for path, look in seen:
         shift, height = _shift(look.edges, mean)
         pixels = shift * max(look.size) / _SIDE
@@ -162,8 +164,8 @@ def _standing_still(seen: list[tuple[Path, _Look]], max_shift: float) -> tuple[l
                 "moved; put the images of each position into a folder of their own"
             )
         else:
-            still.append((path, look))
-    return still, messages
+            kept.append((path, look))
+    return kept, messages
 
 
 def _shift(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
@@ -185,12 +187,11 @@ def _conditions(looks: list[_Look]) -> list[str]:
 
 
 def _pairs(images: list[SceneImage], partners: int) -> list[Pair]:
-    """Each image with the `partners` next ones on a ring: every image in as many pairs, and no pair twice.
+    """Pair each image with others on a ring of all, at `partners` steps: equally many pairs an image, none twice.
 
-    Steps of the ring are spread over it, so that an image meets others of far-off dates too.
+    The steps are spread over half the ring, so that an image is paired with images of distant dates too.
     """
     count = len(images)
-    steps = np.unique(np.linspace(1, count // 2, min(partners, count // 2)).round().astype(int))
-    chosen = {tuple(sorted((i, (i + int(step)) % count))) for step in steps for i in range(count)}
-    place = images[0].place
-    return [Pair(images[i].name, images[j].name, place, static=True) for i, j in sorted(chosen)]
+    steps = (1 + evenly(count // 2, partners)).tolist()
+    chosen = {(min(i, j), max(i, j)) for step in steps for i in range(count) for j in [(i + step) % count]}
+    return [Pair(images[i].name, images[j].name, images[i].place, static=True) for i, j in sorted(chosen)]

@@ -18,8 +18,8 @@ from gnnet.scenes.formats.colmap import read_model
 from gnnet.scenes.formats.correspondences import read_correspondence_file
 from gnnet.scenes.layouts.cmu import SLICE_GROUPS, load_cmu
 from gnnet.scenes.layouts.cmu_slice import condition_of
-from gnnet.toy.camera import image_rays, pixel_rays, trace, windows_in_image
 from gnnet.scenes.problems import BadInput
+from gnnet.toy.camera import image_rays, pixel_rays, trace, windows_in_image
 from gnnet.toy.cmu_sample import sample_cameras, write_cmu_sample
 
 SIZE, FRAMES = (96, 72), 2
