@@ -9,9 +9,9 @@ import numpy as np
 
 from gnnet.data.depth import Window, depth_correspondences, read_depth_view
 from gnnet.data.timelapse import fixed_camera_correspondences, lasting_structure
-from gnnet.scenes.formats.correspondences import Correspondences, read_correspondence_file
+from gnnet.scenes.formats.correspondences import read_correspondence_file
 from gnnet.scenes.formats.images import image_size
-from gnnet.scenes.scene import Pair, Scene, SceneImage
+from gnnet.scenes.scene import Correspondences, Pair, Scene, SceneImage
 
 
 class PairPoints:

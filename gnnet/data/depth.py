@@ -12,8 +12,7 @@ from torch import Tensor
 
 from gnnet.geometry.camera import MIN_DEPTH, Camera
 from gnnet.geometry.pose import Pose
-from gnnet.scenes.formats.correspondences import Correspondences
-from gnnet.scenes.scene import SceneImage
+from gnnet.scenes.scene import Correspondences, SceneImage
 
 _UNKNOWN = 65535  # as 7-Scenes writes it; others write 0
 _TOLERANCE = (0.02, 0.02)  # two depths of one surface differ by at most so many metres plus this share of the depth

@@ -12,9 +12,8 @@ from gnnet.data.correspondences import PairPoints
 from gnnet.data.images import ImageView, even_subset, read_view
 from gnnet.data.timelapse import PlaceStructure
 from gnnet.data.warps import cut_image, map_points, random_crop, random_homography
-from gnnet.scenes.formats.correspondences import Correspondences
 from gnnet.scenes.problems import OnBad
-from gnnet.scenes.scene import Pair, Scene
+from gnnet.scenes.scene import Correspondences, Pair, Scene
 
 _CUTS_TRIED = 4  # until a cut of a pair keeps a quarter of the correspondences wanted
 _SPARE = 3  # points drawn for each point wanted: some are not seen by both images, or lie outside the squares

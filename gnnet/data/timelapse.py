@@ -11,8 +11,7 @@ from scipy.ndimage import map_coordinates, uniform_filter
 
 from gnnet.data.depth import Window
 from gnnet.sampling import evenly
-from gnnet.scenes.formats.correspondences import Correspondences
-from gnnet.scenes.scene import Scene
+from gnnet.scenes.scene import Correspondences, Scene
 
 _SIDE = 320  # pixels, largest side of the images that structure is found in
 _AVERAGED = 5  # cells, side of the square over which structure is averaged

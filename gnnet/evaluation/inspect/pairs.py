@@ -11,8 +11,7 @@ from gnnet.data.correspondences import PairPoints
 from gnnet.data.timelapse import PlaceStructure
 from gnnet.evaluation.inspect.agreement import correspondence_errors
 from gnnet.sampling import evenly
-from gnnet.scenes.formats.correspondences import Correspondences
-from gnnet.scenes.scene import Pair, Scene
+from gnnet.scenes.scene import Correspondences, Pair, Scene
 
 CELLS = 8  # of the grid on an image, a side
 MOST_CORRESPONDENCES = 10_000  # read of a pair
