@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy.spatial.transform import Rotation
 
-from gnnet.geometry.pose import Pose
-from gnnet.localization.retrieval import Whitening, fit_whitening, gem, nearest_by_pose, nearest_references
+from gnnet.localization.global_descriptors import Whitening, fit_whitening, gem, nearest_references
 from gnnet.models.pyramid import FeaturePyramid
 
 
@@ -326,33 +324,3 @@ def test_shapes_that_do_not_fit(change, message):
     given = {"queries": torch.zeros(2, 4), "references": torch.zeros(5, 4), "count": 3} | change
     with pytest.raises(ValueError, match=message):
         nearest_references(**given)
-
-
-# --- nearest poses
-
-
-def poses(count, seed):
-    generator = np.random.default_rng(seed)
-    rotations, centres = Rotation.random(count, random_state=seed), generator.normal(size=(count, 3)) * 20
-    translations = -rotations.apply(centres)
-    return Pose(torch.from_numpy(rotations.as_matrix()), torch.from_numpy(translations)), rotations, centres
-
-
-def test_nearest_by_pose():
-    references, rotations, centres = poses(30, 1)
-    queries, query_rotations, query_centres = poses(4, 2)
-    for q in range(4):
-        angle = (rotations * query_rotations[q].inv()).magnitude()
-        distance = np.linalg.norm(centres - query_centres[q], axis=1)
-        expected = np.argsort(distance + 10 * angle)
-        assert nearest_by_pose(queries[q], references, 7).tolist() == expected[:7].tolist()
-        assert nearest_by_pose(queries[q].to(torch.float32), references, 99).tolist() == expected.tolist()
-
-
-def test_nearest_by_pose_weighs_angle_against_distance():
-    """A half turn is as far as 31.4 m."""
-    half_turn = torch.diag(torch.tensor([-1.0, 1.0, -1.0]))
-    eye = torch.eye(3)
-    at = [(eye, 32.0), (half_turn, 0.0), (eye, 31.0), (eye, 31.0)]
-    references = Pose.stack([Pose(r, -(r @ torch.tensor([x, 0.0, 0.0]))) for r, x in at])
-    assert nearest_by_pose(Pose.identity(), references, 4).tolist() == [2, 3, 1, 0]
