@@ -19,12 +19,10 @@ from gnnet.models.pyramid import FeaturePyramid
 
 
 class InitialPoses(Protocol):
-    """Where refinement starts from."""
+    """Where refinement starts from: `count` initial poses of each query."""
 
     @property
-    def count(self) -> int:
-        """Initial poses of each query."""
-        ...
+    def count(self) -> int: ...
 
     def draw(self, batch: LocalizationBatch, number: int) -> Pose:
         """Initial pose `number` of each query, `cam_from_world` (B,)."""

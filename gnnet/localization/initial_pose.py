@@ -12,7 +12,7 @@ from gnnet.data.batches import Matches
 from gnnet.geometry.pose import Pose
 from gnnet.localization.hypotheses import Hypothesis, pose_hypotheses
 from gnnet.localization.local_features import LocalFeatures
-from gnnet.localization.map import Observations, References
+from gnnet.localization.map import References
 from gnnet.localization.matching import Matcher
 from gnnet.localization.pnp import PoseSolver
 from gnnet.localization.query import Query
@@ -39,45 +39,27 @@ class Proposal:
 
 
 class PoseSource(Protocol):
-    """Gives a query's poses before refinement."""
+    """Gives a query's poses before refinement.
+
+    `name` is what tables call these poses; `takes_initial`, whether the caller must give an initial pose;
+    `local_features` describe the map's points, None if the network's maps do.
+    """
 
     @property
-    def name(self) -> str:
-        """What tables call these poses."""
-        ...
-
+    def name(self) -> str: ...
     @property
-    def takes_initial(self) -> bool:
-        """Whether the caller must give an initial pose."""
-        ...
-
+    def takes_initial(self) -> bool: ...
     @property
-    def local_features(self) -> LocalFeatures | None:
-        """Features that describe the map's points; None if the network's maps do."""
-        ...
+    def local_features(self) -> LocalFeatures | None: ...
 
     def propose(self, query: Query, references: References, best: int, watch: Stopwatch) -> Proposal:
-        """Poses of a query that is compared with some references.
+        """Poses of a query.
 
         Args:
             query: with features.
-            references: K of them, one at least.
+            references: that the query is compared with, one at least.
             best: limit on the references of a cluster of covisible ones that are used.
-            watch: told of each stage.
-        """
-        ...
-
-
-class ObservationMatcher(Protocol):
-    """Matches what references observe with a query: `Matcher` and `LocalFeatures` are two."""
-
-    def match_query(self, observations: Observations, query: Query, image_sizes: Tensor) -> Matches:
-        """A match (M,) for each observation, on the CPU, with keypoints in float64.
-
-        Args:
-            observations: (M,) of some references.
-            query: with features.
-            image_sizes: (R, 2) width and height of all references' images, in pixels of the observations.
+            watch: told when a stage ends.
         """
         ...
 
@@ -91,7 +73,7 @@ class PoseFromMatches:
         solver: finds a pose from matches.
     """
 
-    matcher: ObservationMatcher = field(default_factory=lambda: Matcher(ratio=0.9))
+    matcher: Matcher | LocalFeatures = field(default_factory=lambda: Matcher(ratio=0.9))
     solver: PoseSolver = field(default_factory=PoseSolver)
     name: ClassVar[str] = "PnP"
     takes_initial: ClassVar[bool] = False

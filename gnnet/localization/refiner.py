@@ -68,8 +68,8 @@ class Refiner:
         """Refine the poses of H hypotheses of one query together, each on observations of its own references.
 
         Args:
-            hypotheses: with poses.
-            observations: of the map, (M,).
+            hypotheses: H of them, each with a pose.
+            observations: (M,) that the hypotheses tell of.
             pyramid: maps of the query, a batch of one.
             camera: of the query, unbatched.
 
@@ -82,7 +82,7 @@ class Refiner:
         index = torch.stack([torch.nn.functional.pad(rows, (0, widest - len(rows))) for rows in chosen])
         valid = torch.arange(widest) < torch.tensor([len(rows) for rows in chosen])[:, None]
         # In a world with its origin near by, float32 is exact enough.
-        poses = Pose.stack([h.cam_from_world for h in hypotheses])
+        poses = Pose.stack([h.cam_from_world for h in hypotheses if h.cam_from_world is not None])
         origin = poses[0].center()
         refined = self._refine(
             pyramid,
@@ -99,29 +99,15 @@ class Refiner:
         return replace(refined, cam_from_world=back.shifted(-origin))
 
     def _refine(
-        self,
-        pyramid: FeaturePyramid,
-        descriptors: tuple[Tensor, ...],
-        descriptor_valid: tuple[Tensor, ...],
-        points: Tensor,
-        valid: Tensor,
-        camera: Camera,
-        initial: Pose,
-    ) -> Refinement:
+        self, pyramid: FeaturePyramid, descriptors: tuple[Tensor, ...], descriptor_valid: tuple[Tensor, ...],
+        points: Tensor, valid: Tensor, camera: Camera, initial: Pose,
+    ) -> Refinement:  # fmt: skip
         if self.levels is not None:
             levels = list(self.levels)
             pyramid = pyramid.select(levels)
             descriptors, descriptor_valid = (tuple(x[i] for i in levels) for x in (descriptors, descriptor_valid))
         return refine_pose(
-            pyramid=pyramid,
-            descriptors=descriptors,
-            descriptor_valid=descriptor_valid,
-            points=points,
-            valid=valid,
-            camera=camera,
-            initial=initial,
-            robust=self.robust,
-            gradient=self.gradient,
-            iterations=self.iterations,
+            pyramid=pyramid, descriptors=descriptors, descriptor_valid=descriptor_valid, points=points, valid=valid,
+            camera=camera, initial=initial, robust=self.robust, gradient=self.gradient, iterations=self.iterations,
             min_points=self.min_points,
-        )
+        )  # fmt: skip

@@ -24,20 +24,19 @@ _SAME_CAMERA = 0.01  # share by which focal lengths and centre of one camera may
 
 
 class Retrieval(Protocol):
-    """Finds the references of a map that a query is compared with."""
+    """Finds the references of a map that a query is compared with.
+
+    `name` is what reports call it; `network` gives the map's global descriptors, images (B, 3, H, W) to (B, D),
+    None if they are the GeM of the localizer's own network.
+    """
 
     @property
-    def name(self) -> str:
-        """What reports call it."""
-        ...
-
+    def name(self) -> str: ...
     @property
-    def network(self) -> nn.Module | None:
-        """Network that gives the map's global descriptors, images to (B, D); None: GeM of the localizer's own."""
-        ...
+    def network(self) -> nn.Module | None: ...
 
     def find(self, query: Query, map: Map, count: int) -> Tensor:
-        """Rows (K,) of at most `count` references, the best first, without the query itself; none if it finds none."""
+        """Rows (K,) of at most `count` references, the best first, never the query itself; none if it finds none."""
         ...
 
 

@@ -33,9 +33,14 @@ class LocalizationValidation(pl.Callback):
         refiner: refines poses.
         starts: the poses to refine.
         matcher: matches keypoints.
+
+    Raises:
+        ValueError: if there is no refiner.
     """
 
-    def __init__(self, refiner: Refiner, starts: InitialPoses, matcher: Matcher | None = None) -> None:
+    def __init__(self, refiner: Refiner | None, starts: InitialPoses, matcher: Matcher | None = None) -> None:
+        if refiner is None:
+            raise ValueError("validation while training refines poses, and there is no refiner; take localizer=refine")
         self.refiner = refiner
         self.starts = starts
         self.matcher = matcher or Matcher()

@@ -89,6 +89,37 @@ def test_every_option_composes_and_instantiates(tmp_path, group, option):
             assert isinstance(schedule, torch.optim.lr_scheduler.LRScheduler)
 
 
+@pytest.mark.parametrize("localizer", options("localizer"))
+@pytest.mark.parametrize("retrieval", options("localizer/retrieval"))
+def test_every_localizer_takes_every_retrieval(tmp_path, monkeypatch, localizer, retrieval):
+    (tmp_path / "pairs.txt").write_text("query.jpg reference.jpg\n")
+    monkeypatch.setattr("gnnet.models.netvlad.load_netvlad", lambda path: torch.nn.Flatten())
+    files = {"netvlad": "localizer.retrieval.network.path=x", "pairs": f"localizer.retrieval.file={tmp_path}/pairs.txt"}
+    overrides = ["checkpoint=x", f"localizer={localizer}", f"localizer/retrieval={retrieval}"]
+    asked = [files[retrieval]] if retrieval in files else []
+    cfg = configure(tmp_path, *overrides, *asked, name="evaluate")
+    made = instantiate(cfg.localizer, _convert_="all")
+    assert made.retrieval.name and (made.retrieval.network is not None) == (retrieval == "netvlad")
+    assert (made.refiner is not None) == (localizer in ("refine", "sparse_to_dense"))
+    assert made.references == Localizer.references and made.distortion and not made.reference_camera
+
+
+def test_the_localizer_of_python_is_that_of_the_configuration(tmp_path):
+    cfg = configure(tmp_path, "checkpoint=x", "localizer=sparse_to_dense", name="evaluate")
+    made, default = instantiate(cfg.localizer, _convert_="all"), Localizer()
+    assert (made.pose, made.refiner) == (default.pose, default.refiner)
+    assert type(made.retrieval) is type(default.retrieval)
+
+
+def test_a_refiner_is_left_out_and_put_in(tmp_path):
+    refined = configure(tmp_path, "checkpoint=x", "localizer=nearest", "localizer/refiner=default", name="evaluate")
+    assert instantiate(refined.localizer, _convert_="all").refiner == Localizer().refiner
+    plain = configure(tmp_path, "checkpoint=x", "localizer=sparse_to_dense", "localizer.refiner=null", name="evaluate")
+    assert instantiate(plain.localizer, _convert_="all").refiner is None
+    with pytest.raises(Exception, match="localizer=refine"):
+        instantiate(configure(tmp_path, "localizer=nearest").callbacks.localization, _convert_="all")
+
+
 @pytest.mark.parametrize("option", options("dataset"))
 @pytest.mark.parametrize("name", ["train", "evaluate"])
 def test_every_dataset_composes(tmp_path, option, name):
