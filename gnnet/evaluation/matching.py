@@ -12,14 +12,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from gnnet.data.batches import Matches, MatchingPair
 from gnnet.data.sift import detect_sift, match_sift
 from gnnet.localization.matching import Matcher
-from gnnet.models.grey import GreyValues
 from gnnet.models.pyramid import FeaturePyramid
 
 THRESHOLDS: tuple[float, ...] = (1.0, 3.0, 5.0, 10.0)  # pixels
@@ -85,34 +83,6 @@ def _nearest_keypoint(detections: Tensor, keypoints: Tensor) -> tuple[Tensor, Te
     exact = "donot_use_mm_for_euclid_dist"
     nearest = [torch.cdist(part, keypoints, compute_mode=exact).min(-1) for part in detections.split(1024)]
     return torch.cat([n.values for n in nearest]), torch.cat([n.indices for n in nearest])
-
-
-class GreyPatches(nn.Module):
-    """Pyramid of grey patches, each freed of its mean and its contrast: squared distances rank as correlation (ZNCC).
-
-    The fairer baseline beside single grey values, which nothing tells apart. It has no parameters.
-
-    Args:
-        strides: strides of the maps, coarse to fine, in pixels.
-        size: cells of a patch on each axis, odd.
-    """
-
-    def __init__(self, *, strides: Sequence[int] = (8, 2), size: int = 7):
-        super().__init__()
-        self.grey, self.size = GreyValues(strides=strides), size
-        self.strides, self.channels = self.grey.strides, (size * size,) * len(strides)
-
-    def forward(self, images: Tensor) -> FeaturePyramid:
-        """Images (B, 3, H, W), uint8 or floating in [0, 1] RGB, to maps (B, size², H_l, W_l)."""
-        maps = []
-        for grey in self.grey(images).maps:
-            padded = F.pad(grey, (self.size // 2,) * 4, mode="replicate")
-            patches = F.unfold(padded, self.size)  # [B, size², H·W]
-            patches = patches - patches.mean(1, keepdim=True)
-            # A flat patch stays near zero, not noise blown up.
-            patches = patches / patches.norm(dim=1, keepdim=True).clamp(min=0.02 * self.size)
-            maps.append(patches.unflatten(-1, grey.shape[-2:]).contiguous(memory_format=torch.channels_last))
-        return FeaturePyramid(tuple(maps), self.strides)
 
 
 class MatchingMetrics(Metric):

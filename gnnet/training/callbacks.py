@@ -72,7 +72,8 @@ class LocalizationValidation(pl.Callback):
             metrics.update(**localized._asdict())
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        values, scores = {}, []
+        values: dict[str, float] = {}
+        scores: list[float] = []
         for validation, metrics in zip(trainer.datamodule.validations, self.metrics, strict=True):
             summary = metrics.compute()  # gathered: the same on every process
             prefix = f"val/{validation.name}" if validation.name else "val"

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import torch.nn.functional as F
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
 from gnnet.data.batches import Matches, MatchingPair
 from gnnet.data.images import read_image
 from gnnet.data.sift import detect_sift, strongest_spread
 from gnnet.evaluation.matching import (
-    GreyPatches,
     MatchingMetrics,
     match_pair,
     match_pair_with_sift,
@@ -25,9 +26,30 @@ from gnnet.evaluation.networks import compare_matching
 from gnnet.evaluation.tables import join_tables, print_table, read_table, write_table
 from gnnet.localization.matching import Matcher
 from gnnet.models.grey import GreyValues
+from gnnet.models.pyramid import FeaturePyramid
 from gnnet.scenes.layouts.robotcar import load_robotcar
 
 CONDITIONS = ("day-day", "day-night")
+
+
+class GreyPatches(nn.Module):
+    """Pyramid of grey patches (B, size², H_l, W_l), each freed of its mean and its contrast, as ZNCC compares them."""
+
+    def __init__(self, *, strides: Sequence[int] = (8, 2), size: int = 7):
+        super().__init__()
+        self.grey, self.size = GreyValues(strides=strides), size
+        self.strides, self.channels = self.grey.strides, (size * size,) * len(strides)
+
+    def forward(self, images: Tensor) -> FeaturePyramid:
+        maps = []
+        for grey in self.grey(images).maps:
+            padded = F.pad(grey, (self.size // 2,) * 4, mode="replicate")
+            patches = F.unfold(padded, self.size)  # [B, size², H·W]
+            patches = patches - patches.mean(1, keepdim=True)
+            # A flat patch stays near zero, not noise blown up.
+            patches = patches / patches.norm(dim=1, keepdim=True).clamp(min=0.02 * self.size)
+            maps.append(patches.unflatten(-1, grey.shape[-2:]).contiguous(memory_format=torch.channels_last))
+        return FeaturePyramid(tuple(maps), self.strides)
 
 
 @pytest.fixture(scope="module")
