@@ -121,7 +121,7 @@ def _two_nearest(a: Tensor, b: Tensor, values_at_once: int) -> tuple[Tensor, Ten
 
 @lru_cache(maxsize=4)
 def _extractor(max_features: int, upright: bool):
-    import pycolmap
+    import pycolmap  # slow to import
 
     options = pycolmap.FeatureExtractionOptions()
     options.num_threads = 1
