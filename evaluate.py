@@ -77,7 +77,7 @@ def evaluate(cfg: DictConfig, networks: Mapping[str, nn.Module], data: DataModul
     return evaluate_networks(
         networks,
         data,
-        localizer=instantiate(cfg.localizer, _convert_="all"),
+        refiner=instantiate(cfg.localizer.refiner, _convert_="all"),
         starts=instantiate(cfg.starts, _convert_="all"),
         device=torch.device(device),
         output=Path(cfg.paths.output_dir),
@@ -87,8 +87,8 @@ def evaluate(cfg: DictConfig, networks: Mapping[str, nn.Module], data: DataModul
 
 
 def on_map(cfg: DictConfig) -> bool:
-    """Whether queries are to be localized on a compiled map, or refined from start poses around the truth."""
-    return cfg.localizer.mode != "refine" or cfg.poses is not None
+    """Whether queries are to be localized on a compiled map, or refined from initial poses around the truth."""
+    return cfg.poses is not None or not instantiate(cfg.localizer.pose, _convert_="all").takes_initial
 
 
 def localize(cfg: DictConfig, network: nn.Module, data: DataModule) -> list[LocalizedQueries]:
@@ -99,7 +99,7 @@ def localize(cfg: DictConfig, network: nn.Module, data: DataModule) -> list[Loca
     """
     device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device)
     settings = instantiate(cfg.localizer, _convert_="all")
-    starts = None if cfg.poses is None else read_pose_file(cfg.poses)
+    initial = None if cfg.poses is None else read_pose_file(cfg.poses)
     cameras = None if cfg.queries is None else read_query_list(cfg.queries)
     thresholds = {"indoor": INDOOR, "outdoor": OUTDOOR}.get(cfg.thresholds)
     if thresholds is None:
@@ -137,10 +137,10 @@ def localize(cfg: DictConfig, network: nn.Module, data: DataModule) -> list[Loca
             output,
             scene=scene,
             dataset=cfg.submit_as or reader_name(cfg, validation),
-            title=f"{cfg.localizer.mode} on {validation.name or scene.name}: {len(queries)} queries, "
-            f"{len(localizer.map.names)} references, retrieval={settings.retrieval}",
+            title=f"Localization on {validation.name or scene.name}: {len(queries)} queries, "
+            f"{len(localizer.map.names)} references; {settings.title}",
             thresholds=thresholds,
-            starts=starts,
+            initial=initial,
             settings={"run": overrides(), "checkpoint": str(cfg.checkpoint), "map": str(localizer.map.path)},
             colmap_model=cfg.colmap_model,
             command=shlex.join(["python", *sys.argv]),

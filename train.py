@@ -77,7 +77,7 @@ def train(cfg: DictConfig, data: DataModule, module: FeatureLearning, trainer: p
     return evaluate_networks(
         {"trained": module.network, "untrained": build_network(cfg)},
         data,
-        localizer=make(cfg.localizer),
+        refiner=make(cfg.localizer.refiner),
         starts=make(cfg.starts),
         device=trainer.strategy.root_device,
         output=output,

@@ -25,9 +25,7 @@ from gnnet.evaluation.localize import MapSettings, prepare_localizer, queries_of
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, perturb
 from gnnet.localization.localizer import Localizer
-from gnnet.localization.matching import Matcher
 from gnnet.localization.refinement import refine_pose, sample_descriptors
-from gnnet.localization.robust import Robust
 from gnnet.models.pyramid import FeaturePyramid
 from gnnet.models.unet import UNet
 from gnnet.toy.town import load_toy
@@ -66,8 +64,7 @@ def _stages(folder: Path, device: torch.device, count: int) -> dict[str, float]:
     """Mean seconds a query of each stage; the first query is left out."""
     network = UNet(widths=[24, 48, 96, 128], channels=32, strides=[8, 2], upsampling="bilinear", stem_stride=2)
     scene = load_toy(folder / "town")
-    settings = Localizer(robust=Robust(kind="cauchy", scale=0.3), matcher=Matcher(ratio=0.9), references=10)
-    localizer = prepare_localizer(settings, network, scene, MapSettings(folder / "maps"), device=device)
+    localizer = prepare_localizer(Localizer(), network, scene, MapSettings(folder / "maps"), device=device)
     queries = [q for q in queries_of_scene(scene) if q.camera is not None][: count + 1]
     sums: dict[str, float] = {}
     for number, query in enumerate(queries):

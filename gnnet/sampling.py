@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Hashable, Iterable
+
 import numpy as np
 
 
@@ -28,3 +31,13 @@ def evenly(count: int, limit: int | None, generator: np.random.Generator | None 
         return np.linspace(0, count - 1, limit).round().astype(np.int64)
     edges = np.arange(limit + 1) * count // max(1, limit)
     return generator.integers(edges[:-1], edges[1:])
+
+
+def turns(keys: Iterable[Hashable]) -> list[int]:
+    """How many equal keys come before each key: sorted by this number, things of all kinds come in turn."""
+    seen: Counter[Hashable] = Counter()
+    found = []
+    for key in keys:
+        found.append(seen[key])
+        seen[key] += 1
+    return found

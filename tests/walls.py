@@ -50,9 +50,6 @@ ALLOWED = {
 # Broken rules that are open now. Empty this list; a line that no longer occurs is printed as mended.
 KNOWN: frozenset[str] = frozenset(
     {
-        "gnnet.data.sift imports pycolmap inside a function, with no comment that says why",
-        "gnnet.evaluation.localize imports gnnet.models.netvlad inside a function; only slow packages may be",
-        "gnnet.localization.local_features imports scipy.spatial inside a function, with no comment that says why",
         "gnnet.models.weights imports torchvision.models inside a function, with no comment that says why",
     }
 )

@@ -53,6 +53,19 @@ class MatchingPair(NamedTuple):
     index: int
 
 
+class Matches(NamedTuple):
+    """Where things of one image are found in another, with any leading batch shape.
+
+    `keypoints` (..., N, 2) COLMAP pixels of the other image, where each fits best; `similarity` (..., N) there,
+    the larger the better, comparable within one method only; `kept` (..., N) bool, whether the match passed the
+    method's tests.
+    """
+
+    keypoints: Tensor
+    similarity: Tensor
+    kept: Tensor
+
+
 class View(NamedTuple):
     """Images (B, 3, H, W) uint8 RGB with their cameras and poses `cam_from_world`, batch shape (B,)."""
 
@@ -65,14 +78,16 @@ class LocalizationBatch(NamedTuple):
     """Queries of known pose, each with one reference image and the 3D points that it observes.
 
     `points` (B, N, 3) are metres in a world moved by `origin` (B, 3, float64) so that float32 is
-    exact enough: x_dataset = x + origin; both views' poses are of the moved world. `valid` (B, N)
-    is False for padding. `condition` and `name` are of the queries; `index` (B,) is the sample's
-    position in the dataset.
+    exact enough: x_dataset = x + origin; both views' poses are of the moved world. `keypoints` (B, N, 2)
+    are the reference's pixels at which they are described, see `gnnet.data.observed_points`. `valid` (B, N)
+    is False for padding, and where that pixel cannot be trusted. `condition` and `name` are of the queries;
+    `index` (B,) is the sample's position in the dataset.
     """
 
     query: View
     reference: View
     points: Tensor
+    keypoints: Tensor
     valid: Tensor
     origin: Tensor
     index: Tensor

@@ -13,6 +13,7 @@ from gnnet.data.images import limit_size, read_image
 from gnnet.data.photometric import Photometric
 from gnnet.data.sift import detect_sift, strongest_spread
 from gnnet.data.warps import cut_image, map_points, random_homography
+from gnnet.sampling import turns
 from gnnet.scenes.scene import Pair, Scene
 
 
@@ -105,10 +106,5 @@ def _evenly(pairs: list[Pair], scene: Scene, count: int | None, seed: int) -> li
     if count is None or len(pairs) <= count:
         return pairs
     order = sorted(pairs, key=lambda p: hashlib.sha256(f"{seed}/{p.image_a}/{p.image_b}".encode()).digest())
-    seen: dict[tuple[str, ...], int] = {}
-    ranked = []
-    for position, pair in enumerate(order):
-        kind = tuple(sorted(scene.images[name].condition for name in (pair.image_a, pair.image_b)))
-        seen[kind] = seen.get(kind, 0) + 1
-        ranked.append((seen[kind], position, pair))
-    return [pair for _, _, pair in sorted(ranked, key=lambda entry: entry[:2])[:count]]
+    turn = turns(tuple(sorted(scene.images[name].condition for name in (p.image_a, p.image_b))) for p in order)
+    return [order[row] for row in sorted(range(len(order)), key=lambda row: turn[row])[:count]]

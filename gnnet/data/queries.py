@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -11,11 +10,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from gnnet.data.batches import LocalizationBatch, View, pad_rows, stack_images
-from gnnet.data.depth import depth_points, lift_keypoints
-from gnnet.data.images import limit_size, read_image
-from gnnet.data.sift import detect_sift, strongest_spread
+from gnnet.data.images import ImageView, read_view
+from gnnet.data.observed_points import observed_points, observes
 from gnnet.geometry.camera import Camera
-from gnnet.geometry.pose import Pose, rotation_angle
+from gnnet.geometry.pose import Pose, pose_errors
+from gnnet.sampling import turns
 from gnnet.scenes.scene import Scene, SceneImage
 
 METRES_PER_RADIAN = 10.0  # of a pose distance: an angle counts as the motion of what lies so far away
@@ -81,14 +80,17 @@ class LocalizationDataset(Dataset):
         query, reference = (self.scene.images[name] for name in self.samples[index])
         try:
             origin = reference.cam_from_world.center()
-            points, _, _ = observed_points(
-                self.scene, reference, self.points, np.random.default_rng((self.seed, index))
-            )
+            query_view, reference_view = (read_view(image, self.largest_side) for image in (query, reference))
+            observed = observed_points(
+                self.scene, reference, reference_view.camera,
+                count=self.points, generator=np.random.default_rng((self.seed, index)),
+            )  # fmt: skip
             return LocalizationBatch(
-                query=self._view(query, origin),
-                reference=self._view(reference, origin),
-                points=(points - origin).float(),
-                valid=torch.ones(len(points), dtype=torch.bool),
+                query=_view(query_view, query.cam_from_world.shifted(origin)),
+                reference=_view(reference_view, reference.cam_from_world.shifted(origin)),
+                points=(observed.points - origin).float(),
+                keypoints=observed.keypoints.float(),
+                valid=observed.valid,
                 origin=origin,
                 index=torch.tensor(index),
                 condition=query.condition,
@@ -99,45 +101,19 @@ class LocalizationDataset(Dataset):
                 f"query {query.name} with reference {reference.name} of {self.scene.name} cannot be used: {error}"
             ) from error
 
-    def _view(self, image: SceneImage, origin: Tensor) -> View:
-        pixels, factors = limit_size(read_image(image.path), self.largest_side)
-        camera = image.camera.scale(torch.from_numpy(factors))
-        expected = tuple(camera.size.round().int().tolist())
-        if expected != (pixels.shape[-1], pixels.shape[-2]):
-            raise ValueError(
-                f"{image.path} is {pixels.shape[-1]}×{pixels.shape[-2]} pixels, "
-                f"its camera says {expected[0]}×{expected[1]}"
-            )
-        pose = image.cam_from_world
-        moved = Pose(pose.rotation, pose.translation + pose.rotation @ origin)
-        return View(image=pixels, camera=camera.to(torch.float32), cam_from_world=moved.to(torch.float32))
+
+def _view(view: ImageView, cam_from_world: Pose) -> View:
+    return View(view.pixels, view.camera.to(torch.float32), cam_from_world.to(torch.float32))
 
 
-def observed_points(
-    scene: Scene, reference: SceneImage, count: int, generator: np.random.Generator
-) -> tuple[Tensor, np.ndarray, np.ndarray | None]:
-    """At most `count` 3D points (N, 3) that a reference observes, float64, their rows in `scene.points` (N,), and
-    where it observes them, keypoints (N, 2) in pixels of the file.
+def nearest_by_pose(pose: Pose, others: Pose, count: int) -> Tensor:
+    """Rows (min(count, R),) of the poses `others` (R,) nearest to a pose (), the nearest first.
 
-    Where the scene has none, they come from the reference's depth, and their rows are -1: where SIFT finds
-    something to see, then anywhere, evenly spread; they are where the pose projects them, so no keypoints come.
-
-    Raises:
-        FileNotFoundError, ValueError: if image or depth map are missing or broken.
+    The distance is that of the camera centres in metres plus the angle in radians · 10 m; of equal ones the lower
+    row comes first.
     """
-    ids = reference.point_ids
-    if ids is not None:
-        ids = np.asarray(ids, np.int64)
-        rows = generator.choice(len(ids), count, replace=False) if len(ids) > count else np.arange(len(ids))
-        keypoints = None if reference.keypoints is None else np.asarray(reference.keypoints, np.float64)[rows]
-        return scene.points[torch.from_numpy(ids[rows])], ids[rows], keypoints
-    keypoints = strongest_spread(detect_sift(read_image(reference.path)), count)
-    points, valid = lift_keypoints(reference, keypoints.double().numpy())
-    found = points[valid]
-    if len(found) < count:
-        others = depth_points(reference, count=count - len(found), generator=generator)[0]
-        found = np.concatenate([found, others])
-    return torch.from_numpy(found), np.full(len(found), -1), None
+    distance, degrees = pose_errors(others, pose)
+    return (distance + METRES_PER_RADIAN * degrees.deg2rad()).sort(stable=True).indices[:count]
 
 
 def localization_samples(scene: Scene) -> list[LocalizationSample]:
@@ -163,15 +139,13 @@ def localization_samples(scene: Scene) -> list[LocalizationSample]:
     samples = []
     for query in sorted(queries, key=lambda image: image.name):
         candidates = by_place.get(query.place, [])
+        rows: list[int] = []  # two, as the nearest may be the query itself
         if query.point_ids is not None:
-            score = np.array([-np.intersect1d(query.point_ids, c.point_ids).size for c in candidates], np.float64)
+            shared = [np.intersect1d(query.point_ids, c.point_ids).size for c in candidates]
+            rows = np.argsort(-np.array(shared, np.int64), kind="stable")[:2].tolist()
         elif candidates:
-            pose = stacked[query.place]
-            relative = pose.rotation @ query.cam_from_world.rotation.T
-            distance = (pose.center() - query.cam_from_world.center()).norm(dim=-1)
-            score = (distance + METRES_PER_RADIAN * rotation_angle(relative)).numpy()
-        ranked = [candidates[n].name for n in (np.argsort(score, kind="stable")[:2] if candidates else [])]
-        nearest = next((name for name in ranked if name != query.name), None)
+            rows = nearest_by_pose(query.cam_from_world, stacked[query.place], 2).tolist()
+        nearest = next((candidates[n].name for n in rows if candidates[n].name != query.name), None)
         if nearest is not None:
             samples.append(LocalizationSample(query.name, nearest))
     if not samples:
@@ -183,26 +157,15 @@ def localization_samples(scene: Scene) -> list[LocalizationSample]:
     return samples
 
 
-def observes(image: SceneImage) -> bool:
-    """Whether an image has depth, or observes 3D points."""
-    return image.depth is not None or (image.point_ids is not None and len(image.point_ids) > 0)
-
-
 def _evenly(samples: list[LocalizationSample], scene: Scene, count: int | None) -> list[LocalizationSample]:
     """At most `count` samples, in turn from each condition, and within it in turn from each place."""
     if count is None or len(samples) <= count:
         return samples
-    seen: Counter = Counter()  # so many of a (condition, place), and then of a condition, came before
-    turns = []
-    for sample in samples:
-        image = scene.images[sample.query]
-        turns.append((seen[image.condition, image.place], image.place, image.condition, sample))
-        seen[image.condition, image.place] += 1
-    rounds = []
-    for _, _, condition, sample in sorted(turns):
-        rounds.append((seen[condition], condition, sample))
-        seen[condition] += 1
-    return [sample for _, _, sample in sorted(rounds)[:count]]
+    kinds = [(scene.images[s.query].place, scene.images[s.query].condition) for s in samples]
+    by_place = sorted(zip(turns(kinds), kinds, samples, strict=True))
+    conditions = [condition for _, (_, condition), _ in by_place]
+    order = sorted(zip(turns(conditions), conditions, range(len(by_place)), strict=True))
+    return [by_place[row][2] for _, _, row in order[:count]]
 
 
 def collate_localization(items: list[LocalizationBatch]) -> LocalizationBatch:
@@ -220,6 +183,7 @@ def collate_localization(items: list[LocalizationBatch]) -> LocalizationBatch:
         query=views([item.query for item in items]),
         reference=views([item.reference for item in items]),
         points=torch.stack([pad_rows(item.points, count) for item in items]),
+        keypoints=torch.stack([pad_rows(item.keypoints, count) for item in items]),
         valid=torch.stack([pad_rows(item.valid, count) for item in items]),
         origin=torch.stack([item.origin for item in items]),
         index=torch.stack([item.index for item in items]),

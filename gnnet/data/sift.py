@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gnnet.data.batches import Matches
+
 LEVELS_PER_OCTAVE = 3  # of the extractor's scale space
 
 
@@ -18,7 +20,7 @@ class SiftFeatures(NamedTuple):
     """What SIFT finds in one image, float32 on the CPU.
 
     `keypoints` (N, 2) COLMAP pixels; `descriptors` (N, 128) RootSIFT of length 1; `scale` (N,) pixels,
-    the deviation of the Gaussian at which the keypoint stands out; `strength` (N,) its contrast there,
+    the std of the Gaussian at which the keypoint stands out; `strength` (N,) its contrast there,
     of grey values from 0 to 1. A keypoint with two orientations stands in two rows.
     """
 
@@ -26,17 +28,6 @@ class SiftFeatures(NamedTuple):
     descriptors: Tensor
     scale: Tensor
     strength: Tensor
-
-
-class SiftMatches(NamedTuple):
-    """Of each of N descriptors: the nearest of the others, its distance, and whether the match is kept; all (N,).
-
-    Where there are no others, the distance is infinite.
-    """
-
-    nearest: Tensor
-    distance: Tensor
-    kept: Tensor
 
 
 def detect_sift(image: Tensor, *, max_features: int = 8192, upright: bool = False) -> SiftFeatures:
@@ -86,14 +77,21 @@ def strongest_spread(features: SiftFeatures, count: int, *, cell: float = 32.0) 
 def match_sift(
     descriptors_a: Tensor,
     descriptors_b: Tensor,
+    keypoints_b: Tensor,
     *,
     ratio: float = 0.8,
     mutual: bool = True,
     values_at_once: int = 1 << 26,
-) -> SiftMatches:
-    """Nearest of `descriptors_b` (M, D) for each of `descriptors_a` (N, D), all of length 1.
+) -> Matches:
+    """The nearest of descriptors b (M, D) for each of descriptors a (N, D), all of length 1.
+
+    The similarity of a match is the descriptors' inner product. If b is empty, no match is kept, and keypoints
+    and similarities are infinite.
 
     Args:
+        descriptors_a: of any detector, as learned ones of length 1 are matched in the same way.
+        descriptors_b: of the same detector.
+        keypoints_b: (M, 2) pixels at which b was detected.
         ratio: a match is kept if its distance is less than `ratio` times that to the second nearest
             (Lowe's test); 1 keeps all.
         mutual: a match is kept if it is the nearest from b to a as well.
@@ -101,18 +99,18 @@ def match_sift(
     """
     count_a, count_b = len(descriptors_a), len(descriptors_b)
     if count_a == 0 or count_b == 0:
-        nearest = torch.zeros(count_a, dtype=torch.int64, device=descriptors_a.device)
-        return SiftMatches(nearest, nearest + torch.inf, nearest > 0)
+        nowhere = keypoints_b.new_full((count_a, 2), torch.inf)
+        return Matches(nowhere, -nowhere[:, 0], torch.zeros_like(nowhere[:, 0], dtype=torch.bool))
     similarity, rows = _two_nearest(descriptors_a, descriptors_b, values_at_once)
-    distance = (2 - 2 * similarity).clamp(min=0).sqrt()
     nearest = rows[:, 0]
     kept = torch.ones_like(nearest, dtype=torch.bool)
     if ratio < 1 and count_b > 1:
+        distance = (2 - 2 * similarity).clamp(min=0).sqrt()
         kept &= distance[:, 0] < ratio * distance[:, 1]
     if mutual:
         _, back = _two_nearest(descriptors_b, descriptors_a, values_at_once)
         kept &= back[nearest, 0] == torch.arange(count_a, device=kept.device)
-    return SiftMatches(nearest, distance[:, 0], kept)
+    return Matches(keypoints_b[nearest], similarity[:, 0], kept)
 
 
 def _two_nearest(a: Tensor, b: Tensor, values_at_once: int) -> tuple[Tensor, Tensor]:
@@ -123,7 +121,7 @@ def _two_nearest(a: Tensor, b: Tensor, values_at_once: int) -> tuple[Tensor, Ten
 
 @lru_cache(maxsize=4)
 def _extractor(max_features: int, upright: bool):
-    import pycolmap
+    import pycolmap  # slow to import
 
     options = pycolmap.FeatureExtractionOptions()
     options.num_threads = 1

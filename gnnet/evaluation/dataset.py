@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,9 +16,9 @@ from gnnet.evaluation.metrics import CONVERGED
 from gnnet.evaluation.networks import Basin, compare_localization, compare_matching, grey_values_like
 from gnnet.evaluation.report import charts
 from gnnet.evaluation.report.examples import draw_examples, draw_matches
-from gnnet.evaluation.starts import StartPoses
+from gnnet.evaluation.starts import InitialPoses
 from gnnet.evaluation.tables import Setting, Table, join_tables, print_table, write_table
-from gnnet.localization.localizer import Localizer
+from gnnet.localization.refiner import Refiner
 
 
 class Results(NamedTuple):
@@ -46,8 +45,8 @@ def evaluate_networks(
     networks: Mapping[str, nn.Module],
     data: DataModule,
     *,
-    localizer: Localizer,
-    starts: StartPoses,
+    refiner: Refiner,
+    starts: InitialPoses,
     device: torch.device,
     output: Path,
     settings: Mapping[str, Setting],
@@ -58,7 +57,7 @@ def evaluate_networks(
     Args:
         networks: by name, `trained` among them; pictures are drawn with that one.
         data: set up.
-        localizer: settings of the refinement.
+        refiner: settings of the refinement.
         starts: the initial poses.
         device: where the networks run.
         output: folder to write into.
@@ -80,10 +79,10 @@ def evaluate_networks(
                 sift=baselines, upright=baselines,
             )  # fmt: skip
         else:
-            title = f"Localization on {place}: {len(validation)} queries, {describe(starts)}"
+            title = f"Localization on {place}: {len(validation)} queries, {starts.describe()}"
             localized[name], basins[name] = compare_localization(
                 networks, batches, conditions=validation.conditions, device=device, title=title, settings=settings,
-                localizer=localizer, starts=starts,
+                refiner=refiner, starts=starts,
             )  # fmt: skip
     results = Results(join_tables(localized), join_tables(matched))
     for table, file in ((results.localization, "results.json"), (results.matching, "matching.json")):
@@ -98,16 +97,9 @@ def evaluate_networks(
             continue
         draw_basin(basins[validation.name], figures / "convergence_basin.png")
         samples = [batch.to(device) for batch in validation.one_of_each_condition()]
-        draw_examples(trained, samples, figures, localizer=localizer, starts=replace(starts, exact=True))
+        draw_examples(trained, samples, figures, refiner=refiner, starts=starts.farthest())
     print(f"Tables as .json, figures and logs are in {output}", flush=True)
     return results
-
-
-def describe(starts: StartPoses) -> str:
-    """Where the initial poses are, in words."""
-    if starts.kind == "reference":
-        return "initial pose: the reference's"
-    return f"initial pose up to {starts.position:g} m and {starts.rotation:g}° off"
 
 
 def draw_basin(basin: Basin | None, path: Path) -> None:

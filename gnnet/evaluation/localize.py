@@ -16,7 +16,7 @@ from rich.progress import track
 from torch import nn
 
 from gnnet.data.images import read_image
-from gnnet.data.queries import observes
+from gnnet.data.observed_points import observes
 from gnnet.evaluation.colmap_export import write_colmap_model
 from gnnet.evaluation.metrics import Thresholds, summarize_errors
 from gnnet.evaluation.report.page import write_html_report
@@ -27,21 +27,21 @@ from gnnet.geometry.pose import Pose, pose_errors
 from gnnet.localization.compile import compile_map
 from gnnet.localization.localizer import Localizer
 from gnnet.localization.result import Localization, Status
-from gnnet.localization.retrieval import nearest_by_pose
+from gnnet.localization.retrieval import InitialPoseRetrieval
 from gnnet.models.weights import fingerprint
-from gnnet.scenes.formats.poses import read_pairs_file, write_pose_file
+from gnnet.scenes.formats.poses import write_pose_file
 from gnnet.scenes.scene import Scene, SceneImage
 
 
 @dataclass(frozen=True)
 class MapSettings:
-    """Of the map's compilation, see `compile_map`.
+    """Settings of the map's compilation, see `compile_map`.
 
     Args:
-        folder: of maps that are named by what they are made of.
-        file: a map's file instead; made of something else, it is refused.
-        points: observations of each reference, at most.
-        largest_side: images are shrunk to it, in pixels.
+        folder: folder of maps, which are named by what they are made of.
+        file: a map's file to use instead; if it was made of something else, it is refused.
+        points: limit on the observations of each reference.
+        largest_side: images are shrunk to it, in pixels; None keeps them.
     """
 
     folder: Path
@@ -56,21 +56,18 @@ def prepare_localizer(
     """The localizer with its network and the scene's map, which is compiled first or, if it is there, opened.
 
     Raises:
-        FileNotFoundError, ValueError: from weights, scene or map, see `compile_map`.
+        FileNotFoundError, ValueError: from scene or map, see `compile_map`.
         ConnectionError: if weights of local features cannot be fetched.
     """
-    retrieval_network = None
-    if settings.retrieval == "netvlad":
-        from gnnet.models.netvlad import load_netvlad
-
-        retrieval_network = load_netvlad(settings.netvlad).eval().to(device)
-    local = settings.local_features if settings.mode == "sparse" else None
+    local, retrieval_network = settings.pose.local_features, settings.retrieval.network
     if local is not None:
         local.load()
+    if retrieval_network is not None:
+        retrieval_network.eval().to(device)
     file = map.file
     if file is None:
         kind = "maps" if local is None else local.name
-        retrieval = "gem" if retrieval_network is None else "netvlad"
+        retrieval = "gem" if retrieval_network is None else type(retrieval_network).__name__.lower()
         settled = f"{kind}-{retrieval}-{map.points}-{map.largest_side or 'full'}"
         made_of = f"{scene.name}-{fingerprint(network)[:8]}-{settled}"
         file = map.folder / (re.sub(r"[^\w.-]+", "-", made_of) + ".gnmap")
@@ -78,11 +75,11 @@ def prepare_localizer(
         file, scene, network.eval(), points=map.points if local is None else local.count,
         largest_side=map.largest_side, local_features=local, retrieval_network=retrieval_network, device=device,
     )  # fmt: skip
-    return settings.on(network, compiled, retrieval_network)
+    return settings.on(network, compiled)
 
 
 def queries_of_scene(scene: Scene) -> list[SceneImage]:
-    """The images that are no references; where all are, each of them, to be localized without its own observations."""
+    """The images that are no references; if all are, each of them, to be localized without its own observations."""
     images = list(scene.images.values())
     chosen = [i for i in images if not i.is_reference]
     if not chosen:
@@ -91,7 +88,7 @@ def queries_of_scene(scene: Scene) -> list[SceneImage]:
 
 
 def queries_of_list(cameras: Mapping[str, Camera], images: Path, scene: Scene | None = None) -> list[SceneImage]:
-    """Queries of a list with intrinsics; pose and condition are known where the scene has an image of the name."""
+    """Queries of a list with intrinsics; pose and condition are known if the scene has an image of that name."""
     queries = []
     for name, camera in sorted(cameras.items()):
         known = scene.images.get(name) if scene is not None else None
@@ -101,32 +98,31 @@ def queries_of_list(cameras: Mapping[str, Camera], images: Path, scene: Scene | 
 
 
 def localize_queries(
-    localizer: Localizer, queries: Iterable[SceneImage], *, starts: Mapping[str, Pose] | None = None
+    localizer: Localizer, queries: Iterable[SceneImage], *, initial: Mapping[str, Pose] | None = None
 ) -> Iterator[Localization]:
-    """Localize queries one by one; one that cannot be localized is a record that says why, and the rest goes on.
+    """Localize queries one by one; for one that cannot be localized the record says why, and the rest goes on.
 
     Args:
         localizer: with network and map.
         queries: any number.
-        starts: poses by query name, in mode `refine`.
+        initial: initial poses by query name, for a localizer that takes them.
+
+    Raises:
+        ValueError: if initial poses are given to a localizer that does not use them.
     """
-    pairs = read_pairs_file(localizer.pairs) if localizer.retrieval == "pairs" else {}
+    if initial is not None and not (
+        localizer.pose.takes_initial or isinstance(localizer.retrieval, InitialPoseRetrieval)
+    ):
+        raise ValueError(
+            "poses are given (poses=FILE), but the localizer uses none; take localizer=refine, which refines them, or "
+            "localizer/retrieval=initial, which matches the references near them"
+        )
     for query in queries:
         result = Localization(query.name, Status.UNREADABLE, "", query.condition)
         if query.camera is None:
             yield replace(result, status=Status.NO_CAMERA, reason="the dataset knows no camera of this image")
             continue
-        references = None
-        if localizer.retrieval == "pairs":
-            references = pairs.get(query.name, ())
-        elif localizer.retrieval == "oracle":
-            if query.cam_from_world is None:
-                yield replace(result, status=Status.NO_REFERENCE, reason="retrieval=oracle, and its pose is not known")
-                continue
-            rows = nearest_by_pose(query.cam_from_world, localizer.map.poses, localizer.references + 1)
-            references = [localizer.map.names[row] for row in rows.tolist()]
-        start = None if starts is None else starts.get(query.name)
-        if starts is not None and start is None:
+        if initial is not None and query.name not in initial:
             yield replace(result, status=Status.NO_POSE, reason="the file of poses has none of this name")
             continue
         try:
@@ -136,7 +132,7 @@ def localize_queries(
             continue
         yield localizer.localize(
             image, query.camera, name=query.name, condition=query.condition, place=query.place or None,
-            references=references, start=start,
+            initial=None if initial is None else initial[query.name], truth=query.cam_from_world,
         )  # fmt: skip
 
 
@@ -157,21 +153,21 @@ def localize_dataset(
     dataset: str,
     title: str,
     thresholds: Thresholds,
-    starts: Mapping[str, Pose] | None = None,
+    initial: Mapping[str, Pose] | None = None,
     settings: Mapping | None = None,
     colmap_model: bool = False,
     command: str = "",
 ) -> LocalizedQueries:
-    """Localize queries and write into `output` what became of them.
+    """Localize queries and write the results into `output`.
 
-    `poses.txt` (hloc's format, the scene's names), `submission.txt` (as the dataset's benchmark wants it),
-    `localizations.jsonl` (a record a query, written as it is made), `localization.json` (the table),
+    Written are `poses.txt` (hloc's format, the scene's names), `submission.txt` (as the dataset's benchmark wants
+    it), `localizations.jsonl` (a record for each query, written as it is made), `localization.json` (the table),
     `report.html` with pictures, and, if asked for, `colmap/`.
     """
     output.mkdir(parents=True, exist_ok=True)
     found: list[Localization] = []
     with (output / "localizations.jsonl").open("w") as file:
-        results = localize_queries(localizer, queries, starts=starts)
+        results = localize_queries(localizer, queries, initial=initial)
         for result, query in zip(
             track(results, description="Localizing", total=len(queries), transient=True), queries, strict=True
         ):
@@ -212,7 +208,7 @@ def to_record(result: Localization, truth: Pose | None = None) -> dict:
         "status": str(result.status),
         "reason": result.reason,
         "cam_from_world": pose(result.cam_from_world),
-        "start": pose(result.start),
+        "initial": pose(result.initial),
         "refined": result.refined,
         "references": list(result.references),
         "matches": result.matches,
@@ -225,7 +221,7 @@ def to_record(result: Localization, truth: Pose | None = None) -> dict:
     if result.covariance is not None and result.covariance.isfinite().all():
         record["covariance"] = result.covariance.tolist()
     if truth is not None:
-        for key, value in (("error", result.cam_from_world), ("start_error", result.start)):
+        for key, value in (("error", result.cam_from_world), ("initial_error", result.initial)):
             position, rotation = _errors(value, truth)
             record[key] = {"position_m": number(position), "rotation_deg": number(rotation)}
     return record
@@ -247,16 +243,14 @@ def make_localization_report(
     thresholds: Thresholds,
     settings: Mapping,
 ) -> Table:
-    """The table: of each condition the nearest reference, the pose before refinement, and after it.
+    """The table: for each condition the nearest reference, the pose before refinement, and the pose after it.
 
-    Queries without a known pose are left out of it; those that failed count with infinite errors.
+    Queries without a known pose are left out; those that failed count with infinite errors.
     """
     known = [(r, q) for r, q in zip(localizations, queries, strict=True) if q.cam_from_world is not None]
     methods = {"nearest": [_errors(_nearest(localizer, r), q.cam_from_world) for r, q in known]}
-    if localizer.mode != "nearest":
-        before = "given" if localizer.mode == "refine" else "PnP"
-        methods[before] = [_errors(r.start, q.cam_from_world) for r, q in known]
-    if localizer.refine_poses:
+    methods[localizer.pose.name] = [_errors(r.initial, q.cam_from_world) for r, q in known]
+    if localizer.refiner is not None:
         methods["refined"] = [_errors(r.cam_from_world, q.cam_from_world) for r, q in known]
     present = sorted({q.condition for _, q in known})
     rows = []
@@ -282,7 +276,7 @@ def _notes(localizer: Localizer, localizations: Sequence[Localization]) -> Itera
     failed = Counter(str(r.status) for r in localizations if r.status != Status.LOCALIZED)
     if failed:
         yield "not localized: " + ", ".join(f"{count} {status}" for status, count in failed.most_common())
-    if localizer.refine_poses and localized:
+    if localizer.refiner is not None and localized:
         kept = sum(r.refined for r in localized)
         yield f"refinement kept for {kept} of {len(localized)}; for the others the pose before it stands"
     stages = {stage for r in localized for stage in r.seconds}

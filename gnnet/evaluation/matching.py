@@ -1,9 +1,9 @@
 """How well keypoints are matched across conditions, against known correspondences.
 
 Keypoints of image A are matched in image B with a network's features, and with SIFT in the same
-table. The first figure is of all keypoints, each put where its descriptor fits best; the second of the
-matches that a check keeps (there and back again; for SIFT the ratio test and mutual nearest
-neighbours), which is what an estimator of poses receives.
+table. The first figure counts all keypoints, each put where its descriptor fits best. The second counts the
+matches that are kept (by matching back; for SIFT by the ratio test and mutual nearest neighbours),
+which is what an estimator of poses receives.
 """
 
 from __future__ import annotations
@@ -12,24 +12,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from gnnet.data.batches import MatchingPair
+from gnnet.data.batches import Matches, MatchingPair
 from gnnet.data.sift import detect_sift, match_sift
 from gnnet.localization.matching import Matcher
-from gnnet.models.grey import GreyValues
 from gnnet.models.pyramid import FeaturePyramid
 
 THRESHOLDS: tuple[float, ...] = (1.0, 3.0, 5.0, 10.0)  # pixels
-
-
-class PairMatches(NamedTuple):
-    """Of a pair's N keypoints: pixels off the truth (N,), infinite if not matched at all; and whether kept (N,)."""
-
-    error: Tensor
-    kept: Tensor
 
 
 class MatchingSummary(NamedTuple):
@@ -48,8 +39,8 @@ class MatchingSummary(NamedTuple):
 
 
 @torch.no_grad()
-def match_pair(network: nn.Module, pair: MatchingPair, matcher: Matcher = Matcher()) -> PairMatches:  # noqa: B008
-    """Match a pair with a network's features, on the network's device as far as it has one."""
+def match_pair(network: nn.Module, pair: MatchingPair, matcher: Matcher = Matcher()) -> Matches:  # noqa: B008
+    """Match the keypoints (N,) of image A in image B with a network's features, on its device if it has one."""
     device = next((t.device for t in (*network.parameters(), *network.buffers())), pair.image_a.device)
     images = [image.to(device)[None] for image in (pair.image_a, pair.image_b)]
     if images[0].shape == images[1].shape:
@@ -58,34 +49,33 @@ def match_pair(network: nn.Module, pair: MatchingPair, matcher: Matcher = Matche
     else:
         a, b = map(network, images)
     found = matcher.match(a, pair.keypoints_a.to(device)[None], b)
-    error = (found.keypoints[0] - pair.keypoints_b.to(device)).norm(dim=-1)
-    return PairMatches(error, found.kept[0])
+    return Matches(*(values[0] for values in found))
 
 
-def match_pair_with_sift(pair: MatchingPair, *, upright: bool = False, ratio: float = 0.8) -> PairMatches:
-    """Match a pair with SIFT: the detections of A at the keypoints, with all detections of B.
+def match_pair_with_sift(pair: MatchingPair, *, upright: bool = False, ratio: float = 0.8) -> Matches:
+    """Match the keypoints (N,) of image A in image B with SIFT: A's detections at the keypoints, with all of B's.
 
-    A keypoint without a detection within half a pixel is not matched, so it counts as wrong; of several
-    orientations at a keypoint a match that is kept goes first, then the nearer.
+    A keypoint without a detection within half a pixel is not matched: it is put infinitely far away, so it counts
+    as wrong. Of several orientations at a keypoint a match that is kept goes first, then the more similar.
     """
     a, b = (detect_sift(image, upright=upright) for image in (pair.image_a, pair.image_b))
-    keypoints, truth = pair.keypoints_a.cpu().float(), pair.keypoints_b.cpu().float()
-    error, kept = torch.full((len(keypoints),), torch.inf), torch.zeros(len(keypoints), dtype=torch.bool)
+    keypoints = pair.keypoints_a.cpu().float()
+    nowhere = torch.full_like(keypoints, torch.inf)
+    matches = Matches(nowhere, -nowhere[:, 0], torch.zeros(len(keypoints), dtype=torch.bool))
     if not len(keypoints) or not len(a.keypoints) or not len(b.keypoints):
-        return PairMatches(error, kept)
+        return matches
     off, owner = _nearest_keypoint(a.keypoints, keypoints)
-    found = match_sift(a.descriptors, b.descriptors, ratio=ratio)
+    found = match_sift(a.descriptors, b.descriptors, b.keypoints, ratio=ratio)
     # Written in turn, the best last.
     rows = (off <= 0.5).nonzero().squeeze(1)
-    rows = rows[(found.distance - 10 * found.kept.float())[rows].argsort(descending=True)]
+    rows = rows[(found.similarity + 10 * found.kept.float())[rows].argsort()]
     best = torch.full((len(keypoints),), -1).scatter_reduce(
         0, owner[rows], torch.arange(len(rows)), reduce="amax", include_self=True
     )
     matched = best >= 0
-    row = rows[best[matched]]
-    error[matched] = (b.keypoints[found.nearest[row]] - truth[matched]).norm(dim=-1)
-    kept[matched] = found.kept[row]
-    return PairMatches(error, kept)
+    for column, values in zip(matches, found, strict=True):
+        column[matched] = values[rows[best[matched]]]
+    return matches
 
 
 def _nearest_keypoint(detections: Tensor, keypoints: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,42 +85,14 @@ def _nearest_keypoint(detections: Tensor, keypoints: Tensor) -> tuple[Tensor, Te
     return torch.cat([n.values for n in nearest]), torch.cat([n.indices for n in nearest])
 
 
-class GreyPatches(nn.Module):
-    """Pyramid of grey patches, each freed of its mean and its contrast: squared distances rank as correlation (ZNCC).
-
-    The fairer baseline beside single grey values, which nothing tells apart. It has no parameters.
-
-    Args:
-        strides: of the maps, coarse to fine, in pixels.
-        size: cells of a patch on each axis, odd.
-    """
-
-    def __init__(self, *, strides: Sequence[int] = (8, 2), size: int = 7):
-        super().__init__()
-        self.grey, self.size = GreyValues(strides=strides), size
-        self.strides, self.channels = self.grey.strides, (size * size,) * len(strides)
-
-    def forward(self, images: Tensor) -> FeaturePyramid:
-        """Images (B, 3, H, W), uint8 or floating in [0, 1] RGB, to maps (B, size², H_l, W_l)."""
-        maps = []
-        for grey in self.grey(images).maps:
-            padded = F.pad(grey, (self.size // 2,) * 4, mode="replicate")
-            patches = F.unfold(padded, self.size)  # [B, size², H·W]
-            patches = patches - patches.mean(1, keepdim=True)
-            # A flat patch stays near zero, not noise blown up.
-            patches = patches / patches.norm(dim=1, keepdim=True).clamp(min=0.02 * self.size)
-            maps.append(patches.unflatten(-1, grey.shape[-2:]).contiguous(memory_format=torch.channels_last))
-        return FeaturePyramid(tuple(maps), self.strides)
-
-
 class MatchingMetrics(Metric):
-    """Shares of right matches a condition, gathered over processes; every pair counts exactly once.
+    """Shares of right matches for each condition, gathered over processes; every pair counts exactly once.
 
-    A pair that is seen again, as a padding sampler repeats it, is known by its index.
+    A pair that comes again, as a padding sampler repeats pairs, is known by its index.
 
     Args:
-        conditions: all names of pairs' conditions, in one order in every process.
-        thresholds: pixels.
+        conditions: all names of pairs' conditions, in the same order in every process.
+        thresholds: pixels within which a match is right.
     """
 
     full_state_update = False
@@ -144,11 +106,12 @@ class MatchingMetrics(Metric):
         # Flat and of the default type, as what torchmetrics gathers from a process without pairs.
         self.add_state("pairs", default=[], dist_reduce_fx="cat")
 
-    def update(self, matches: PairMatches, *, condition: str, index: int) -> None:
+    def update(self, matches: Matches, truth: Tensor, *, condition: str, index: int) -> None:
         """Add one pair.
 
         Args:
-            matches: of it.
+            matches: (N,) of its keypoints.
+            truth: (N, 2) where they should be matched.
             condition: one of `conditions`.
             index: which pair it is, below 2²⁴ (float32 holds it exactly).
 
@@ -159,8 +122,8 @@ class MatchingMetrics(Metric):
             raise ValueError(
                 f"condition {condition} is not among those given to MatchingMetrics: {', '.join(self.conditions)}"
             )
-        limits = torch.tensor(self.thresholds, dtype=matches.error.dtype, device=matches.error.device)
-        within = matches.error[:, None] <= limits  # NaN is not
+        error = (matches.keypoints - truth.to(matches.keypoints)).norm(dim=-1)
+        within = error[:, None] <= error.new_tensor(self.thresholds)  # NaN is not
         counts = torch.cat(
             [
                 torch.tensor([index, self.conditions.index(condition), len(within)], device=within.device),

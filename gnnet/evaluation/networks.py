@@ -15,11 +15,10 @@ from torch import nn
 from gnnet.data.batches import LocalizationBatch, MatchingPair
 from gnnet.evaluation.matching import THRESHOLDS, MatchingMetrics, match_pair, match_pair_with_sift
 from gnnet.evaluation.metrics import LocalizationMetrics, LocalizationSummary
-from gnnet.evaluation.protocol import localize_features
-from gnnet.evaluation.starts import StartPoses
+from gnnet.evaluation.starts import InitialPoses, PerturbedPoses, localize_features
 from gnnet.evaluation.tables import INITIAL_POSES, Setting, Table, localization_table, matching_table
-from gnnet.localization.localizer import Localizer
 from gnnet.localization.matching import Matcher
+from gnnet.localization.refiner import Refiner
 from gnnet.models.grey import GreyValues
 
 RINGS = (0.0, 1.0, 2.0, 3.0, 4.0)  # bounds of the rings of offsets, in multiples of the largest initial offset
@@ -47,8 +46,8 @@ def compare_localization(
     networks: Mapping[str, nn.Module],
     batches: Iterable[LocalizationBatch],
     *,
-    localizer: Localizer,
-    starts: StartPoses,
+    refiner: Refiner,
+    starts: InitialPoses,
     conditions: Sequence[str],
     device: torch.device | str,
     title: str,
@@ -59,7 +58,7 @@ def compare_localization(
     Args:
         networks: by the name that stands in the table; put into evaluation mode for it, and back.
         batches: the queries; read once.
-        localizer: settings of the refinement.
+        refiner: settings of the refinement.
         starts: the initial poses.
         conditions: all conditions of the queries.
         device: where the networks run.
@@ -69,7 +68,7 @@ def compare_localization(
         The table: on each condition the initial poses, then every network. And, where initial poses are
         perturbations of the true ones, what converges from rings of growing offset.
     """
-    rings = _rings(starts) if starts.kind == "perturbation" and starts.position > 0 else []
+    rings = _rings(starts)
     # Only one process compares, so nothing is gathered.
     new_metrics = partial(LocalizationMetrics, conditions=conditions, sync_on_compute=False)
     metrics = {name: [new_metrics() for _ in (starts, *rings)] for name in networks}
@@ -77,12 +76,12 @@ def compare_localization(
         for batch in track(batches, description=f"Localizing with {len(networks)} networks", transient=True):
             batch = batch.to(device)
             for name, network in networks.items():
-                query, reference = localizer.features(network, batch)
+                query, reference = network(batch.query.image), network(batch.reference.image)
                 for metric, initial in zip(metrics[name], (starts, *rings), strict=True):
-                    metric.update(**localize_features(localizer, query, reference, batch, initial)._asdict())
+                    metric.update(**localize_features(refiner, query, reference, batch, initial)._asdict())
     summaries = {name: of_network[0].compute() for name, of_network in metrics.items()}
     table = _localization_table(summaries, title, settings)
-    if not rings:
+    if not isinstance(starts, PerturbedPoses) or not rings:
         return table, None
     in_rings = {name: [m.compute().overall for m in of_network[1:]] for name, of_network in metrics.items()}
     return table, Basin(
@@ -107,8 +106,10 @@ def _localization_table(
     return localization_table(title, thresholds, rows, settings=settings)
 
 
-def _rings(starts: StartPoses) -> list[StartPoses]:
+def _rings(starts: InitialPoses) -> list[PerturbedPoses]:
     """One initial pose a query in each ring, off by the ring's middle; position and rotation grow together."""
+    if not isinstance(starts, PerturbedPoses) or not starts.position > 0:
+        return []
     other = replace(starts, count=1, exact=True, seed=starts.seed + 1)
     middles = [(low + high) / 2 for low, high in pairwise(RINGS)]
     return [replace(other, position=m * starts.position, rotation=m * starts.rotation) for m in middles]
@@ -151,10 +152,11 @@ def compare_matching(
     with _evaluating(networks, device):
         for index, pair in enumerate(track(pairs, description="Matching pairs", transient=True)):
             for name, network in networks.items():
-                metrics[name].update(match_pair(network, pair, matcher), condition=pair.condition, index=index)
+                matches = match_pair(network, pair, matcher)
+                metrics[name].update(matches, pair.keypoints_b, condition=pair.condition, index=index)
             for name, is_upright in turned.items():
                 matches = match_pair_with_sift(pair, upright=is_upright)
-                metrics[name].update(matches, condition=pair.condition, index=index)
+                metrics[name].update(matches, pair.keypoints_b, condition=pair.condition, index=index)
     summaries = {name: metric.compute() for name, metric in metrics.items()}
     return matching_table(title, thresholds, summaries, settings=settings)
 

@@ -1,4 +1,4 @@
-"""Compiles a scene's references into a map, one by one, and goes on where it was interrupted."""
+"""Compiles a scene's references into a map, one by one; after an interruption it goes on from there."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from gnnet.arrays import ArrayFile
-from gnnet.data.images import limit_size, read_image
-from gnnet.data.queries import observed_points, observes
+from gnnet.data.images import read_view
+from gnnet.data.observed_points import observed_points, observes
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.localization.covisibility import covisible_by_depth, covisible_by_points
+from gnnet.localization.global_descriptors import fit_whitening, gem
 from gnnet.localization.local_features import LocalFeatures, points_of_detections
 from gnnet.localization.map import NEIGHBOURS, Map, check_layout, map_arrays
 from gnnet.localization.refinement import sample_descriptors
-from gnnet.localization.retrieval import fit_whitening, gem
 from gnnet.models.weights import fingerprint
+from gnnet.sampling import evenly
 from gnnet.scenes.scene import Scene, SceneImage
 
-VERSION = 2  # of what a map holds; a map of another version is refused
-FARTHEST = 8.0  # pixels from a point's projection to where a reference observes it; beyond, one of them is wrong
-WHITENING_SAMPLE = 1024  # references that the whitening of global descriptors is fitted on
+VERSION = 2  # of a map's meaning; a map of another version is refused
+WHITENING_SAMPLE = 1024  # limit on the references that the whitening of global descriptors is fitted on
 
 
 def compile_map(
@@ -43,28 +43,29 @@ def compile_map(
     device: torch.device | str = "cpu",
     progress: bool = True,
 ) -> Map:
-    """Compile the references of a scene into a map at `path`, or go on where that was interrupted.
+    """Compile the references of a scene into a map at `path`, or go on from where that was interrupted.
 
-    Memory is bounded by one image's features and the sample that the whitening is fitted on, however
-    many references there are; but for some 20 bytes an observation of a 3D point, for covisibility. A
-    finished map of the same network, scene and settings is opened as it is.
+    Which points are described, and at which pixels, says `gnnet.data.observed_points`. Memory holds one image's
+    features, the sample that the whitening is fitted on, and for covisibility some 20 bytes for each observation
+    of a 3D point, however many references there are. A finished map of the same network, scene and settings is
+    opened as it is.
 
     Args:
-        path: of the map; folders are made.
+        path: file of the map; its folders are made.
         scene: with posed references that observe 3D points or have depth.
         network: in evaluation mode; its maps give the descriptors, and (by GeM) the global descriptor.
-        points: at most so many observations a reference.
+        points: limit on the observations of each reference.
         largest_side: images are shrunk to it, in pixels; None keeps them.
-        local_features: instead of the network's maps, detections of these are described.
-        retrieval_network: images to global descriptors (B, D), instead of the network's own.
-        dimensions: of the global descriptor after whitening, at most.
-        seed: of the points chosen.
+        local_features: their detections are described, instead of points in the network's maps.
+        retrieval_network: images to global descriptors (B, D); None takes the network's own.
+        dimensions: limit on the dimensions of the global descriptor after whitening.
+        seed: seed of the points chosen.
         device: where the networks run.
         progress: show a bar.
 
     Raises:
         ValueError: if the scene has no usable reference, or the file at `path` is a map made of something
-            else (it says what).
+            else (the message says what).
     """
     references = [i for i in scene.images.values() if i.is_reference and i.cam_from_world is not None]
     references = sorted((i for i in references if i.camera is not None and observes(i)), key=lambda i: i.name)
@@ -101,8 +102,10 @@ def compile_map(
 
 
 class _Described(NamedTuple):
+    """What the map holds of one reference, see `Observations`, and its raw global descriptor (D,)."""
+
     points: Tensor
-    ids: np.ndarray
+    ids: Tensor
     keypoints: Tensor
     descriptors: tuple[Tensor, ...]
     valid: Tensor
@@ -111,7 +114,7 @@ class _Described(NamedTuple):
 
 @torch.no_grad()
 def _sizes(network, local_features, retrieval_network, device) -> tuple[tuple[int, ...], int]:
-    """Channels of each level, and dimensions of a raw global descriptor, as an image shows them."""
+    """Channels of each level, and dimensions of a raw global descriptor, found with an empty image."""
     network.to(device)
     image = torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=device)
     pyramid = network(image)
@@ -136,7 +139,7 @@ def _open_or_create(
                 "Take the network and the settings that it was made with, name another file, or delete it"
             )
         return file
-    # Several detections may lie near one point; of depth there is no end.
+    # Several detections may lie near one point, and depth gives any number of points.
     most = made_of["points"]
     unbounded = [made_of["local features"] is not None or i.point_ids is None for i in references]
     capacity = [most if u else min(len(i.point_ids), most) for u, i in zip(unbounded, references, strict=True)]
@@ -165,39 +168,32 @@ def _describe(
     local_features: LocalFeatures | None, retrieval_network: nn.Module | None, generator: np.random.Generator,
     device: torch.device | str,
 ) -> _Described:  # fmt: skip
-    image, factors = limit_size(read_image(reference.path), largest_side)
-    camera = reference.camera.scale(torch.from_numpy(factors))
+    image, camera, factors = read_view(reference, largest_side)
     on_device = image[None].to(device)
     pyramid = network(on_device) if local_features is None or retrieval_network is None else None
     if local_features is None:
-        points, ids, observed = observed_points(scene, reference, count, generator)
-        projected, visible = camera.project(reference.cam_from_world.transform(points))
-        # What is described is what the reference shows of a point, whatever its pose is off by; where the two lie
-        # apart, one of them is of something else.
-        if observed is not None:
-            observed = torch.from_numpy(observed * factors)
-            visible = visible & ((observed - projected).norm(dim=-1) <= FARTHEST)
-        at = (projected if observed is None else observed).float()
-        descriptors, valid = sample_descriptors(pyramid, at[None].to(device))
-        descriptors, valid = tuple(d[0].cpu() for d in descriptors), torch.stack([v[0].cpu() for v in valid], -1)
-        valid &= visible[:, None]
+        observed = observed_points(scene, reference, camera, count=count, generator=generator)
+        points, ids, keypoints = observed.points, observed.ids, observed.keypoints.float()
+        sampled, inside = sample_descriptors(pyramid, keypoints[None].to(device))
+        descriptors = tuple(d[0].cpu() for d in sampled)
+        valid = torch.stack([v[0].cpu() for v in inside], -1) & observed.valid[:, None]
     else:
         detected = local_features.detect(image)
         points, ids, known = points_of_detections(scene, reference, detected.keypoints / torch.from_numpy(factors))
         kept = known.nonzero().squeeze(1)[:count]  # the strongest come first
-        points, ids, at = points[kept], ids[kept.numpy()], detected.keypoints[kept]
+        points, ids, keypoints = points[kept], ids[kept], detected.keypoints[kept]
         descriptors, valid = (detected.descriptors[kept],), torch.ones(len(kept), 1, dtype=torch.bool)
     described = gem(pyramid) if retrieval_network is None else retrieval_network(on_device)
-    return _Described(points, ids, at, descriptors, valid, described[0].cpu())
+    return _Described(points, ids, keypoints, descriptors, valid, described[0].cpu())
 
 
 def _write(file: ArrayFile, row: int, described: _Described) -> None:
-    """What was found of a reference, and only then that it is done."""
+    """Write what was found of a reference, and only then that it is done."""
     offsets = file["offsets"]
     start, end = int(offsets[row]), int(offsets[row + 1]) if row + 1 < len(offsets) else file.shape("points")[0]
     count = min(len(described.points), end - start)  # the next reference's rows begin there
     file.write("points", start, described.points[:count].numpy())
-    file.write("ids", start, described.ids[:count])
+    file.write("ids", start, described.ids[:count].numpy())
     file.write("keypoints", start, described.keypoints[:count].numpy())
     file.write("valid", start, described.valid[:count].numpy())
     for level, values in enumerate(described.descriptors):
@@ -210,11 +206,11 @@ def _write(file: ArrayFile, row: int, described: _Described) -> None:
 
 
 def _finish(file: ArrayFile, scene: Scene, references: list[SceneImage]) -> None:
-    """What follows from all references together: whitening, global descriptors, covisibility."""
+    """Write what follows from all references together: whitening, global descriptors, covisibility."""
     count, small = file.shape("global")
     raw = file["global/raw"]
-    sample = np.unique(np.linspace(0, count - 1, min(count, WHITENING_SAMPLE)).round().astype(int))
-    whitening = fit_whitening(torch.from_numpy(raw[sample].astype(np.float32)), small)
+    sample = raw[evenly(count, WHITENING_SAMPLE)]
+    whitening = fit_whitening(torch.from_numpy(sample.astype(np.float32)), small)
     file.write("whitening/mean", 0, whitening.mean.numpy())
     file.write("whitening/projection", 0, whitening.projection.numpy())
     for start in range(0, count, 256):

@@ -1,4 +1,4 @@
-"""Which references see the same points, and how many: of each, one after another."""
+"""Covisibility: which references see the same points, and how many."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 
+from gnnet.data.queries import nearest_by_pose
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
-from gnnet.localization.retrieval import nearest_by_pose
 from gnnet.scenes.scene import SceneImage
 
-_SEEN_AGAIN = 128  # points of a reference that tell, where it has depth, which others see them too
+_SEEN_AGAIN = 128  # points of a reference with depth that are projected into others
 
 
 def covisible_by_points(references: Sequence[SceneImage], count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Of each reference: rows (K,) of the others that observe points of its, and how many (K,).
+    """For each reference: rows (K,) of the others that observe some of its points, and how many points (K,).
 
     Args:
         references: with `point_ids`.
-        count: of the scene's points.
+        count: number of the scene's points.
     """
     ids = [np.unique(i.point_ids).astype(np.int32) for i in references]
     starts = np.cumsum([0, *map(len, ids)]).astype(np.int32)
@@ -39,20 +39,20 @@ def covisible_by_points(references: Sequence[SceneImage], count: int) -> Iterato
 def covisible_by_depth(
     references: Sequence[SceneImage], points_of: Callable[[int], Tensor], *, candidates: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The same by projecting some points of each reference into those of its place taken from nearby.
+    """The same from projections: some points of each reference are projected into the nearest of its place.
 
-    What hides a point is not looked at: neighbours are taken from nearby, and their number matters little.
+    Occlusion is ignored, as neighbours are near and the exact number matters little.
 
     Args:
         references: with cameras and poses.
-        points_of: row of a reference to what it observes (N, 3), metres in the world.
-        candidates: others that are looked at, at most.
+        points_of: gives for the row of a reference the points (N, 3) that it observes, metres in the world.
+        candidates: limit on the others that are looked at.
     """
     poses = Pose.stack([i.cam_from_world for i in references])
     cameras = Camera.stack([i.camera for i in references])
     places = torch.from_numpy(np.unique([i.place for i in references], return_inverse=True)[1])
-    for row, pose in enumerate(references):
-        near = nearest_by_pose(pose.cam_from_world, poses, candidates + 1)
+    for row in range(len(references)):
+        near = nearest_by_pose(poses[row], poses, candidates + 1)
         near = near[(near != row) & (places[near] == places[row])]
         points = points_of(row)
         points = points[:: max(1, len(points) // _SEEN_AGAIN)]

@@ -1,7 +1,8 @@
-"""Poses that matches suggest, one a cluster of covisible references, and which of the refined ones to take."""
+"""Pose hypotheses, one for each cluster of covisible references, and the choice among the refined ones."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,15 +11,16 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from gnnet.data.batches import Matches
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.localization.map import Observations
-from gnnet.localization.matching import KeypointMatches
 from gnnet.localization.pnp import PoseSolver
 from gnnet.localization.refinement import Refinement, RefinementStatus
 from gnnet.localization.result import Localization
+from gnnet.sampling import evenly
 
-KEPT_INLIERS = 0.9  # a refined pose keeps so many of the inliers at least, or it is none
+KEPT_INLIERS = 0.9  # share of the inliers that a refined pose must keep, or it is refused
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,11 +28,11 @@ class Hypothesis:
     """A pose that the references of one cluster suggest.
 
     Args:
-        cam_from_world: unbatched, float64; None where there is none.
-        rows: (K,) of the map, the cluster's references.
-        inliers: (M,) of all observations, which agree; empty where nothing was matched.
-        count: of inliers.
-        reason: what came of it, in words.
+        cam_from_world: unbatched, float64; None if no pose was found.
+        rows: (K,) rows of the map, the cluster's references.
+        inliers: (M,) bool, which of all observations agree with the pose; empty if nothing was matched.
+        count: number of inliers.
+        reason: how the pose was found, or why there is none, in words.
     """
 
     cam_from_world: Pose | None
@@ -43,19 +45,13 @@ class Hypothesis:
         """At most `limit` rows of the observations by the cluster's references: inliers first, then evenly others."""
         mine = torch.isin(observations.reference, self.rows)
         first = (mine & self.inliers) if len(self.inliers) else torch.zeros_like(mine)
-        chosen = _evenly(first.nonzero().squeeze(1), limit)
-        return torch.cat([chosen, _evenly((mine & ~first).nonzero().squeeze(1), limit - len(chosen))])
-
-
-def _evenly(rows: Tensor, limit: int) -> Tensor:
-    if len(rows) <= limit:
-        return rows
-    return rows[torch.linspace(0, len(rows) - 1, limit).round().long()] if limit > 0 else rows[:0]
+        inliers, others = first.nonzero().squeeze(1), (mine & ~first).nonzero().squeeze(1)
+        inliers = inliers[evenly(len(inliers), limit)]
+        return torch.cat([inliers, others[evenly(len(others), limit - len(inliers))]])
 
 
 def pose_hypotheses(
-    keypoints: Tensor,
-    kept: Tensor,
+    matches: Matches,
     observations: Observations,
     shared: Tensor,
     rows: Tensor,
@@ -64,32 +60,30 @@ def pose_hypotheses(
     *,
     best: int | None = None,
 ) -> list[Hypothesis]:
-    """One pose a cluster of covisible references, those with most inliers first; never none in the list.
+    """One pose for each cluster of covisible references, those with most inliers first.
 
     Of a cluster only the `best` references by number of matches are used: those that see the query's
-    points from elsewhere match fewer, and less exactly.
+    points from elsewhere match fewer, and less exactly. A cluster without a pose comes last, with its reason.
 
     Args:
-        keypoints: (M, 2) pixels of the query, one an observation.
-        kept: (M,) which are matches.
-        observations: of the references `rows`.
-        shared: (K, K) points that these observe in common.
-        rows: (K,) of the map.
+        matches: (M,) of the observations with the query, keypoints in its pixels.
+        observations: (M,) of the references `rows`.
+        shared: (K, K) points that these references observe in common.
+        rows: (K,) rows of the map.
         camera: of the query, unbatched.
-        solver: of the poses.
-        best: references of a cluster; None uses all.
+        solver: finds a pose from matches.
+        best: references of a cluster to use; None uses all.
     """
-    found = []
+    found, kept = [], matches.kept
     counts = (observations.reference[kept][:, None] == rows).sum(0)
-    # PnP solves for a translation, which far from the world's origin even a tiny rotation changes much: around its own.
+    # PnP solves for a translation, which far from the world's origin changes much with a tiny rotation. So the
+    # world is moved to an origin among the points.
     origin = observations.points.mean(0) if len(observations.points) else torch.zeros(3, dtype=torch.float64)
     for cluster in covisibility_clusters(shared):
         members = rows[cluster[counts[cluster].sort(descending=True, stable=True).indices[:best]]]
         used = (kept & torch.isin(observations.reference, members)).nonzero().squeeze(1)
-        result = solver.solve(keypoints[used], observations.points[used] - origin, camera)
-        pose = result.cam_from_world
-        if pose is not None:
-            pose = Pose(pose.rotation, pose.translation - pose.rotation @ origin)
+        result = solver.solve(matches.keypoints[used], observations.points[used] - origin, camera)
+        pose = None if result.cam_from_world is None else result.cam_from_world.shifted(-origin)
         inliers = torch.zeros_like(kept)
         inliers[used[result.inliers]] = True
         found.append(Hypothesis(pose, members, inliers, int(result.inliers.sum()), result.reason))
@@ -97,33 +91,33 @@ def pose_hypotheses(
 
 
 def covisibility_clusters(shared: Tensor, minimum: int = 1) -> list[Tensor]:
-    """Positions of the references of each connected component, where edges are `minimum` points seen in common."""
+    """Positions of the references of each connected component; an edge joins two that share `minimum` points."""
     count, labels = connected_components(csr_array((shared >= minimum).numpy()), directed=False)
     return [torch.from_numpy(np.flatnonzero(labels == label)) for label in range(count)]
 
 
 def choose_hypothesis(
     result: Localization,
-    hypotheses: list[Hypothesis],
+    hypotheses: Sequence[Hypothesis],
     refinement: Refinement,
-    matches: KeypointMatches | None,
+    matches: Matches | None,
     observations: Observations,
     camera: Camera,
-    solver: PoseSolver,
+    max_error: float,
 ) -> Localization:
-    """The refined pose of least cost that has enough inliers, if it has not lost against where it started.
+    """The refined pose of least cost that has enough inliers, unless it lost against its initial pose.
 
     It has lost if its cost rose, or, where there are matches, if less than `KEPT_INLIERS` of the inliers
-    agree with it. Then the pose that stands in `result` stays.
+    agree with it. Then the pose in `result` stays.
 
     Args:
         result: with the pose of the first hypothesis.
-        hypotheses: B of them.
-        refinement: of these (B,), in the map's world.
-        matches: of the observations with the query, (M,); None where nothing was matched.
+        hypotheses: H of them, with poses.
+        refinement: of these (H,), in the map's world.
+        matches: (M,) of the observations with the query; None if nothing was matched.
         observations: (M,).
-        camera: of the query.
-        solver: tells what an inlier is.
+        camera: of the query, unbatched.
+        max_error: pixels, the largest reprojection error of an inlier.
     """
     best, why = None, "refinement failed: " + refinement.reason(0)
     initial, final = refinement.initial_cost.tolist(), refinement.final_cost.tolist()
@@ -132,7 +126,7 @@ def choose_hypothesis(
         pose = refinement.cam_from_world[i]
         if int(refinement.status[i]) in (RefinementStatus.TOO_FEW_POINTS, RefinementStatus.SINGULAR):
             continue
-        count = _inliers(pose, matches, observations, hypothesis, camera, solver)
+        count = _inliers(pose, matches, observations, hypothesis, camera, max_error)
         if not final[i] <= initial[i] or count < KEPT_INLIERS * hypothesis.count:
             if i == 0:
                 costs = f"cost {initial[i]:.4g} to {final[i]:.4g}"
@@ -146,7 +140,7 @@ def choose_hypothesis(
     return replace(
         result,
         reason=f"{hypotheses[i].reason}; {refinement.reason(i)}",
-        start=hypotheses[i].cam_from_world,
+        initial=hypotheses[i].cam_from_world,
         cam_from_world=refinement.cam_from_world[i],
         refined=True,
         inliers=count,
@@ -157,12 +151,12 @@ def choose_hypothesis(
 
 
 def _inliers(
-    pose: Pose, matches: KeypointMatches | None, observations: Observations, hypothesis: Hypothesis, camera: Camera,
-    solver: PoseSolver,
+    pose: Pose, matches: Matches | None, observations: Observations, hypothesis: Hypothesis, camera: Camera,
+    max_error: float,
 ) -> int:  # fmt: skip
-    """Matches of the hypothesis' references that agree with a pose."""
+    """How many matches of the hypothesis' references agree with a pose."""
     if matches is None:
         return 0
     used = matches.kept & torch.isin(observations.reference, hypothesis.rows)
     xy, valid = camera.project(pose.transform(observations.points[used]))
-    return int((valid & ((xy - matches.keypoints[used]).norm(dim=-1) <= solver.max_error)).sum())
+    return int((valid & ((xy - matches.keypoints[used]).norm(dim=-1) <= max_error)).sum())

@@ -8,12 +8,14 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
+from scipy.spatial import cKDTree
 from torch import Tensor, nn
 
+from gnnet.data.batches import Matches
 from gnnet.data.depth import lift_keypoints
 from gnnet.data.sift import detect_sift, match_sift
 from gnnet.localization.map import Observations
-from gnnet.localization.matching import KeypointMatches
+from gnnet.localization.query import Query
 from gnnet.models.weights import tensors_only
 from gnnet.scenes.scene import Scene, SceneImage
 
@@ -34,9 +36,10 @@ class LocalFeatures:
     Args:
         name: `sift` (COLMAP's, no weights needed), or kornia's `disk` (Tyszkiewicz et al., NeurIPS 2020) or `aliked`
             (Zhao et al., IEEE TIM 2023), whose weights come from torch hub's cache or the network.
-        count: at most so many detections an image.
+        count: limit on the detections of an image.
         lightglue: match by LightGlue (Lindenberger et al., ICCV 2023; kornia's, weights as above) instead of by
             nearest descriptors with a ratio test. Not for SIFT.
+        ratio: limit of Lowe's test, of the nearest distance to the second nearest; not for LightGlue.
 
     Raises:
         ValueError: if the name is not known, or LightGlue does not know the features.
@@ -45,20 +48,21 @@ class LocalFeatures:
     name: Literal["sift", "disk", "aliked"] = "sift"
     count: int = 4096
     lightglue: bool = False
+    ratio: float = 0.8
 
     def __post_init__(self) -> None:
         if self.name not in ("sift", "disk", "aliked"):
             raise ValueError(f"local features {self.name!r} are not known; expected sift, disk or aliked")
         if self.lightglue and self.name == "sift":
-            raise ValueError("local_features.lightglue=true goes with name=disk or name=aliked, not with sift")
+            raise ValueError("lightglue=true goes with name=disk or name=aliked, not with sift")
 
     @property
     def channels(self) -> int:
-        """Of a descriptor."""
+        """Channels of a descriptor."""
         return 128
 
     def load(self) -> None:
-        """Load what weights there are to load, before the first image is asked for.
+        """Load the weights, if there are any, before the first image is to be described.
 
         Raises:
             ConnectionError: if they are not in the cache and cannot be fetched.
@@ -69,45 +73,43 @@ class LocalFeatures:
             _load_network(f"lightglue-{self.name}")
 
     def detect(self, image: Tensor) -> Detections:
-        """Of an image (3, H, W) uint8."""
+        """Detections of an image (3, H, W) uint8."""
         if self.name != "sift":
             return _detect_learned(self.name, image, self.count)
         found = detect_sift(image)
         order = found.strength.argsort(descending=True, stable=True)[: self.count]
         return Detections(found.keypoints[order], found.descriptors[order])
 
-    def match(
-        self, observations: Observations, image: Tensor, *, reference_sizes: Tensor, ratio: float
-    ) -> KeypointMatches:
-        """Match what references observe (M,) with detections in a query (3, H, W) uint8, reference by reference.
+    def match_query(self, observations: Observations, query: Query, image_sizes: Tensor) -> Matches:
+        """Match what references observe with detections in a query, reference by reference.
 
         Args:
-            observations: of some references.
-            image: the query.
-            reference_sizes: (R, 2) width and height of all references' images, in pixels of the observations.
-            ratio: of Lowe's test, where LightGlue does not match.
+            observations: (M,) of some references, made by the same features.
+            query: its image is described.
+            image_sizes: (R, 2) width and height of all references' images, in pixels of the observations.
+
+        Returns:
+            A match (M,) for each observation, on the CPU, in float64.
         """
-        detected = self.detect(image)
-        if not len(detected.keypoints):
-            nothing = torch.zeros(len(observations.points), dtype=torch.bool)
-            return KeypointMatches(torch.zeros(len(nothing), 2, dtype=torch.float64), nothing)
-        keypoints = torch.zeros(len(observations.points), 2, dtype=torch.float64)
-        kept = torch.zeros(len(observations.points), dtype=torch.bool)
+        detected, count = self.detect(query.image), len(observations.points)
+        matches = Matches(
+            torch.zeros(count, 2, dtype=torch.float64), torch.zeros(count), torch.zeros(count, dtype=torch.bool)
+        )
         for row in observations.reference.unique().tolist():
             mine = (observations.reference == row).nonzero().squeeze(1)
             descriptors = torch.nn.functional.normalize(observations.descriptors[0][mine], dim=-1)
-            if self.lightglue:
+            if self.lightglue and len(detected.keypoints):
                 there = Detections(observations.keypoints[mine], descriptors)
-                sizes = reference_sizes[row], torch.tensor([image.shape[-1], image.shape[-2]])
-                nearest, known = _match_learned(self.name, there, detected, sizes)
+                size = torch.tensor([query.image.shape[-1], query.image.shape[-2]])
+                found = _match_learned(self.name, there, detected, (image_sizes[row], size))
             else:
-                nearest, _, known = match_sift(descriptors, detected.descriptors, ratio=ratio)
-            keypoints[mine] = detected.keypoints[nearest].double()
-            kept[mine] = known
-        return KeypointMatches(keypoints, kept)
+                found = match_sift(descriptors, detected.descriptors, detected.keypoints, ratio=self.ratio)
+            for column, values in zip(matches, found, strict=True):
+                column[mine] = values.to(column.dtype)
+        return matches
 
 
-_FIRST_CENTER = 0.5  # kornia's is (0, 0)
+_FIRST_CENTER = 0.5  # of the first pixel; kornia counts it as (0, 0)
 
 
 @torch.no_grad()
@@ -124,8 +126,8 @@ def _detect_learned(name: str, image: Tensor, count: int) -> Detections:
 
 
 @torch.no_grad()
-def _match_learned(name: str, a: Detections, b: Detections, sizes: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Row of b's detections for each of a's, and whether LightGlue matches them, both (N,)."""
+def _match_learned(name: str, a: Detections, b: Detections, sizes: tuple[Tensor, Tensor]) -> Matches:
+    """What LightGlue matches of b's detections with each of a's (N,); `sizes` are of the two images, (2,) each."""
     sides = {
         key: {
             "keypoints": side.keypoints[None].float() - _FIRST_CENTER,
@@ -134,8 +136,9 @@ def _match_learned(name: str, a: Detections, b: Detections, sizes: tuple[Tensor,
         }
         for key, side, size in zip(("image0", "image1"), (a, b), sizes, strict=True)
     }
-    matched = _load_network(f"lightglue-{name}")(sides)["matches0"][0]
-    return matched.clamp(min=0), matched >= 0
+    found = _load_network(f"lightglue-{name}")(sides)
+    nearest = found["matches0"][0]
+    return Matches(b.keypoints[nearest.clamp(min=0)], found["matching_scores0"][0], nearest >= 0)
 
 
 @cache
@@ -158,32 +161,32 @@ def _load_network(name: str) -> nn.Module:
     except (OSError, RuntimeError) as error:
         raise ConnectionError(
             f"the weights of {name} could not be fetched ({error}); place them in {torch.hub.get_dir()}/checkpoints, "
-            "or take localizer.local_features.name=sift, which needs none"
+            "or take localizer.pose.matcher.name=sift, which needs none"
         ) from error
 
 
-def points_of_detections(scene: Scene, reference: SceneImage, detections: Tensor) -> tuple[Tensor, np.ndarray, Tensor]:
-    """World points (N, 3), rows of the scene's points (N,) (-1: none), and which are known (N,), of detections (N, 2).
+def points_of_detections(scene: Scene, reference: SceneImage, detections: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The 3D points behind detections: points (N, 3) float64 in the world, their ids (N,), and which are known (N,).
 
-    With depth, a detection is lifted by it. Else it lies on its own ray, at the depth of the nearest point
-    that the reference observes, if that is within `NEAR_POINT` pixels.
+    With depth, a detection is lifted by it. Without, it is put on its own ray at the depth of the nearest point
+    that the reference observes, if that lies within `NEAR_POINT` pixels. An id is a row of the scene's points,
+    -1 with depth.
 
     Args:
-        detections: in pixels of the image as it is on disk.
+        detections: (N, 2) pixels of the image as it is on disk.
     """
     xy = detections.double()
+    nowhere = torch.full((len(xy),), -1)
     if reference.point_ids is None:
         points, known = lift_keypoints(reference, xy.numpy())
-        return torch.from_numpy(points), np.full(len(xy), -1), torch.from_numpy(known)
-    ids = np.asarray(reference.point_ids, np.int64)
-    in_camera = reference.cam_from_world.transform(scene.points[torch.from_numpy(ids)])
+        return torch.from_numpy(points), nowhere, torch.from_numpy(known)
+    ids = torch.from_numpy(np.asarray(reference.point_ids, np.int64))
+    in_camera = reference.cam_from_world.transform(scene.points[ids])
     projected, visible = reference.camera.project(in_camera)
-    ids, in_camera, projected = ids[visible.numpy()], in_camera[visible], projected[visible]
+    ids, in_camera, projected = ids[visible], in_camera[visible], projected[visible]
     if not len(ids) or not len(xy):
-        return torch.zeros(len(xy), 3).double(), np.full(len(xy), -1), torch.zeros(len(xy), dtype=torch.bool)
-    from scipy.spatial import cKDTree
-
+        return torch.zeros(len(xy), 3).double(), nowhere, torch.zeros(len(xy), dtype=torch.bool)
     distance, nearest = cKDTree(projected.numpy()).query(xy.numpy())
     rays = reference.camera.unproject(xy) * in_camera[nearest, 2:]
     known = torch.from_numpy(distance <= NEAR_POINT) & reference.camera.contains(xy)
-    return reference.cam_from_world.inverse().transform(rays), ids[nearest], known
+    return reference.cam_from_world.inverse().transform(rays), ids[torch.from_numpy(nearest)], known

@@ -20,17 +20,17 @@ from torch import Tensor
 from gnnet.arrays import ArrayFile
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
-from gnnet.localization.retrieval import Whitening
+from gnnet.localization.global_descriptors import Whitening
 
-NEIGHBOURS = 32  # covisible references that are kept of each
+NEIGHBOURS = 32  # covisible references that are kept for each reference
 
 
 class Observations(NamedTuple):
-    """What some references observe, one observation a row.
+    """What some references observe, M observations of a point by a reference.
 
     `points` (M, 3) float64 metres in the world; `ids` (M,) rows of the scene's points, -1 where they come
-    from depth; `keypoints` (M, 2) pixels of the reference; `descriptors` of each level (M, C_l);
-    `valid` (M, levels) which of these are known; `reference` (M,) row of the map.
+    from depth; `keypoints` (M, 2) pixels of the reference at which they are described; `descriptors` (M, C_l) of
+    each level; `valid` (M, levels) whether the descriptor is known; `reference` (M,) row of the map.
     """
 
     points: Tensor
@@ -71,32 +71,32 @@ class Map:
 
     @property
     def about(self) -> dict:
-        """What it was made of: fingerprints of network and scene, and settings."""
+        """What the map was made of: fingerprints of network and scene, and settings."""
         return self.file.about["made of"]
 
     @cached_property
     def names(self) -> tuple[str, ...]:
-        """Of the references."""
+        """Names of the references (R,)."""
         return tuple(self.file.about["names"])
 
     @cached_property
     def places(self) -> tuple[str, ...]:
-        """Of the references."""
+        """Places of the references (R,)."""
         return tuple(self.file.about["places"])
 
     @property
     def retrieve_within(self) -> tuple[str, ...]:
-        """The scene's."""
+        """What a query has in common with the references worth searching, see `Scene.retrieve_within`."""
         return tuple(self.file.about.get("retrieve within", ()))
 
     @cached_property
     def rows(self) -> dict[str, int]:
-        """Row of each name."""
+        """Row of each reference by its name."""
         return {name: row for row, name in enumerate(self.names)}
 
     @property
     def largest_side(self) -> int | None:
-        """Images are shrunk to it, queries too."""
+        """Pixels that images are shrunk to, queries too; None keeps them."""
         return self.about["largest_side"]
 
     @cached_property
@@ -106,7 +106,7 @@ class Map:
 
     @cached_property
     def cameras(self) -> Camera:
-        """Of the references (R,), of their images as they are on disk, float64."""
+        """Cameras (R,) of the references' images as they are on disk, float64."""
         values = torch.from_numpy(np.array(self.file["camera"]))
         return Camera(values[:, :2], values[:, 2:])
 
@@ -120,29 +120,29 @@ class Map:
 
     @property
     def global_descriptors(self) -> np.ndarray:
-        """(R, d) float32 of length 1, mapped."""
+        """(R, d) float32 of length 1, mapped from the file."""
         return self.file["global"]
 
     @cached_property
     def whitening(self) -> Whitening:
-        """What makes a network's global descriptor one of the map's."""
+        """What turns a network's global descriptor into one of the map's."""
         parts = (self.file[f"whitening/{part}"] for part in ("mean", "projection"))
         return Whitening(*(torch.from_numpy(np.array(part)) for part in parts))
 
     @property
     def levels(self) -> int:
-        """Of descriptors."""
+        """Number of levels of the descriptors."""
         return len(self.about["channels"])
 
     def shared(self, rows: Tensor) -> Tensor:
-        """How many points references (K,) observe in common, (K, K); of each, the best `NEIGHBOURS` are known."""
+        """How many points references (K,) observe in common, (K, K); each knows its best `NEIGHBOURS` only."""
         neighbours, counts = (np.asarray(self.file[name][rows.numpy()]) for name in ("neighbours", "shared"))
         same = torch.from_numpy(neighbours)[:, :, None] == rows[None, None]  # [K, N, K]
         shared = (same * torch.from_numpy(counts)[:, :, None]).sum(1)
         return torch.maximum(shared, shared.T)
 
     def observations(self, rows: Tensor) -> Observations:
-        """All observations of some references, (K,) rows, one reference after another."""
+        """All observations of some references, rows (K,), one reference after another."""
         offsets = self.file["offsets"]
         index = [np.arange(offsets[row], offsets[row] + self.file["count"][row]) for row in rows.tolist()]
         owner = torch.repeat_interleave(rows, torch.tensor([len(i) for i in index], dtype=torch.int64))
@@ -159,6 +159,28 @@ class Map:
             valid=take("valid").bool(),
             reference=owner,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class References:
+    """Some references of a map, which a query is compared with; what they observe is read when it is asked for.
+
+    Args:
+        map: the map.
+        rows: (K,) of the map, the best first.
+    """
+
+    map: Map
+    rows: Tensor
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.map.names[row] for row in self.rows.tolist())
+
+    @cached_property
+    def observations(self) -> Observations:
+        """All that they observe, (M,)."""
+        return self.map.observations(self.rows)
 
 
 def map_arrays(

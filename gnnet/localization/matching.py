@@ -5,58 +5,41 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from gnnet.data.batches import Matches
 from gnnet.geometry.interpolation import sample_with_gradient
 from gnnet.localization.dense_search import DENSE_VALUES, best_cells, levels_at_stride
 from gnnet.localization.map import Observations
+from gnnet.localization.query import Query
 from gnnet.localization.refinement import sample_descriptors
 from gnnet.models.pyramid import FeaturePyramid
 
 VALUES_AT_ONCE = 1 << 26  # 256 MB in float32
+DENSE_STRIDE = 4  # of the cells that a dense search goes through, S2DHM's
 PEAK_STEPS = 3  # more change nothing
-PEAK_RANGE = 0.75  # cells on each axis: noise moves the nearest cell by some
-
-
-class Matches(NamedTuple):
-    """Where N descriptors fit best in each of B images.
-
-    `keypoints` (B, N, 2) image pixels; `distance` (B, N), the squared feature distances there, summed
-    over levels; `runner_up` (B, N), the same of the next best candidate, infinite where there is none.
-    """
-
-    keypoints: Tensor
-    distance: Tensor
-    runner_up: Tensor
-
-
-class KeypointMatches(NamedTuple):
-    """Keypoints of images a matched in images b: `keypoints` (B, N, 2) pixels of b, and `kept` (B, N)."""
-
-    keypoints: Tensor
-    kept: Tensor
+PEAK_RANGE = 0.75  # cells on each axis that a peak may lie from the best cell's centre: noise moves that cell
 
 
 @dataclass(frozen=True)
 class Matcher:
-    """Settings of matching, see `search_dense` and `find_matches`, and which matches to keep.
+    """Settings of matching descriptors in feature maps, and of which matches to keep.
 
     Args:
-        dense: search every cell at stride 4 (or the finest, if that is coarser) with all levels at once, as
-            S2DHM does; otherwise coarse to fine.
-        fine_weight: of the finest level in comparing places far apart; to place a match within a cell each
-            level counts in full. Coarse levels tell places apart, the finest one where exactly.
-        ratio: a match is kept if, in a dense search, the similarity at `rank` is at most `ratio` times the best
-            (S2DHM's test); coarse to fine, if its feature distance is at most `ratio` times the runner-up's.
-            1 keeps all.
-        rank: of the similarity that the best is held against, as a share of the map's cells.
+        dense: search every cell at stride 4 (or the finest stride, if that is coarser) with all levels at once, as
+            S2DHM does, see `search_dense`; False searches coarse to fine, see `search_coarse_to_fine`.
+        fine_weight: weight of the finest level in comparing places far apart; to place a match within a cell each
+            level counts in full. Coarse levels tell places apart, the finest one tells where exactly.
+        ratio: limit of the ratio test; 1 keeps all. In a dense search a match is kept if the similarity at `rank`
+            is at most `ratio` times the best (S2DHM's test); coarse to fine, if its feature distance is at most
+            `ratio` times the runner-up's.
+        rank: rank of the similarity that the best is compared with, as a share of the map's cells.
         mutual: pixels; a match is kept if matching it back ends within so many of where it began.
-            None keeps all.
+            None does not match back.
         subpixel: place matches between the centres of the finest level's cells.
         candidates: cells of the coarsest map that are followed through the finer levels, coarse to fine.
 
@@ -76,39 +59,44 @@ class Matcher:
         if self.candidates < 1:
             raise ValueError(f"{self.candidates} candidates; expected at least 1")
 
-    def _search(self, descriptors: tuple[Tensor, ...], pyramid: FeaturePyramid) -> tuple[Tensor, Tensor]:
-        """Keypoints (B, N, 2) where descriptors fit best, and which pass the ratio test (B, N)."""
+    def search(self, descriptors: tuple[Tensor, ...], pyramid: FeaturePyramid) -> Matches:
+        """Where descriptors (B, N, C_l) of each level fit best in a pyramid (B,), and which pass the ratio test."""
         if self.dense:
-            found = search_dense(
+            return search_dense(
                 descriptors, pyramid, ratio=self.ratio, rank=self.rank, subpixel=self.subpixel,
                 fine_weight=self.fine_weight,
             )  # fmt: skip
-            return found.keypoints, found.distinct
-        found = find_matches(
-            descriptors, pyramid, candidates=self.candidates, subpixel=self.subpixel, fine_weight=self.fine_weight
-        )
-        return found.keypoints, (found.distance <= self.ratio**2 * found.runner_up) | (self.ratio >= 1)
+        return search_coarse_to_fine(
+            descriptors, pyramid, candidates=self.candidates, ratio=self.ratio, subpixel=self.subpixel,
+            fine_weight=self.fine_weight,
+        )  # fmt: skip
+
+    def match_query(self, observations: Observations, query: Query, image_sizes: Tensor) -> Matches:
+        """Match what references observe (M,) in a query; matches (M,) on the CPU, keypoints in float64."""
+        device = query.pyramid.maps[0].device
+        there = observations._replace(descriptors=tuple(d.to(device) for d in observations.descriptors))
+        found = self.match_observations(there, query.pyramid)
+        keypoints = found.keypoints.cpu().double()
+        return Matches(keypoints, found.similarity.cpu(), found.kept.cpu() & query.camera.contains(keypoints))
 
     @torch.no_grad()
-    def match_observations(self, observations: Observations, pyramid: FeaturePyramid) -> KeypointMatches:
-        """Match what references observe in one query, (1, M); see `gnnet.localization.map.Observations`.
+    def match_observations(self, observations: Observations, pyramid: FeaturePyramid) -> Matches:
+        """Match what references observe (M,) in the maps of one query; see `gnnet.localization.map.Observations`.
 
-        Mutual is a match from whose place in the query the nearest descriptor of the same reference lies
+        A match is mutual if the descriptor of the same reference that is nearest to the query's at the match lies
         within `mutual` pixels of the observation.
 
         Args:
-            observations: descriptors on the pyramid's device.
-            pyramid: of the query, batch of one.
+            observations: with descriptors on the pyramid's device.
+            pyramid: of the query, a batch of one.
         """
-        descriptors = tuple(d[None] for d in observations.descriptors)
-        kept = observations.valid.all(-1)
-        found, distinct = self._search(descriptors, pyramid)
-        keypoints, kept = found[0], kept & distinct[0].to(kept.device)
+        found = Matches(*(x[0] for x in self.search(tuple(d[None] for d in observations.descriptors), pyramid)))
+        usable = observations.valid.all(-1)
+        kept = usable & found.kept.to(usable.device)
         if self.mutual is not None:
             rows = kept.nonzero().squeeze(1)
-            kept = kept.clone()
-            kept[rows] = self._agree(observations, rows, keypoints[rows.to(keypoints.device)], pyramid)
-        return KeypointMatches(keypoints[None], kept[None])
+            kept[rows] = self._agree(observations, rows, found.keypoints[rows.to(found.keypoints.device)], pyramid)
+        return found._replace(kept=kept)
 
     def _agree(self, observations: Observations, rows: Tensor, keypoints: Tensor, pyramid: FeaturePyramid) -> Tensor:
         """Which matches of some observations (M',) with the query's keypoints (M', 2) are mutual, (M',)."""
@@ -131,10 +119,10 @@ class Matcher:
         return torch.cat([*descriptors[:-1], descriptors[-1] * self.fine_weight**0.5], -1)
 
     @torch.no_grad()
-    def match(self, a: FeaturePyramid, keypoints: Tensor, b: FeaturePyramid) -> KeypointMatches:
+    def match(self, a: FeaturePyramid, keypoints: Tensor, b: FeaturePyramid) -> Matches:
         """Match keypoints (B, N, 2) of images a in images b.
 
-        Keypoints without descriptors, as they are too near a's border, are not kept.
+        A keypoint too near a's border has no descriptor, and its match is not kept.
 
         Args:
             a, b: pyramids of the same strides, each of B images or of one that serves all.
@@ -142,83 +130,56 @@ class Matcher:
         """
         a, b = (_expanded(pyramid, len(keypoints)) for pyramid in (a, b))
         descriptors, valid = sample_descriptors(a, keypoints)
-        found, kept = self._search(descriptors, b)
-        kept = kept & torch.stack(valid).all(0)
+        found = self.search(descriptors, b)
+        kept = found.kept & torch.stack(valid).all(0)
         if self.mutual is not None:
-            back, valid = sample_descriptors(b, found)
-            returned, _ = self._search(back, a)
+            back, valid = sample_descriptors(b, found.keypoints)
+            returned = self.search(back, a).keypoints
             kept &= torch.stack(valid).all(0) & ((returned - keypoints).norm(dim=-1) <= self.mutual)
-        return KeypointMatches(found, kept)
-
-
-def match_coarse_to_fine(
-    descriptors: tuple[Tensor, ...],
-    pyramid: FeaturePyramid,
-    *,
-    candidates: int = 1,
-    subpixel: bool = False,
-    values_at_once: int = VALUES_AT_ONCE,
-) -> Tensor:
-    """The keypoints (B, N, 2) of `find_matches`: by default, centres of the finest level's cells."""
-    return find_matches(
-        descriptors, pyramid, candidates=candidates, subpixel=subpixel, values_at_once=values_at_once
-    ).keypoints
+        return found._replace(kept=kept)
 
 
 @torch.no_grad()
-def find_matches(
+def search_coarse_to_fine(
     descriptors: tuple[Tensor, ...],
     pyramid: FeaturePyramid,
     *,
     candidates: int = 1,
+    ratio: float = 1.0,
     subpixel: bool = False,
     fine_weight: float = 1.0,
     values_at_once: int = VALUES_AT_ONCE,
 ) -> Matches:
     """Nearest cells of the coarsest map, then at each finer level the nearest cell of a window around each.
 
-    With several candidates, these are the best local maxima of the coarsest map's similarity, each is
+    With several candidates, these are the best local maxima of the coarsest map's similarity. Each is
     followed to the finest level, and the one with the least sum of squared distances over all levels
-    is the match: where a coarse map cannot tell two places apart, the finer ones decide.
+    is the match: where a coarse map cannot tell two places apart, the finer ones decide. The similarity of a
+    match is that sum with a minus sign.
 
     Args:
         descriptors: (B, N, C_l) of each level, coarse to fine.
         pyramid: of the images to search, batch B.
         candidates: cells of the coarsest map that are followed.
+        ratio: a match is kept if its feature distance is at most `ratio` times the next best candidate's; 1 keeps all.
         subpixel: move the match from the cell's centre to the least distance of the interpolated map,
             by Gauss-Newton at the finest level.
-        fine_weight: of the finest level's squared distance in that sum.
-        values_at_once: numbers held in memory together; points are searched in chunks of so many.
+        fine_weight: weight of the finest level's squared distance in that sum.
+        values_at_once: limit on the numbers held in memory together; points are searched in chunks.
     """
     strides = pyramid.strides
     if descriptors[0].shape[1] == 0:
         nothing = descriptors[0].new_zeros(len(descriptors[0]), 0)
-        return Matches(descriptors[0].new_zeros(len(descriptors[0]), 0, 2), nothing, nothing)
+        return Matches(nothing[..., None].expand(-1, -1, 2), nothing, nothing.bool())
     radii = [0, *(max(1, round(a / b)) for a, b in pairwise(strides))]
     batch, _, height, width = pyramid.maps[0].shape
     windows = [candidates * (2 * r + 1) ** 2 * m.shape[1] for r, m in zip(radii, pyramid.maps, strict=True)]
     chunk = max(1, values_at_once // (batch * max(height * width, *windows)))
     parts = [
-        _find_chunk(part, pyramid, radii, candidates, subpixel, fine_weight)
+        _follow(part, pyramid, radii, candidates, ratio, subpixel, fine_weight)
         for part in zip(*(level.split(chunk, 1) for level in descriptors), strict=True)
     ]
     return Matches(*(torch.cat(column, 1) for column in zip(*parts, strict=True)))
-
-
-DENSE_STRIDE = 4  # of the cells that a dense search goes through, S2DHM's
-
-
-class DenseMatches(NamedTuple):
-    """Where N descriptors fit best in each of B images, searched in every cell.
-
-    `keypoints` (B, N, 2) image pixels; `similarity` (B, N) of the best cell, weighted sum over levels of
-    |d|² − ½|d − c|² for descriptor d and cell c, which is ⟨d, c⟩ where both are of unit length; `distinct`
-    (B, N) whether the ratio test keeps them.
-    """
-
-    keypoints: Tensor
-    similarity: Tensor
-    distinct: Tensor
 
 
 @torch.no_grad()
@@ -231,26 +192,28 @@ def search_dense(
     subpixel: bool = False,
     fine_weight: float = 1.0,
     values_at_once: int = DENSE_VALUES,
-) -> DenseMatches:
+) -> Matches:
     """Search descriptors in every cell of the query, all levels together (Germain et al., "S2DHM", 3DV 2019).
 
     The maps are brought to one stride, `DENSE_STRIDE` or the finest if that is coarser, where the
     similarities of all levels are summed: the hypercolumn's. The best cell is then placed within finer levels.
+    The similarity of a match is that of the best cell: the weighted sum over levels of |d|² − ½|d − c|² for
+    descriptor d and cell c, which is ⟨d, c⟩ if both are of unit length.
 
     Args:
         descriptors: (B, N, C_l) of each level, coarse to fine.
         pyramid: of the images to search, batch B.
-        ratio: a match is distinct if the similarity at `rank` is at most `ratio` times the best; 1 keeps all.
-        rank: as a share of the cells.
-        subpixel: as in `find_matches`.
-        fine_weight: of the finest level in that sum; S2DHM's is 1.
-        values_at_once: similarities held in memory together.
+        ratio: a match is kept if the similarity at `rank` is at most `ratio` times the best; 1 keeps all.
+        rank: rank of that similarity, as a share of the cells.
+        subpixel: as in `search_coarse_to_fine`.
+        fine_weight: weight of the finest level in the sum; S2DHM's is 1.
+        values_at_once: limit on the similarities held in memory together.
     """
     stride = max(DENSE_STRIDE, pyramid.strides[-1])
     levels, width = levels_at_stride(pyramid, stride)
     weights = [1.0] * (len(levels) - 1) + [fine_weight]
-    # Nearest, not of the largest product: between centres of cells features are shorter, and some networks' are
-    # of any length. The squares stand as channels, so that all of it is one product.
+    # The nearest cell, not that of the largest product: between centres of cells features are shorter, and some
+    # networks' features are of any length. The squares stand as channels, so that all of it is one product.
     own = sum(w * d.square().sum(-1, keepdim=True) for w, d in zip(weights, descriptors, strict=True)) / 2
     theirs = sum(w * vector_norm(c, dim=1, keepdim=True).square() for w, c in zip(weights, levels, strict=True)) / 2
     columns = torch.cat([*(w * d for w, d in zip(weights, descriptors, strict=True)), own, torch.ones_like(own)], -1)
@@ -259,7 +222,7 @@ def search_dense(
         best_cells(rows, image, ratio=ratio, rank=rank, values_at_once=values_at_once)
         for rows, image in zip(columns, cells, strict=True)
     ]
-    index, similarity, distinct = (torch.stack(column) for column in zip(*found, strict=True))
+    index, similarity, kept = (torch.stack(column) for column in zip(*found, strict=True))
     at, before = torch.stack([index % width, index // width], -1)[:, :, None] + 0.5, stride
     for level, finer in enumerate(pyramid.strides):
         if finer < stride:
@@ -269,17 +232,19 @@ def search_dense(
     at = at.squeeze(2)
     if subpixel and before == pyramid.strides[-1]:
         at = _align(descriptors[-1], pyramid.maps[-1], at)
-    return DenseMatches(at * before, similarity, distinct)
+    return Matches(at * before, similarity, kept)
 
 
-def _find_chunk(
+def _follow(
     descriptors: tuple[Tensor, ...],
     pyramid: FeaturePyramid,
     radii: list[int],
     candidates: int,
+    ratio: float,
     subpixel: bool,
     fine_weight: float,
 ) -> Matches:
+    """`search_coarse_to_fine` for a chunk of points; at each level the window reaches `radii` cells to each side."""
     at, distance = _coarse_candidates(descriptors[0], pyramid.maps[0], candidates)  # [B, N, K, 2], [B, N, K]
     for i in range(1, len(radii)):
         at = at * (pyramid.strides[i - 1] / pyramid.strides[i])
@@ -289,8 +254,11 @@ def _find_chunk(
     at = at.gather(2, order.indices[..., :1, None].expand(-1, -1, -1, 2)).squeeze(2)
     if subpixel:
         at = _align(descriptors[-1], pyramid.maps[-1], at)
-    runner_up = order.values[..., 1] if order.values.shape[-1] > 1 else torch.full_like(distance[..., 0], torch.inf)
-    return Matches(at * pyramid.strides[-1], order.values[..., 0], runner_up)
+    best, runner_up = order.values[..., 0], order.values[..., -1]
+    kept = torch.ones_like(best, dtype=torch.bool)
+    if ratio < 1 and order.values.shape[-1] > 1:
+        kept = best <= ratio**2 * runner_up
+    return Matches(at * pyramid.strides[-1], -best, kept)
 
 
 def _coarse_candidates(descriptors: Tensor, features: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -14,10 +14,10 @@ from gnnet.geometry.pose import Pose
 
 
 class PnPResult(NamedTuple):
-    """What became of the matches of one query.
+    """The pose that the matches of one query agree on.
 
-    `cam_from_world` is unbatched, float64 on the CPU, or None; `inliers` (N,) bool on the CPU, all False
-    where there is no pose; `reason` says in words why there is none, or how many agree.
+    `cam_from_world` is unbatched, float64 on the CPU, None if there is no pose; `inliers` (N,) bool on the CPU, all
+    False without a pose; `reason` says in words why there is none, or how many matches agree.
     """
 
     cam_from_world: Pose | None

@@ -41,20 +41,20 @@ class RefinementStatus(IntEnum):
 
 @dataclass(frozen=True)
 class Refinement:
-    """Refined poses of a batch and how each came about. All that is not stated otherwise is at the finest level.
+    """Refined poses of a batch and how each was found. Values are of the finest level, if not said otherwise.
 
     Args:
-        cam_from_world: (B,) refined poses; the initial pose where there were too few points.
-        status: (B,) int64, a `RefinementStatus` each, of the finest level.
+        cam_from_world: (B,) refined poses; the initial pose if there were too few points.
+        status: (B,) int64, a `RefinementStatus` each.
         initial_cost: (B,) mean ρ(‖r‖²) over the points valid at the initial pose; inf if none is.
         final_cost: (B,) the same at the refined pose.
         iterations: (B,) steps tried, taken or not, over all levels.
-        valid_count: (B,) points valid at the refined pose (where too few: at the pose that had too few).
+        valid_count: (B,) points valid at the refined pose (if too few: at the pose that had too few).
         covariance: (B, 6, 6) of δ = (translation in metres, rotation in radians) in
             cam_from_world_true = exp(δ) cam_from_world: σ² H⁻¹ with H = Σ w JᵀJ, the robust weights w,
-            and σ² = Σ w ‖r‖² / (C Σ w − 6) the variance of one channel of a residual. It holds as far
-            as channels and points err independently. inf where H is singular. Carries no gradient.
-        min_points: the number of valid points that was asked for.
+            and σ² = Σ w ‖r‖² / (C Σ w − 6) the variance of one channel of a residual. It assumes that
+            the errors of channels and points are independent. inf where H is singular. Carries no gradient.
+        min_points: limit of valid points below which an element fails.
     """
 
     cam_from_world: Pose
@@ -72,7 +72,7 @@ class Refinement:
         return self.status <= RefinementStatus.CONVERGED_GRADIENT
 
     def reason(self, i: int) -> str:
-        """Why element `i` ended as it did, for people; waits for the device."""
+        """Why element `i` ended as it did, in words; waits for the device."""
         iterations = f"{int(self.iterations[i])} iterations"
         match RefinementStatus(int(self.status[i])):
             case RefinementStatus.CONVERGED_STEP:
@@ -132,13 +132,13 @@ def refine_pose(
 
     Args:
         pyramid: the queries' maps; (1, C, H, W) is shared by the whole batch.
-        descriptors: (B, N, C_l) a level, of the reference (`sample_descriptors`).
-        descriptor_valid: (B, N) a level.
+        descriptors: (B, N, C_l) of each level, sampled in the reference (`sample_descriptors`).
+        descriptor_valid: (B, N) of each level.
         points: (B, N, 3) in the world, metres.
         valid: (B, N), False for padding.
         camera: (B,) of the queries' images.
         initial: (B,) `cam_from_world` to start from.
-        iterations: limit of each level, one for all or one a level.
+        iterations: limit on each level, one for all levels or one for each.
         initial_damping: λ at the start of each level in (H + λ diag H) δ = −g, then ÷10 on a step taken
             and ×10 on a step refused, within [1e-6, 1e2]. 0 is Gauss-Newton: no damping, and every
             step that keeps enough points is taken.
@@ -181,7 +181,7 @@ def refine_pose(
 
 
 class _Rules(NamedTuple):
-    """When to stop; as in `refine_pose`."""
+    """When to stop, see `refine_pose`."""
 
     initial_damping: float
     min_points: int
@@ -191,7 +191,7 @@ class _Rules(NamedTuple):
 
 
 class _Progress(NamedTuple):
-    """Of each element (B,): damping λ, status (`ITERATION_LIMIT` while at work) and steps tried."""
+    """Damping λ, status (`ITERATION_LIMIT` while at work) and steps tried of each element (B,)."""
 
     damping: Tensor
     status: Tensor
@@ -201,7 +201,7 @@ class _Progress(NamedTuple):
 def _descend(
     level: Level, start: NormalEquations, rules: _Rules, limit: int, unroll: bool
 ) -> tuple[NormalEquations, _Progress]:
-    """Levenberg-Marquardt at one level: one evaluation, and one wait for the device, a step."""
+    """Levenberg-Marquardt at one level, with one evaluation and one wait for the device for each step."""
     count = start.valid.sum(-1)
     at_work = RefinementStatus.ITERATION_LIMIT
     status = torch.where(count < rules.min_points, RefinementStatus.TOO_FEW_POINTS, at_work)
@@ -274,7 +274,7 @@ def _squared_cosines(at: NormalEquations) -> Tensor:
 
 @torch.no_grad()
 def _improves(current: NormalEquations, trial: NormalEquations, rules: _Rules) -> Tensor:
-    """Whether the trial keeps enough points, and brings those that it keeps nearer to the minimum, (B,)."""
+    """Whether the trial (B,) keeps enough points, and brings the points that it keeps nearer to the minimum."""
     common = current.valid & trial.valid
     count = common.sum(-1)
     enough = (count >= rules.min_points) & (2 * count >= current.valid.sum(-1))
@@ -300,7 +300,7 @@ def _after_step(progress: _Progress, running: Tensor, accepted: Tensor, rules: _
 
 
 def _solve(hessian: Tensor, gradient: Tensor, damping: Tensor, unroll: bool) -> tuple[Tensor, Tensor]:
-    """δ (B, 6) of (H + λ diag H) δ = −g, zero where this is singular, and where it is not, (B,)."""
+    """δ (B, 6) of (H + λ diag H) δ = −g, zero where this is singular, and whether it was solved (B,)."""
     scaled, scale = _unit_diagonal(hessian)
     identity = torch.eye(6, dtype=scaled.dtype, device=scaled.device)
     system = scaled + damping[:, None, None] * identity

@@ -26,21 +26,21 @@ class Localization:
     """The localization of one query. Poses are unbatched, float64, on the CPU, in the map's world.
 
     Args:
-        name: of the query.
-        status: how far it got.
-        reason: in words, why it ended there.
-        condition: of the query, as the dataset names it.
-        cam_from_world: the pose to use, None where there is none.
-        start: the pose before refinement (of PnP, of the nearest reference, or of a file); None where there is none.
-        refined: whether `cam_from_world` is the refined pose; False where refinement was not asked for,
-            failed or lost against `start`, which then stands.
-        references: names of the references that were matched, the nearest first.
-        matches: pixels matched with 3D points.
-        inliers: of these, as many agree with `cam_from_world`.
-        initial_cost, final_cost: mean robust cost of the features at `start` and at the refined pose (also
-            one that lost), None where nothing was refined.
+        name: the query's.
+        status: how far the query got.
+        reason: why it ended there, in words.
+        condition: the query's, as the dataset names it.
+        cam_from_world: the pose to use; None if there is none.
+        initial: the pose before refinement, from PnP, the nearest reference or the caller; None if there is none.
+        refined: whether `cam_from_world` is the refined pose; False if refinement was not asked for,
+            failed or lost against `initial`, which then stands.
+        references: names of the references that the query was compared with, the best first.
+        matches: number of observations matched with the query's pixels.
+        inliers: number of these that agree with `cam_from_world`.
+        initial_cost, final_cost: mean robust cost of the features at `initial` and at the refined pose (also
+            one that lost); None if nothing was refined.
         covariance: (6, 6) of the refined pose, see `gnnet.localization.refinement.Refinement`; None without one.
-        seconds: by stage, as `features`, `retrieval`, `matching`, `pose`, `refinement`.
+        seconds: by stage: `features`, `retrieval`, `matching`, `pose`, `refinement`.
     """
 
     name: str
@@ -48,7 +48,7 @@ class Localization:
     reason: str
     condition: str = ""
     cam_from_world: Pose | None = None
-    start: Pose | None = None
+    initial: Pose | None = None
     refined: bool = False
     references: tuple[str, ...] = ()
     matches: int = 0

@@ -1,214 +1,142 @@
-"""Image retrieval: global descriptors of a network's maps, whitening, and the nearest references."""
+"""Ways to find the references that a query is compared with: one class each, which `conf/localizer/retrieval/` names.
+
+To add one, write a class with `name`, `network` and `find`, and a file beside `conf/localizer/retrieval/pairs.yaml`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from gnnet.data.queries import METRES_PER_RADIAN
-from gnnet.geometry.pose import Pose, pose_errors
-from gnnet.models.pyramid import FeaturePyramid
+from gnnet.data.queries import nearest_by_pose
+from gnnet.geometry.pose import Pose
+from gnnet.localization.global_descriptors import gem, nearest_references
+from gnnet.localization.map import Map
+from gnnet.localization.query import Query
+from gnnet.scenes.formats.poses import read_pairs_file
 
-_NEGLIGIBLE = 1e-10  # share of a squared length (or variance) below which float32 descriptors hold only rounding
+_SAME_CAMERA = 0.01  # share by which focal lengths and centre of one camera may differ
 
 
-def gem(pyramid: FeaturePyramid, *, power: float = 3.0) -> Tensor:
-    """Global descriptors (B, 2 C) of length 1: generalised means of the coarsest map (Radenović et al., TPAMI 2018).
+class Retrieval(Protocol):
+    """Finds the references of a map that a query is compared with.
 
-    Features are signed, so their positive parts (the first C dimensions) and their negative parts are pooled
-    apart; roots of the means keep a few strong channels from deciding alone.
-
-    Args:
-        pyramid: of B images; its coarsest map has C channels.
-        power: of the mean: 1 is the average, infinity would be the maximum.
-
-    Raises:
-        ValueError: if the power is not positive.
+    `name` is what reports call it; `network` gives the map's global descriptors, images (B, 3, H, W) to (B, D),
+    None if they are the GeM of the localizer's own network.
     """
-    if not power > 0:
-        raise ValueError(f"power={power}; expected a positive number (3 is usual)")
-    features = pyramid.maps[0].flatten(2).float()
-    parts = torch.cat([features.clamp(min=0), (-features).clamp(min=0)], 1)
-    # The root of a mean of 0 has no gradient.
-    pooled = parts.pow(power).mean(-1).clamp(min=1e-30).pow(1 / power)
-    return F.normalize(pooled.sqrt(), dim=1)
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def network(self) -> nn.Module | None: ...
+
+    def find(self, query: Query, map: Map, count: int) -> Tensor:
+        """Rows (K,) of at most `count` references, the best first, never the query itself; none if it finds none."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
-class Whitening:
-    """Centres descriptors and turns them into uncorrelated ones of about equal variance, see `fit_whitening`.
+class DescriptorRetrieval:
+    """The references whose global descriptors are most similar to the query's.
 
     Args:
-        mean: (D,) float32.
-        projection: (D, d) float32.
+        same_camera: search only references whose camera has the query's focal lengths and centre (to 1 %).
+            None: if the map's scene says so, and there are any (a phone's image is searched in all of a car's).
+        same_place: search only references of the query's place, if that is known. None: if the map's scene says so.
+        network: images (B, 3, H, W) to global descriptors (B, D), as `gnnet.models.netvlad.load_netvlad` gives;
+            None takes the GeM of the localizer's own network, see `gem`.
     """
 
-    mean: Tensor
-    projection: Tensor
+    same_camera: bool | None = None
+    same_place: bool | None = None
+    network: nn.Module | None = None
 
-    def apply(self, descriptors: Tensor) -> Tensor:
-        """(..., D) to (..., d), of length 1, in float32."""
-        return F.normalize((descriptors.to(self.mean.dtype) - self.mean) @ self.projection, dim=-1)
+    @property
+    def name(self) -> str:
+        return "global descriptor" if self.network is None else type(self.network).__name__
 
-
-@torch.no_grad()
-def fit_whitening(descriptors: Tensor, dimensions: int, *, regularisation: float = 0.05) -> Whitening:
-    """PCA with whitening of descriptors (N, D) to min(`dimensions`, N - 1, D) dimensions (Jégou & Chum, ECCV 2012).
-
-    It needs memory for some N × D and one N × N (D × D where that is smaller). Directions in which the
-    descriptors do not vary are left out: their columns are 0.
-
-    One or two descriptors have no statistics: then descriptors stay as they are, without centring. Where D
-    is more than `dimensions`, they are projected into the plane that the one or two span, which keeps every
-    inner product with them. So it is where all descriptors are the same.
-
-    Args:
-        descriptors: N of them, of length 1 or any other.
-        dimensions: at most so many are left.
-        regularisation: share of the largest variance that is added to each, so that what hardly varies is no
-            louder than what does.
-
-    Raises:
-        ValueError: if there are no descriptors, some are not finite, or the settings are out of range.
-    """
-    if descriptors.ndim != 2 or 0 in descriptors.shape:
-        raise ValueError(f"descriptors of shape {tuple(descriptors.shape)} given; expected (N, D), one at least")
-    if dimensions < 1 or not regularisation >= 0:
-        raise ValueError(f"dimensions={dimensions}, regularisation={regularisation}; expected 1 or more, 0 or more")
-    broken = int((~descriptors.isfinite()).any(1).sum())
-    if broken:
-        raise ValueError(f"{broken} of {len(descriptors)} global descriptors are not finite; the network is broken")
-    count, width = descriptors.shape
-    rows = descriptors.double()
-    mean = rows.mean(0)
-    if count > 2:
-        kept = min(dimensions, count - 1, width)
-        values, directions = _principal_directions(rows - mean, kept)
-        if values[0] > _NEGLIGIBLE * rows.square().sum():
-            variance = values / (count - 1)
-            projection = directions * (variance + regularisation * variance[0]).rsqrt().nan_to_num(posinf=0)
-            return Whitening(mean.float(), projection.float())
-        projection = _principal_directions(rows, kept)[1]
-    elif dimensions >= width:
-        projection = torch.eye(width, device=rows.device)
-    else:
-        projection = _principal_directions(rows, dimensions)[1]
-    return Whitening(torch.zeros_like(mean).float(), projection.float())
-
-
-def _principal_directions(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The largest squared singular values (count,) of rows (N, D), and their directions (D, count); 0 if there are
-    fewer."""
-    if len(rows) <= rows.shape[1]:
-        values, vectors = torch.linalg.eigh(rows @ rows.T)
-        directions = rows.T @ vectors.flip(1)[:, :count]
-    else:
-        values, vectors = torch.linalg.eigh(rows.T @ rows)
-        directions = vectors.flip(1)[:, :count]
-    values = values.flip(0)[:count].clamp(min=0)
-    known = values > _NEGLIGIBLE * values[0]
-    directions = F.normalize(directions, dim=0) * known
-    missing = count - len(values)
-    return F.pad(values * known, (0, missing)), F.pad(directions, (0, missing))
-
-
-@torch.no_grad()
-def nearest_references(
-    queries: Tensor,
-    references: Tensor | np.ndarray,
-    count: int,
-    *,
-    query_group: Tensor | None = None,
-    reference_group: Tensor | None = None,
-    not_itself: Tensor | None = None,
-    values_at_once: int = 1 << 26,
-) -> tuple[Tensor, Tensor]:
-    """The most similar references of each query: rows (Q, count) and inner products (Q, count), the best first.
-
-    Where fewer are allowed, the row is -1 and the similarity -inf; so it is where it is not finite. Similar
-    alike, the lower row comes first. Inner products are summed in float64, so that neither the order of the
-    references nor the size of the chunks changes them. Results are on the queries' device.
-
-    Args:
-        queries: (Q, D).
-        references: (R, D) of any floating type; may be mapped from disk, and is read once.
-        count: of each query.
-        query_group, reference_group: integer labels (Q,) and (R,), both or none, as of places or cameras; only
-            references of the query's group are allowed, -1 in the query allows all.
-        not_itself: (Q,) a row that is not allowed (of the query itself), or -1.
-        values_at_once: about so many numbers are held together (of 8 bytes), besides queries and results:
-            neither all similarities nor all references are.
-
-    Raises:
-        ValueError: if shapes do not fit together, or there is one group without the other.
-    """
-    _check_shapes(queries, references, count, query_group, reference_group, not_itself)
-    device, (total, width) = queries.device, references.shape
-    rows_at_once = max(1, min(total, values_at_once // (4 * max(1, width))))
-    queries_at_once = max(1, min(values_at_once // (4 * max(1, width)), values_at_once // (8 * rows_at_once)))
-    groups = None if query_group is None else (query_group.to(device)[:, None], reference_group.to(device))
-    itself = None if not_itself is None else not_itself.to(device)[:, None]
-    best = _ranks(torch.full((len(queries), count), -torch.inf, device=device), torch.zeros(1, device=device).long())
-    # References on the outside: they may come from a disk, the queries are in memory.
-    for start in range(0, total, rows_at_once):
-        chunk = references[start : start + rows_at_once]
-        chunk = torch.from_numpy(np.array(chunk, np.float64)) if isinstance(chunk, np.ndarray) else chunk
-        chunk = chunk.to(device, torch.float64)
-        rows = torch.arange(start, start + len(chunk), device=device)
-        for first in range(0, len(queries), queries_at_once):
-            part = slice(first, first + queries_at_once)
-            similarity = (queries[part].double() @ chunk.T).float()
-            forbidden = ~similarity.isfinite()
-            if groups is not None:
-                forbidden |= (groups[0][part] != -1) & (groups[0][part] != groups[1][rows])
-            if itself is not None:
-                forbidden |= itself[part] == rows
-            ranks = _ranks(similarity.masked_fill_(forbidden, -torch.inf), rows)
-            best[part] = torch.cat([best[part], ranks], 1).topk(count, dim=1).values
-    return _rows_and_similarities(best)
-
-
-def _ranks(similarity: Tensor, rows: Tensor) -> Tensor:
-    """Integers (Q, R) in the order of the similarities, and of falling rows (R,) where these are alike.
-
-    Unlike floats with ties, they have one order only: which is the best of them does not depend on chunks.
-    """
-    bits = (similarity + 0.0).view(torch.int32)  # -0 + 0 is 0
-    # As integers, the bits of positive floats are in the floats' order, those of negative ones in the reverse.
-    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
-    return (ordered << 32) | (0xFFFFFFFF - rows)
-
-
-def _rows_and_similarities(ranks: Tensor) -> tuple[Tensor, Tensor]:
-    """What `_ranks` were made of; row -1 where the similarity is -inf."""
-    ordered, rows = ranks >> 32, 0xFFFFFFFF - (ranks & 0xFFFFFFFF)
-    similarity = torch.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).int().view(torch.float32)
-    return rows.masked_fill(similarity == -torch.inf, -1), similarity
-
-
-def _check_shapes(queries, references, count, query_group, reference_group, not_itself) -> None:
-    shapes = tuple(queries.shape), tuple(references.shape)
-    if len(shapes[0]) != 2 or len(shapes[1]) != 2 or shapes[0][1] != shapes[1][1] or count < 1:
-        raise ValueError(
-            f"queries {shapes[0]}, references {shapes[1]}, count={count}; expected (Q, D), (R, D), 1 or more: "
-            "descriptors of one network and one whitening"
+    def find(self, query: Query, map: Map, count: int) -> Tensor:
+        if self.network is None:
+            descriptor = gem(query.pyramid)
+        else:
+            descriptor = self.network(query.image[None].to(query.pyramid.maps[0].device))
+        rows, _ = nearest_references(
+            map.whitening.apply(descriptor.float().cpu()),
+            map.global_descriptors,
+            count,
+            query_group=torch.zeros(1, dtype=torch.int64),
+            reference_group=torch.where(self._allowed(query, map), 0, 1),
+            not_itself=torch.tensor([map.rows.get(query.name, -1)]),
         )
-    if (query_group is None) != (reference_group is None):
-        raise ValueError("query_group and reference_group go together; one is given without the other")
-    labels = {"query_group": (query_group, 0), "reference_group": (reference_group, 1), "not_itself": (not_itself, 0)}
-    for name, (values, side) in labels.items():
-        if values is not None and tuple(values.shape) != shapes[side][:1]:
-            raise ValueError(f"{name} is of shape {tuple(values.shape)}; expected {shapes[side][:1]}")
+        return rows[0][rows[0] >= 0]
+
+    def _allowed(self, query: Query, map: Map) -> Tensor:
+        """(R,) references that are of the query's place and camera, as far as that is asked for."""
+        allowed = torch.ones(len(map.names), dtype=torch.bool)
+        within = map.retrieve_within
+        if ("place" in within if self.same_place is None else self.same_place) and query.place in map.places:
+            allowed &= torch.tensor([place == query.place for place in map.places])
+        if self.same_camera or (self.same_camera is None and "camera" in within):
+            own, others = query.full_camera.parameters[:4], map.cameras.parameters[:, :4]
+            alike = allowed & ((others - own).abs() <= _SAME_CAMERA * own.abs()).all(-1)
+            allowed = alike if self.same_camera or alike.any() else allowed
+        return allowed
 
 
-def nearest_by_pose(query: Pose, references: Pose, count: int) -> Tensor:
-    """Rows of the references (R,) nearest to a pose (): by distance in metres + angle in radians · 10 m.
+class PairsRetrieval:
+    """The references that a file lists for each query.
 
-    There are min(count, R), the nearest first; where it is the same, the lower row.
+    Args:
+        file: hloc's pairs file: a line `query reference` for each pair, the nearest reference first.
+
+    Raises:
+        FileNotFoundError, ValueError: if the file is missing or broken.
     """
-    distance, degrees = pose_errors(references, query)
-    return (distance + METRES_PER_RADIAN * degrees.deg2rad()).sort(stable=True).indices[:count]
+
+    name = "pairs file"
+    network = None
+
+    def __init__(self, file: str | Path) -> None:
+        self.pairs = read_pairs_file(file)
+
+    def find(self, query: Query, map: Map, count: int) -> Tensor:
+        return rows_of(self.pairs.get(query.name, ()), query, map, count)
+
+
+class OracleRetrieval:
+    """The references nearest to the query's true pose: what is lost with others is retrieval's share of the error."""
+
+    name = "true pose (oracle)"
+    network = None
+
+    def find(self, query: Query, map: Map, count: int) -> Tensor:
+        return _near(query.truth, query, map, count)
+
+
+class InitialPoseRetrieval:
+    """The references nearest to the initial pose that the caller gives."""
+
+    name = "initial pose"
+    network = None
+
+    def find(self, query: Query, map: Map, count: int) -> Tensor:
+        return _near(query.initial, query, map, count)
+
+
+def rows_of(names: Iterable[str], query: Query, map: Map, count: int) -> Tensor:
+    """Rows of the first `count` references of these names, each once; names that the map lacks are passed over."""
+    rows = [map.rows[name] for name in dict.fromkeys(names) if name in map.rows and name != query.name]
+    return torch.tensor(rows[:count], dtype=torch.int64)
+
+
+def _near(pose: Pose | None, query: Query, map: Map, count: int) -> Tensor:
+    """Rows of the references nearest to a pose; none without a pose."""
+    if pose is None:
+        return torch.zeros(0, dtype=torch.int64)
+    rows = nearest_by_pose(pose, map.poses, count + 1)
+    return rows[rows != map.rows.get(query.name, -1)][:count]

@@ -1,4 +1,4 @@
-"""Seconds by stage."""
+"""Measures the seconds that each stage takes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import torch
 
 
 class Stopwatch:
-    """Time since the last lap, by the lap's name; waits for the device, so that its work counts where it was asked for.
+    """Seconds of each stage by its name; waits for the device, so that its work counts in the stage that asked for it.
 
     Args:
-        device: that works.
+        device: the device that computes.
     """
 
     def __init__(self, device: torch.device | str) -> None:
@@ -20,7 +20,7 @@ class Stopwatch:
         self._last = self._now()
 
     def lap(self, name: str) -> None:
-        """End a stage; a name that comes again adds up."""
+        """End a stage; the seconds of stages of one name add up."""
         now = self._now()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
         self._last = now

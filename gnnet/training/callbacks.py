@@ -1,4 +1,4 @@
-"""Validation while training: queries are localized, and pairs of still cameras matched."""
+"""Validation while training: poses of queries are refined, and pairs of fixed cameras matched."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ from gnnet.data.batches import LocalizationBatch, MatchingPair
 from gnnet.data.matching_pairs import MatchingDataset
 from gnnet.evaluation.matching import MatchingMetrics, MatchingSummary, match_pair
 from gnnet.evaluation.metrics import LocalizationMetrics, LocalizationSummary
-from gnnet.evaluation.protocol import localize_batch
-from gnnet.evaluation.starts import StartPoses
-from gnnet.localization.localizer import Localizer
+from gnnet.evaluation.starts import InitialPoses, localize_batch
 from gnnet.localization.matching import Matcher
+from gnnet.localization.refiner import Refiner
 
 RIGHT = 3.0  # pixels within which a match counts in the score
 
@@ -21,23 +20,28 @@ RIGHT = 3.0  # pixels within which a match counts in the score
 class LocalizationValidation(pl.Callback):
     """Tries the network as it is on each of the data's validation sets, and logs how well that works.
 
-    Of a set of queries, poses are refined; logged for all queries as `val/NAME` and for each condition
-    as `val/CONDITION/NAME` are `converged` (share of starts that end within 5 cm and 0.5°),
-    `position_m` and `rotation_deg` (medians), `recall_POSITIONm_ROTATIONdeg`; the same of the start
-    poses with `_before`. Of a set of pairs by still cameras, keypoints are matched; logged are
-    `matched_Npx`, the shares of all keypoints, and `kept_3px`, that of the matches that a check keeps.
-    In a mixture each source's name comes before: `val/SOURCE/NAME`. `val/score` is the mean over the
-    sets of `converged` and `matched_3px`. Everything counts once on any number of processes, and
-    `ModelCheckpoint` can monitor any of it.
+    In a set of queries, poses are refined. Logged for all queries as `val/NAME` and for each condition as
+    `val/CONDITION/NAME` are `converged` (share of initial poses that end within 5 cm and 0.5°), `position_m`
+    and `rotation_deg` (medians), and `recall_POSITIONm_ROTATIONdeg`; with `_before` the same for the initial
+    poses. In a set of pairs of fixed cameras, keypoints are matched. Logged are `matched_Npx`, the share of all
+    keypoints within N pixels, and `kept_3px`, that of the matches that the mutual check keeps. In a mixture the
+    source's name stands in between: `val/SOURCE/NAME`. `val/score` is the mean over the sets of `converged`
+    and `matched_3px`. Everything counts once on any number of processes, and `ModelCheckpoint` can
+    monitor any of it.
 
     Args:
-        localizer: how poses are refined.
-        starts: where from.
-        matcher: how keypoints are matched.
+        refiner: refines poses.
+        starts: the poses to refine.
+        matcher: matches keypoints.
+
+    Raises:
+        ValueError: if there is no refiner.
     """
 
-    def __init__(self, localizer: Localizer, starts: StartPoses, matcher: Matcher | None = None) -> None:
-        self.localizer = localizer
+    def __init__(self, refiner: Refiner | None, starts: InitialPoses, matcher: Matcher | None = None) -> None:
+        if refiner is None:
+            raise ValueError("validation while training refines poses, and there is no refiner; take localizer=refine")
+        self.refiner = refiner
         self.starts = starts
         self.matcher = matcher or Matcher()
         self.metrics: list[LocalizationMetrics | MatchingMetrics] = []
@@ -62,13 +66,14 @@ class LocalizationValidation(pl.Callback):
         metrics = self.metrics[dataloader_idx]
         if isinstance(metrics, MatchingMetrics):
             matches = match_pair(pl_module.network, batch, self.matcher)
-            metrics.update(matches, condition=batch.condition, index=batch.index)
+            metrics.update(matches, batch.keypoints_b, condition=batch.condition, index=batch.index)
         else:
-            localized = localize_batch(pl_module.network, self.localizer, batch, self.starts)
+            localized = localize_batch(pl_module.network, self.refiner, batch, self.starts)
             metrics.update(**localized._asdict())
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        values, scores = {}, []
+        values: dict[str, float] = {}
+        scores: list[float] = []
         for validation, metrics in zip(trainer.datamodule.validations, self.metrics, strict=True):
             summary = metrics.compute()  # gathered: the same on every process
             prefix = f"val/{validation.name}" if validation.name else "val"
@@ -83,7 +88,7 @@ class LocalizationValidation(pl.Callback):
 
 
 def localization_values(summary: LocalizationSummary, prefix: str = "val") -> dict[str, float]:
-    """What the callback logs of localized queries, by name."""
+    """What the callback logs of refined poses, by name."""
     values = {}
     for condition in (summary.overall, *summary.conditions):
         start = prefix if condition is summary.overall else f"{prefix}/{condition.condition}"

@@ -21,10 +21,16 @@ from gnnet.evaluation.metrics import INDOOR
 from gnnet.evaluation.submission import validate_submission
 from gnnet.evaluation.tables import read_table
 from gnnet.geometry.pose import perturb, pose_errors
+from gnnet.localization.initial_pose import GivenPose, NearestPose, PoseFromMatches
 from gnnet.localization.localizer import Localizer
 from gnnet.localization.matching import Matcher
 from gnnet.localization.result import Status
-from gnnet.localization.robust import Robust
+from gnnet.localization.retrieval import (
+    DescriptorRetrieval,
+    InitialPoseRetrieval,
+    OracleRetrieval,
+    PairsRetrieval,
+)
 from gnnet.models.grey import GreyValues
 from gnnet.scenes.formats.poses import read_pose_file
 from gnnet.scenes.layouts.robotcar import load_robotcar
@@ -36,10 +42,13 @@ def scene(toy_root):
 
 
 def localizer_on(scene, folder, **settings) -> Localizer:
-    settings = {"robust": Robust(kind="cauchy", scale=0.3), "matcher": Matcher(), "references": 3, **settings}
+    settings = {"pose": PoseFromMatches(Matcher()), "references": 3, **settings}
     return prepare_localizer(
         Localizer(**settings), GreyValues(strides=[8, 2]), scene, MapSettings(folder, points=100), device="cpu"
     )
+
+
+GIVEN = {"pose": GivenPose(), "retrieval": InitialPoseRetrieval()}
 
 
 def perturbed(queries, position: float):
@@ -51,11 +60,11 @@ def perturbed(queries, position: float):
 @pytest.mark.slow
 def test_given_poses_are_refined_and_written_back_in_the_same_format(scene, tmp_path):
     queries = [q for q in queries_of_scene(scene) if q.condition == "sun" and q.cam_from_world is not None]
-    starts = perturbed(queries, 0.02)
-    localizer = localizer_on(scene, tmp_path / "maps", mode="refine")
+    initial = perturbed(queries, 0.02)
+    localizer = localizer_on(scene, tmp_path / "maps", **GIVEN)
     done = localize_dataset(
         localizer, queries, tmp_path / "out", scene=scene, dataset="robotcar", title="toy", thresholds=INDOOR,
-        starts=starts, colmap_model=True,
+        initial=initial, colmap_model=True,
     )  # fmt: skip
     assert done.any_localized
     assert [r.name for r in done.localizations] == [q.name for q in queries]
@@ -64,7 +73,7 @@ def test_given_poses_are_refined_and_written_back_in_the_same_format(scene, tmp_
     for query, result in zip(queries, done.localizations, strict=True):
         assert pose_errors(written[query.name], result.cam_from_world)[0] < 1e-9
         # Where refinement lost, what was given stands, and says so.
-        kept = result.cam_from_world if result.refined else starts[query.name]
+        kept = result.cam_from_world if result.refined else initial[query.name]
         assert pose_errors(kept, result.cam_from_world)[0] < 1e-9
     assert any(r.refined for r in done.localizations)
     table = read_table(tmp_path / "out" / "localization.json")
@@ -72,7 +81,7 @@ def test_given_poses_are_refined_and_written_back_in_the_same_format(scene, tmp_
     assert table.rows[1]["median_position_m"] == pytest.approx(0.02, abs=1e-6)
     records = [json.loads(line) for line in (tmp_path / "out" / "localizations.jsonl").read_text().splitlines()]
     assert [r["name"] for r in records] == [q.name for q in queries]
-    assert all(r["start_error"]["position_m"] == pytest.approx(0.02, abs=1e-6) for r in records)
+    assert all(r["initial_error"]["position_m"] == pytest.approx(0.02, abs=1e-6) for r in records)
     assert not validate_submission(tmp_path / "out" / "submission.txt", dataset="robotcar").errors
     assert (tmp_path / "out" / "report.html").stat().st_size > 1000
     assert (tmp_path / "out" / "colmap" / "images.bin").is_file()
@@ -89,15 +98,15 @@ def test_a_query_that_fails_is_a_row_with_its_reason_and_the_run_goes_on(scene, 
         replace(lost, path=tmp_path / "missing.jpg"),
         good,
     ]
-    localizer = localizer_on(scene, tmp_path / "maps", mode="refine")
-    found = list(localize_queries(localizer, queries, starts={good.name: good.cam_from_world}))
+    localizer = localizer_on(scene, tmp_path / "maps", **GIVEN)
+    found = list(localize_queries(localizer, queries, initial={good.name: good.cam_from_world}))
     assert [r.status for r in found[:2]] == [Status.NO_POSE, Status.NO_CAMERA]
-    found = list(localize_queries(localizer, queries, starts={q.name: q.cam_from_world for q in queries}))
+    found = list(localize_queries(localizer, queries, initial={q.name: q.cam_from_world for q in queries}))
     assert [r.status for r in found] == [Status.UNREADABLE, Status.NO_CAMERA, Status.UNREADABLE, Status.LOCALIZED]
     assert "broken.jpg" in found[0].reason and "missing.jpg" in found[2].reason
     done = localize_dataset(
         localizer, queries[:3], tmp_path / "out", scene=scene, dataset="robotcar", title="toy", thresholds=INDOOR,
-        starts={},
+        initial={},
     )  # fmt: skip
     assert not done.any_localized
     assert all(
@@ -108,14 +117,21 @@ def test_a_query_that_fails_is_a_row_with_its_reason_and_the_run_goes_on(scene, 
     assert any("0 of 3" in note for note in done.report.notes)
 
 
+def test_initial_poses_that_nobody_uses_are_refused(scene, tmp_path):
+    queries = queries_of_scene(scene)[:1]
+    localizer = localizer_on(scene, tmp_path / "maps")
+    with pytest.raises(ValueError, match=r"localizer=refine.*localizer/retrieval=initial"):
+        next(localize_queries(localizer, queries, initial={}))
+
+
 @pytest.mark.parametrize("retrieval", ["network", "oracle", "pairs"])
 def test_references_come_from_the_descriptor_the_truth_or_a_file(scene, tmp_path, retrieval):
     query = next(q for q in queries_of_scene(scene) if q.cam_from_world is not None)
     references = sorted(i.name for i in scene.images.values() if i.is_reference)
     pairs = tmp_path / "pairs.txt"
     pairs.write_text(f"{query.name} {references[3]}\n{query.name} {references[1]}\n{query.name} unknown.jpg\n")
-    settings = {"mode": "nearest", "refine_poses": False, "retrieval": retrieval, "pairs": pairs}
-    localizer = localizer_on(scene, tmp_path / "maps", **settings)
+    ways = {"network": DescriptorRetrieval(), "oracle": OracleRetrieval(), "pairs": PairsRetrieval(pairs)}
+    localizer = localizer_on(scene, tmp_path / "maps", pose=NearestPose(), refiner=None, retrieval=ways[retrieval])
     (found,) = localize_queries(localizer, [query])
     assert found.status == Status.LOCALIZED
     if retrieval == "pairs":

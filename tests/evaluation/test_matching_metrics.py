@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+import torch.nn.functional as F
 from rich.console import Console
-from torch import nn
+from torch import Tensor, nn
 
-from gnnet.data.batches import MatchingPair
+from gnnet.data.batches import Matches, MatchingPair
 from gnnet.data.images import read_image
 from gnnet.data.sift import detect_sift, strongest_spread
 from gnnet.evaluation.matching import (
-    GreyPatches,
     MatchingMetrics,
-    PairMatches,
     match_pair,
     match_pair_with_sift,
 )
@@ -26,9 +26,30 @@ from gnnet.evaluation.networks import compare_matching
 from gnnet.evaluation.tables import join_tables, print_table, read_table, write_table
 from gnnet.localization.matching import Matcher
 from gnnet.models.grey import GreyValues
+from gnnet.models.pyramid import FeaturePyramid
 from gnnet.scenes.layouts.robotcar import load_robotcar
 
 CONDITIONS = ("day-day", "day-night")
+
+
+class GreyPatches(nn.Module):
+    """Pyramid of grey patches (B, size², H_l, W_l), each freed of its mean and its contrast, as ZNCC compares them."""
+
+    def __init__(self, *, strides: Sequence[int] = (8, 2), size: int = 7):
+        super().__init__()
+        self.grey, self.size = GreyValues(strides=strides), size
+        self.strides, self.channels = self.grey.strides, (size * size,) * len(strides)
+
+    def forward(self, images: Tensor) -> FeaturePyramid:
+        maps = []
+        for grey in self.grey(images).maps:
+            padded = F.pad(grey, (self.size // 2,) * 4, mode="replicate")
+            patches = F.unfold(padded, self.size)  # [B, size², H·W]
+            patches = patches - patches.mean(1, keepdim=True)
+            # A flat patch stays near zero, not noise blown up.
+            patches = patches / patches.norm(dim=1, keepdim=True).clamp(min=0.02 * self.size)
+            maps.append(patches.unflatten(-1, grey.shape[-2:]).contiguous(memory_format=torch.channels_last))
+        return FeaturePyramid(tuple(maps), self.strides)
 
 
 @pytest.fixture(scope="module")
@@ -52,55 +73,66 @@ def test_a_shifted_image_is_matched_exactly(shifted, subpixel):
     """Shifts are multiples of the strides, so features shift with the image."""
     assert len(shifted.keypoints_a) >= 15
     matches = match_pair(GreyPatches(strides=(8, 2)), shifted, Matcher(subpixel=subpixel))
-    assert (matches.error < (0.1 if subpixel else 1.6)).float().mean() > 0.9
+    assert (errors(matches, shifted) < (0.1 if subpixel else 1.6)).float().mean() > 0.9
     assert matches.kept.float().mean() > 0.9
     single = match_pair(GreyValues(strides=(8, 2)), shifted, Matcher(subpixel=subpixel))
-    assert (single.error > 3).float().mean() > 0.5  # one channel tells little apart
+    assert (errors(single, shifted) > 3).float().mean() > 0.5  # one channel tells little apart
 
 
 def test_sift_matches_a_shifted_image(shifted):
     for upright in (False, True):
         matches = match_pair_with_sift(shifted, upright=upright)
         assert matches.kept.float().mean() > 0.7
-        assert (matches.error[matches.kept] < 0.2).float().mean() > 0.95
+        assert (errors(matches, shifted)[matches.kept] < 0.2).float().mean() > 0.95
     nowhere = shifted._replace(keypoints_a=shifted.keypoints_a + 0.8)
-    error = match_pair_with_sift(nowhere).error
+    error = errors(match_pair_with_sift(nowhere), nowhere)
     assert error.isinf().float().mean() > 0.8  # no detection there: not matched, and counted
 
 
 def test_sift_of_nothing(shifted):
     black = torch.zeros_like(shifted.image_b)
     matches = match_pair_with_sift(shifted._replace(image_b=black))
-    assert matches.error.isinf().all() and not matches.kept.any()
+    assert errors(matches, shifted).isinf().all() and not matches.kept.any()
     none = shifted._replace(keypoints_a=torch.zeros(0, 2), keypoints_b=torch.zeros(0, 2))
-    assert len(match_pair_with_sift(none).error) == 0
-    assert len(match_pair(GreyPatches(strides=(8, 2)), none).error) == 0
+    assert len(match_pair_with_sift(none).keypoints) == 0
+    assert len(match_pair(GreyPatches(strides=(8, 2)), none).keypoints) == 0
 
 
 def test_images_of_two_sizes(shifted):
     smaller = shifted._replace(image_b=shifted.image_b[:, :, :90])
     matches = match_pair(GreyPatches(strides=(8, 2)), smaller)
-    assert (matches.error < 0.1).float().mean() > 0.8
+    assert (errors(matches, smaller) < 0.1).float().mean() > 0.8
 
 
-def matches_of(index, count=50):
+def errors(matches, pair):
+    return (matches.keypoints - pair.keypoints_b).norm(dim=-1)
+
+
+def error_and_kept(index, count=50):
     generator = torch.Generator().manual_seed(index)
     error = torch.rand(count, generator=generator) * 12
     error[:3] = torch.tensor([torch.inf, torch.nan, 1.0])
-    return PairMatches(error, torch.rand(count, generator=generator) < 0.4)
+    return error, torch.rand(count, generator=generator) < 0.4
+
+
+def matches_of(index, count=50):
+    """Matches with these errors against a truth of zeros."""
+    error, kept = error_and_kept(index, count)
+    return Matches(torch.stack([torch.zeros(count), error], -1), torch.zeros(count), kept)
 
 
 def updated(metric, indices):
     for index in indices:
-        metric.update(matches_of(index, 50 + index), condition=CONDITIONS[index % 2], index=index)
+        metric.update(
+            matches_of(index, 50 + index), torch.zeros(50 + index, 2), condition=CONDITIONS[index % 2], index=index
+        )
     return metric
 
 
 def test_figures_against_plain_sums():
     everything, day, night = updated(MatchingMetrics(conditions=("fog", *CONDITIONS)), range(5)).compute()
     for summary, indices in ((everything, range(5)), (day, (0, 2, 4)), (night, (1, 3))):
-        error = torch.cat([matches_of(i, 50 + i).error for i in indices])
-        kept = torch.cat([matches_of(i, 50 + i).kept for i in indices])
+        error, kept = (torch.cat(x) for x in zip(*(error_and_kept(i, 50 + i) for i in indices), strict=True))
         assert summary.pairs == len(indices)
         assert summary.keypoints == pytest.approx(len(error) / len(indices))
         assert summary.kept == pytest.approx(kept.sum().item() / len(indices))
@@ -114,7 +146,7 @@ def test_repeated_pairs_count_once_and_order_does_not_matter():
     whole = updated(MatchingMetrics(conditions=CONDITIONS), range(5)).compute()
     assert updated(MatchingMetrics(conditions=CONDITIONS), (4, 1, 0, 3, 1, 2, 4)).compute() == whole
     with pytest.raises(ValueError, match=r"condition fog is not among .* day-day, day-night"):
-        MatchingMetrics(conditions=CONDITIONS).update(matches_of(0), condition="fog", index=0)
+        MatchingMetrics(conditions=CONDITIONS).update(matches_of(0), torch.zeros(50, 2), condition="fog", index=0)
 
 
 @pytest.mark.filterwarnings("ignore:The ``compute`` method")

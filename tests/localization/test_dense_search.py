@@ -87,7 +87,7 @@ def test_it_finds_what_a_loop_finds(strides, size):
                 keypoint, similarity, distinct = search_by_loops(descriptors, query, image, row, ratio=ratio, rank=rank)
                 assert found.keypoints[image, row].tolist() == pytest.approx(keypoint)
                 assert found.similarity[image, row].item() == pytest.approx(similarity, abs=1e-5)
-                assert bool(found.distinct[image, row]) == distinct
+                assert bool(found.kept[image, row]) == distinct
     few = search_dense(descriptors, query, ratio=0.9, values_at_once=1)
     for a, b in zip(few, search_dense(descriptors, query, ratio=0.9), strict=True):
         torch.testing.assert_close(a, b)
@@ -123,7 +123,7 @@ def test_every_image_of_a_batch_is_searched_alone_and_none_is_no_error():
         for a, b in zip(together, alone, strict=True):
             torch.testing.assert_close(a[image], b[0])
     nothing = search_dense(tuple(d[:, :0] for d in descriptors), query, ratio=0.9)
-    assert nothing.keypoints.shape == (3, 0, 2) and nothing.distinct.shape == (3, 0)
+    assert nothing.keypoints.shape == (3, 0, 2) and nothing.kept.shape == (3, 0)
 
 
 def test_subpixel_stays_near_the_cell_and_comes_nearer_to_the_truth():
@@ -211,11 +211,11 @@ def test_mutual_matches_are_those_of_a_loop(dense, limit):
     maps = tuple(a + 0.5 * b + 0.3 * c for a, b, c in zip(first.maps, second.maps, noise.maps, strict=True))
     query = FeaturePyramid(maps, (8, 4))
     everything = Matcher(dense=dense, mutual=None).match_observations(observations, query)
-    assert everything.kept.shape == (1, 50) and torch.equal(everything.kept[0], observations.valid.all(1))
+    assert everything.kept.shape == (50,) and torch.equal(everything.kept, observations.valid.all(1))
     found = Matcher(dense=dense, mutual=limit).match_observations(observations, query)
     torch.testing.assert_close(found.keypoints, everything.keypoints)
-    expected = mutual_by_loops(observations, found.keypoints, query, limit)
-    assert found.kept[0].tolist() == expected
+    expected = mutual_by_loops(observations, found.keypoints[None], query, limit)
+    assert found.kept.tolist() == expected
     assert 0 < sum(expected) < 50
 
 
@@ -230,15 +230,15 @@ def test_order_and_other_references_change_nothing():
 
     for rows in (order, torch.arange(25), torch.arange(25, 50)):
         part = Matcher().match_observations(take(rows), query)
-        torch.testing.assert_close(part.keypoints[0], whole.keypoints[0][rows])
-        assert torch.equal(part.kept[0], whole.kept[0][rows])
+        torch.testing.assert_close(part.keypoints, whole.keypoints[rows])
+        assert torch.equal(part.kept, whole.kept[rows])
     nothing = Matcher().match_observations(take(order[:0]), query)
-    assert nothing.keypoints.shape == (1, 0, 2) and nothing.kept.shape == (1, 0)
+    assert nothing.keypoints.shape == (0, 2) and nothing.kept.shape == (0,)
 
 
 def test_observations_of_the_query_itself_are_found():
     observations, query = observed(references=(4,)), pyramid((8, 4), (48, 64), seed=10)
     for matcher in (Matcher(dense=False), Matcher(), Matcher(ratio=0.95), Matcher(dense=False, ratio=0.9)):
         found = matcher.match_observations(observations, query)
-        error = (found.keypoints[0] - observations.keypoints).norm(dim=-1)[found.kept[0]]
+        error = (found.keypoints - observations.keypoints).norm(dim=-1)[found.kept]
         assert found.kept.sum() > 10 and error.median() < 2.5

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 
 from gnnet.data.queries import LocalizationDataset, collate_localization
-from gnnet.evaluation.protocol import localize_batch
-from gnnet.evaluation.starts import StartPoses
+from gnnet.evaluation.starts import PerturbedPoses, localize_batch
 from gnnet.geometry.camera import Camera
-from gnnet.localization.localizer import Localizer
+from gnnet.localization.refiner import Refiner
 from gnnet.localization.robust import Robust
 from gnnet.models.grey import GreyValues
 from gnnet.scenes.layouts.cmu import load_cmu
@@ -32,10 +31,10 @@ def ignoring(view):
 
 
 def median_errors(batch) -> tuple[float, float]:
-    """Median position (m) and rotation (degrees) error of the refined poses, from starts 10 cm and 0.5° off."""
-    localizer = Localizer(robust=Robust("huber", scale=0.05), iterations=30)
-    starts = StartPoses(position=0.1, rotation=0.5, exact=True)
-    localized = localize_batch(GreyValues(strides=(4, 2, 1)), localizer, batch, starts)
+    """Median position (m) and rotation (degrees) error of the refined poses, from poses 10 cm and 0.5° off."""
+    refiner = Refiner(robust=Robust("huber", scale=0.05), iterations=30)
+    starts = PerturbedPoses(position=0.1, rotation=0.5, exact=True)
+    localized = localize_batch(GreyValues(strides=(4, 2, 1)), refiner, batch, starts)
     return localized.position.median().item(), localized.rotation.median().item()
 
 
@@ -47,7 +46,9 @@ def test_refinement_that_respects_distortion_beats_one_that_ignores_it(batch):
     query_only = median_errors(batch._replace(query=ignoring(batch.query)))
     assert query_only[0] > 10 * position and query_only[1] > 3 * rotation
     # In both images the errors cancel in part: a point is displaced much as its descriptor is.
-    both = median_errors(batch._replace(query=ignoring(batch.query), reference=ignoring(batch.reference)))
+    reference = ignoring(batch.reference)
+    keypoints, _ = reference.camera.project(reference.cam_from_world.transform(batch.points))
+    both = median_errors(batch._replace(query=ignoring(batch.query), reference=reference, keypoints=keypoints))
     assert both[0] > 4 * position and both[1] > 3 * rotation
     assert query_only[0] > both[0]
 
@@ -55,9 +56,9 @@ def test_refinement_that_respects_distortion_beats_one_that_ignores_it(batch):
 @pytest.mark.slow
 def test_the_true_pose_is_a_minimum_with_distortion_only(batch):
     """Started at the truth, refinement stays there, unless it ignores distortion."""
-    localizer = Localizer(robust=Robust("huber", scale=0.05), iterations=50)
-    starts = StartPoses(position=0.0, rotation=0.0, exact=True)
+    refiner = Refiner(robust=Robust("huber", scale=0.05), iterations=50)
+    starts = PerturbedPoses(position=0.0, rotation=0.0, exact=True)
     network = GreyValues(strides=(2, 1))
-    stays = localize_batch(network, localizer, batch, starts).position.median()
-    leaves = localize_batch(network, localizer, batch._replace(query=ignoring(batch.query)), starts).position.median()
+    stays = localize_batch(network, refiner, batch, starts).position.median()
+    leaves = localize_batch(network, refiner, batch._replace(query=ignoring(batch.query)), starts).position.median()
     assert stays < 0.02 and leaves > 10 * stays

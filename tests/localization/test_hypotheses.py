@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from gnnet.data.batches import Matches
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, perturb, pose_errors
 from gnnet.localization.hypotheses import (
@@ -18,7 +19,6 @@ from gnnet.localization.hypotheses import (
     pose_hypotheses,
 )
 from gnnet.localization.map import Observations
-from gnnet.localization.matching import KeypointMatches
 from gnnet.localization.pnp import PoseSolver
 from gnnet.localization.refinement import Refinement, RefinementStatus
 from gnnet.localization.result import Localization, Status
@@ -35,6 +35,10 @@ def observe(reference: list[int], seed: int = 0) -> tuple[Observations, torch.Te
     points = TRUTH.inverse().transform(CAMERA.unproject(xy) * depth)
     nothing = torch.zeros(len(reference))
     return Observations(points, nothing, nothing, (), nothing, torch.tensor(reference)), xy
+
+
+def matched(xy: torch.Tensor, kept: torch.Tensor | None = None) -> Matches:
+    return Matches(xy, torch.zeros(len(xy)), torch.ones(len(xy), dtype=torch.bool) if kept is None else kept)
 
 
 def components(shared: np.ndarray, minimum: int) -> set[frozenset[int]]:
@@ -103,7 +107,7 @@ def test_one_pose_a_cluster_those_with_most_inliers_first():
     xy[other] = CAMERA.project(moved.transform(observations.points[other]))[0]
     kept = torch.ones(len(reference), dtype=torch.bool)
     kept[:5] = False
-    found = pose_hypotheses(xy, kept, observations, shared, rows, CAMERA, PoseSolver())
+    found = pose_hypotheses(matched(xy, kept), observations, shared, rows, CAMERA, PoseSolver())
     assert [sorted(h.rows.tolist()) for h in found] == [[6], [4, 9], [2]]
     assert [h.count for h in found] == [60, 40, 0]
     assert found[2].cam_from_world is None and not found[2].inliers.any() and found[2].reason
@@ -119,9 +123,9 @@ def test_poses_far_from_the_origin_are_as_good(offset):
     xy += 0.5 * torch.randn(60, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     shift = offset * torch.tensor([1.0, -0.7, 0.2], dtype=torch.float64)
     far = observations._replace(points=observations.points + shift)
-    everything, one = torch.ones(60, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.int64)
+    one = torch.zeros(1, 1, dtype=torch.int64)
     near, found = (
-        pose_hypotheses(xy, everything, o, one, torch.tensor([0]), CAMERA, PoseSolver())[0] for o in (observations, far)
+        pose_hypotheses(matched(xy), o, one, torch.tensor([0]), CAMERA, PoseSolver())[0] for o in (observations, far)
     )
     back = Pose(found.cam_from_world.rotation, found.cam_from_world.transform(shift[None])[0])
     position, rotation = pose_errors(back, near.cam_from_world)
@@ -142,11 +146,11 @@ def refinement(poses, initial, final, status=RefinementStatus.CONVERGED_STEP) ->
 
 
 class Case:
-    """Two clusters of 40 and 30 matches; each start has its own pose."""
+    """Two clusters of 40 and 30 matches; each has its own initial pose."""
 
     def __init__(self) -> None:
         self.observations, xy = observe([1] * 40 + [2] * 30)
-        self.matches = KeypointMatches(xy, torch.ones(70, dtype=torch.bool))
+        self.matches = matched(xy)
         generator = torch.Generator().manual_seed(0)
         self.starts = [perturb(TRUTH, 0.01, 0.1, generator) for _ in range(2)]
         self.hypotheses = []
@@ -156,18 +160,16 @@ class Case:
         self.good = [perturb(TRUTH, 0.001, 0.01, generator) for _ in range(2)]
         self.bad = perturb(TRUTH, 3.0, 30, generator)
         self.result = Localization(
-            "q", Status.LOCALIZED, "start 1", cam_from_world=self.starts[0], start=self.starts[0], inliers=40
+            "q", Status.LOCALIZED, "start 1", cam_from_world=self.starts[0], initial=self.starts[0], inliers=40
         )
 
     def choose(self, refined: Refinement, matches="own", hypotheses=None) -> Localization:
         matches = self.matches if matches == "own" else matches
         hypotheses = hypotheses or self.hypotheses[: len(refined.status)]
-        return choose_hypothesis(
-            self.result, hypotheses, refined, matches, self.observations, CAMERA, PoseSolver(max_error=4.0)
-        )
+        return choose_hypothesis(self.result, hypotheses, refined, matches, self.observations, CAMERA, 4.0)
 
     def stays(self, result: Localization) -> bool:
-        assert result.start is self.starts[0] and result.covariance is None and result.inliers == 40
+        assert result.initial is self.starts[0] and result.covariance is None and result.inliers == 40
         return not result.refined and result.cam_from_world is self.starts[0]
 
 
@@ -176,14 +178,14 @@ def test_the_least_cost_wins_whichever_came_first():
     for final, winner in (([0.2, 0.1], 1), ([0.1, 0.2], 0), ([0.1, 0.1], 0)):
         found = case.choose(refinement(case.good, [0.5, 0.6], final))
         assert found.refined and torch.equal(found.cam_from_world.matrix(), case.good[winner].matrix())
-        assert found.start is case.starts[winner] and found.inliers == (40, 30)[winner]
+        assert found.initial is case.starts[winner] and found.inliers == (40, 30)[winner]
         assert found.initial_cost == pytest.approx((0.5, 0.6)[winner])
         assert found.final_cost == pytest.approx(final[winner])
         assert found.covariance.dtype == torch.float64 and found.covariance[0, 0] == winner
         assert f"start {winner + 1}" in found.reason and "converged" in found.reason
 
 
-def test_the_start_stays_where_the_cost_rose_or_is_no_number():
+def test_the_initial_pose_stays_where_the_cost_rose_or_is_no_number():
     case = Case()
     for final in (0.51, float("nan"), float("inf")):
         found = case.choose(refinement(case.good[:1], [0.5], [final]))
@@ -191,7 +193,7 @@ def test_the_start_stays_where_the_cost_rose_or_is_no_number():
     assert case.choose(refinement(case.good[:1], [0.5], [0.5])).refined
 
 
-def test_the_start_stays_where_inliers_are_lost():
+def test_the_initial_pose_stays_where_inliers_are_lost():
     case = Case()
     assert case.stays(case.choose(refinement([case.bad], [0.5], [0.1])))
     # The share of inliers that must be kept, to one match.
@@ -208,7 +210,7 @@ def test_the_start_stays_where_inliers_are_lost():
 def test_a_lost_first_hypothesis_leaves_the_second_and_unmatched_observations_do_not_count():
     case = Case()
     found = case.choose(refinement([case.bad, case.good[1]], [0.5, 0.5], [0.01, 0.3]))
-    assert found.refined and found.start is case.starts[1] and found.inliers == 30
+    assert found.refined and found.initial is case.starts[1] and found.inliers == 30
     kept = case.matches.kept.clone()
     kept[60:] = False  # then only 20 of 30 are matches that may agree
     assert case.stays(case.choose(refinement([case.bad, case.good[1]], [0.5] * 2, [0.01, 0.3]),
@@ -223,7 +225,7 @@ def test_a_hypothesis_with_few_inliers_does_not_win_by_cost():
     found = case.choose(
         refinement(case.good, [0.5, 0.5], [0.3, 0.1]), case.matches._replace(kept=kept), [case.hypotheses[0], few]
     )
-    assert found.start is case.starts[0] and found.refined and found.final_cost == pytest.approx(0.3)
+    assert found.initial is case.starts[0] and found.refined and found.final_cost == pytest.approx(0.3)
 
 
 @pytest.mark.parametrize("status", [RefinementStatus.TOO_FEW_POINTS, RefinementStatus.SINGULAR])
@@ -232,7 +234,7 @@ def test_a_refinement_that_failed_is_none(status):
     found = case.choose(refinement(case.good[:1], [0.5], [0.1], status))
     assert case.stays(found) and "refinement failed" in found.reason
     found = case.choose(refinement(case.good, [0.5] * 2, [0.1, 0.4], [status, RefinementStatus.ITERATION_LIMIT]))
-    assert found.refined and found.start is case.starts[1]
+    assert found.refined and found.initial is case.starts[1]
 
 
 def test_without_matches_cost_alone_decides():
@@ -256,6 +258,6 @@ def test_of_a_cluster_the_references_with_most_matches_are_used():
     kept = torch.ones(3 * count, dtype=torch.bool)
     kept[:25] = False  # reference 3 has 15 matches, the others 40
     rows, shared = torch.tensor([3, 5, 8]), torch.full((3, 3), 10)
-    (found,) = pose_hypotheses(keypoints, kept, observations, shared, rows, camera, PoseSolver(), best=2)
+    (found,) = pose_hypotheses(matched(keypoints, kept), observations, shared, rows, camera, PoseSolver(), best=2)
     assert found.rows.tolist() == [5, 8]
     assert found.count == 2 * count and not found.inliers[:count].any()

@@ -10,6 +10,7 @@ import torch
 from gnnet.localization import local_features
 from gnnet.localization.local_features import LocalFeatures
 from gnnet.localization.map import Observations
+from gnnet.localization.query import Query
 
 
 def test_sift_comes_strongest_first_and_not_more_than_asked():
@@ -61,6 +62,11 @@ def seen(*detections) -> Observations:
     )  # fmt: skip
 
 
+def query_of(image: torch.Tensor) -> Query:
+    """A query of which nothing but its image is known."""
+    return Query("q", image, None, None, None)
+
+
 def test_lightglue_matches_reference_by_reference_in_its_own_pixels(monkeypatch):
     torch.manual_seed(0)
     glue = kornia.feature.LightGlue(None, input_dim=128, filter_threshold=0.0, n_layers=2).eval()  # random, so 0
@@ -76,7 +82,7 @@ def test_lightglue_matches_reference_by_reference_in_its_own_pixels(monkeypatch)
     sizes = torch.tensor([[120.0, 80.0], [60.0, 90.0]])
     monkeypatch.setattr(LocalFeatures, "detect", lambda self, image: query)
     features, image = LocalFeatures("disk", lightglue=True), torch.zeros(3, 96, 130, dtype=torch.uint8)
-    found = features.match(seen(*references), image, reference_sizes=sizes, ratio=0.8)
+    found = features.match_query(seen(*references), query_of(image), sizes)
     expected, kept = [], []
     for reference, size in zip(references, sizes, strict=True):
         sides = [
@@ -98,7 +104,7 @@ def test_a_query_without_detections_matches_nothing(monkeypatch, features):
     monkeypatch.setattr(LocalFeatures, "detect", lambda self, image: nothing)
     observations = seen(local_features.Detections(torch.zeros(3, 2), torch.ones(3, 128)))
     image = torch.zeros(3, 96, 130, dtype=torch.uint8)
-    found = features.match(observations, image, reference_sizes=torch.tensor([[120.0, 80.0]]), ratio=0.8)
+    found = features.match_query(observations, query_of(image), torch.tensor([[120.0, 80.0]]))
     assert found.keypoints.shape == (3, 2) and not found.kept.any()
 
 

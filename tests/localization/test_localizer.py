@@ -1,4 +1,4 @@
-"""Start poses, the localizer on the toy town and on its compiled map, and coarse-to-fine matching."""
+"""Initial poses, refinement and the localizer on the toy town and its compiled map, and coarse-to-fine matching."""
 
 from __future__ import annotations
 
@@ -10,19 +10,25 @@ import torch
 from torch import nn
 
 from gnnet.data.images import read_image
-from gnnet.data.queries import LocalizationDataset, collate_localization
-from gnnet.evaluation.protocol import localize_batch
-from gnnet.evaluation.starts import StartPoses
+from gnnet.data.queries import LocalizationDataset, collate_localization, nearest_by_pose
+from gnnet.evaluation.starts import PerturbedPoses, ReferencePoses, localize_batch
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, perturb, pose_errors
 from gnnet.localization.compile import compile_map
+from gnnet.localization.initial_pose import GivenPose, NearestPose, PoseFromMatches
 from gnnet.localization.local_features import LocalFeatures
 from gnnet.localization.localizer import Localizer
-from gnnet.localization.matching import Matcher, match_coarse_to_fine
+from gnnet.localization.matching import Matcher, search_coarse_to_fine
 from gnnet.localization.pnp import PoseSolver
 from gnnet.localization.refinement import sample_descriptors
+from gnnet.localization.refiner import Refiner
 from gnnet.localization.result import Status
-from gnnet.localization.retrieval import nearest_by_pose
+from gnnet.localization.retrieval import (
+    DescriptorRetrieval,
+    InitialPoseRetrieval,
+    OracleRetrieval,
+    PairsRetrieval,
+)
 from gnnet.localization.robust import Robust
 from gnnet.models.grey import GreyValues
 from gnnet.models.pyramid import FeaturePyramid
@@ -38,8 +44,8 @@ def batch(toy_root):
     return collate_localization([dataset[0, index] for index in range(4)])
 
 
-def test_starts_are_seeded_bounded_and_the_same_alone_or_in_a_batch(batch):
-    starts = StartPoses(position=0.3, rotation=3.0, count=2)
+def test_initial_poses_are_seeded_bounded_and_the_same_alone_or_in_a_batch(batch):
+    starts = PerturbedPoses(position=0.3, rotation=3.0, count=2)
     truth = batch.query.cam_from_world
     for number in range(2):
         position, rotation = pose_errors(starts.draw(batch, number), truth)
@@ -48,31 +54,45 @@ def test_starts_are_seeded_bounded_and_the_same_alone_or_in_a_batch(batch):
     assert not torch.equal(first.translation, starts.draw(batch, 1).translation)
     one = batch._replace(query=batch.query._replace(cam_from_world=truth[2:3]), index=batch.index[2:3])
     torch.testing.assert_close(starts.draw(one, 0).translation, first.translation[2:3])
-    exact = StartPoses(position=0.5, rotation=4.0, exact=True).draw(batch, 0)
+    exact = PerturbedPoses(position=0.5, rotation=4.0, exact=True).draw(batch, 0)
     position, rotation = pose_errors(exact, truth)
     torch.testing.assert_close(position, torch.full_like(position, 0.5), atol=1e-5, rtol=0)
     torch.testing.assert_close(rotation, torch.full_like(rotation, 4.0), atol=1e-3, rtol=0)
-    reference = StartPoses(kind="reference").draw(batch, 0)
+    reference = ReferencePoses().draw(batch, 0)
     assert torch.equal(reference.translation, batch.reference.cam_from_world.translation)
-    with pytest.raises(ValueError, match="reference"):
-        StartPoses(kind="truth")
+    assert starts.farthest() == replace(starts, exact=True) and ReferencePoses().farthest() == ReferencePoses()
+    assert "0.3 m and 3°" in starts.describe() and "reference" in ReferencePoses().describe()
 
 
 def test_grey_values_refine_a_view_of_the_same_image(batch):
     """The query is the reference image itself, moved: any features bring it back."""
     same = batch._replace(query=batch.reference)
-    localizer = Localizer(robust=Robust("squared"), iterations=50)
-    starts = StartPoses(position=0.03, rotation=0.3, exact=True)
-    localized = localize_batch(GreyValues(strides=(4, 2, 1)), localizer, same, starts)
+    refiner = Refiner(robust=Robust("squared"), iterations=50)
+    starts = PerturbedPoses(position=0.03, rotation=0.3, exact=True)
+    localized = localize_batch(GreyValues(strides=(4, 2, 1)), refiner, same, starts)
     assert (localized.position < 0.005).all() and (localized.rotation < 0.05).all()
     assert (localized.initial_position > 0.029).all()
     assert localized.condition == batch.condition
 
 
+def test_validation_describes_points_at_the_keypoints_of_the_batch(batch):
+    """Moved by a pixel, they move the pose at which the query looks the same; projections do not come into it."""
+    same = batch._replace(query=batch.reference)
+    refiner, starts = Refiner(iterations=50), PerturbedPoses(position=0.0, rotation=0.0, exact=True)
+    at, beside = (
+        localize_batch(
+            GreyValues(strides=(4, 2, 1)), refiner, same._replace(keypoints=batch.keypoints + offset), starts
+        )
+        for offset in (0.0, torch.tensor([1.0, 0.0]))
+    )
+    assert at.rotation.max() < 0.05 and at.position.max() < 0.005
+    assert (beside.rotation > 0.3).all() or (beside.position > 0.03).all()
+
+
 def test_failures_are_infinite_and_keep_their_place(batch):
     nothing = batch._replace(valid=batch.valid & (torch.arange(4) != 1)[:, None])
-    localizer = Localizer(robust=Robust("squared"), iterations=5)
-    localized = localize_batch(GreyValues(strides=(4, 2)), localizer, nothing, StartPoses(count=2))
+    refiner = Refiner(robust=Robust("squared"), iterations=5)
+    localized = localize_batch(GreyValues(strides=(4, 2)), refiner, nothing, PerturbedPoses(count=2))
     assert localized.position.isinf().tolist() == [False, True, False, False] * 2
     assert localized.rotation.isinf().tolist() == localized.position.isinf().tolist()
     assert len(set(localized.index.tolist())) == 8
@@ -89,8 +109,8 @@ def test_matching_finds_the_cells_that_descriptors_came_from(values_at_once):
     rows = coarse.permute(0, 2, 3, 1)
     batch_index = torch.arange(2)[:, None]
     coarse_descriptors = rows[batch_index, cells[..., 1] // 4, cells[..., 0] // 4]
-    found = match_coarse_to_fine((coarse_descriptors, fine_descriptors), pyramid, values_at_once=values_at_once)
-    torch.testing.assert_close(found, xy)
+    found = search_coarse_to_fine((coarse_descriptors, fine_descriptors), pyramid, values_at_once=values_at_once)
+    torch.testing.assert_close(found.keypoints, xy)
 
 
 # --- on a compiled map; the features are those of a random network, so only views from nearby match
@@ -121,7 +141,7 @@ def middle(scene):
 
 
 def localizer(**settings) -> Localizer:
-    return Localizer(**{"robust": Robust("cauchy", 0.3), "references": 4, **settings})
+    return Localizer(**{"pose": PoseFromMatches(Matcher()), "references": 4, **settings})
 
 
 def localize(localizer: Localizer, image, **settings):
@@ -138,7 +158,9 @@ def errors(result, image) -> tuple[float, float]:
 @pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize("refine", [False, True])
 def test_sparse_to_dense_finds_a_reference_by_the_others(town, middle, dense, refine):
-    found = localizer(matcher=Matcher(dense=dense), refine_poses=refine).on(untrained(), town)
+    found = localizer(pose=PoseFromMatches(Matcher(dense=dense)), refiner=Refiner() if refine else None).on(
+        untrained(), town
+    )
     for image in middle:
         result = localize(found, image)
         assert result.status == Status.LOCALIZED and result.name == image.name and result.condition == image.condition
@@ -166,26 +188,27 @@ def test_the_same_query_is_localized_the_same_again_and_leaves_no_gradient(town,
     first, again = localize(found, middle[0]), localize(found, middle[0])
     assert torch.equal(first.cam_from_world.matrix(), again.cam_from_world.matrix())
     assert not first.cam_from_world.translation.requires_grad and not first.covariance.requires_grad
-    assert replace(first, seconds={}, cam_from_world=None, start=None, covariance=None) == replace(
-        again, seconds={}, cam_from_world=None, start=None, covariance=None
+    assert replace(first, seconds={}, cam_from_world=None, initial=None, covariance=None) == replace(
+        again, seconds={}, cam_from_world=None, initial=None, covariance=None
     )
 
 
 def test_nearest_takes_the_pose_of_the_first_reference(town, middle):
     for refine in (False, True):
-        found = localizer(mode="nearest", refine_poses=refine, references=1).on(untrained(), town)
+        refiner = Refiner() if refine else None
+        found = localizer(pose=NearestPose(), refiner=refiner, references=1).on(untrained(), town)
         result = localize(found, middle[0])
         assert result.status == Status.LOCALIZED and len(result.references) == 1
         row = town.rows[result.references[0]]
-        assert torch.equal(result.start.matrix(), town.poses[row].matrix())
-        assert refine or torch.equal(result.cam_from_world.matrix(), result.start.matrix())
+        assert torch.equal(result.initial.matrix(), town.poses[row].matrix())
+        assert refine or torch.equal(result.cam_from_world.matrix(), result.initial.matrix())
         assert (result.initial_cost is not None) == refine and result.matches == 0
 
 
 def test_sift_localizes_queries_of_another_day(scene, tmp_path):
     features, network = LocalFeatures("sift", count=1000), untrained()
     town = compile_map(tmp_path / "sift", scene, network, points=1000, local_features=features, progress=False)
-    settings = localizer(mode="sparse", refine_poses=False, local_features=features)
+    settings = localizer(pose=PoseFromMatches(features), refiner=None)
     found = settings.on(network, town)
     sunny = [i for i in scene.images.values() if i.condition == "sun"]
     results = [(localize(found, image), image) for image in sunny]
@@ -200,19 +223,55 @@ def test_sift_localizes_queries_of_another_day(scene, tmp_path):
         localizer().on(network, town)
 
 
-def test_refine_starts_from_the_pose_given_at_the_references_near_it(town, middle, scene):
-    found = localizer(mode="refine", references=2).on(untrained(), town)
+def test_a_pose_that_is_given_is_refined_at_the_references_near_it(town, middle, scene):
+    found = localizer(pose=GivenPose(), retrieval=InitialPoseRetrieval(), references=2).on(untrained(), town)
     image = middle[1]
-    start = perturb(image.cam_from_world, 0.05, 0.2, torch.Generator().manual_seed(0))
-    result = localize(found, image, name="unknown", start=start)
-    nearest = nearest_by_pose(start, town.poses, 2)
+    initial = perturb(image.cam_from_world, 0.05, 0.2, torch.Generator().manual_seed(0))
+    result = localize(found, image, name="unknown", initial=initial)
+    nearest = nearest_by_pose(initial, town.poses, 2)
     assert result.references == tuple(town.names[row] for row in nearest.tolist())
     assert result.references[0] == image.name
-    assert result.refined and errors(result, image)[0] < 0.01 and torch.equal(result.start.matrix(), start.matrix())
-    own = localize(found, image, start=start.to(torch.float32))
-    assert image.name not in own.references and own.start.dtype == torch.float64
+    assert result.refined and errors(result, image)[0] < 0.01 and torch.equal(result.initial.matrix(), initial.matrix())
+    own = localize(found, image, initial=initial.to(torch.float32))
+    assert image.name not in own.references and own.initial.dtype == torch.float64
     missing = localize(found, image)
-    assert missing.status == Status.NO_POSE and missing.reason == "no start pose" and missing.cam_from_world is None
+    assert missing.status == Status.NO_POSE and missing.reason == "no initial pose" and missing.cam_from_world is None
+
+
+def test_references_near_an_initial_pose_are_matched(town, middle):
+    image = middle[1]
+    initial = perturb(image.cam_from_world, 0.05, 0.2, torch.Generator().manual_seed(0))
+    found = localizer(retrieval=InitialPoseRetrieval(), references=3).on(untrained(), town)
+    result = localize(found, image, initial=initial)
+    nearest = [row for row in nearest_by_pose(initial, town.poses, 4).tolist() if town.names[row] != image.name]
+    assert result.references == tuple(town.names[row] for row in nearest[:3])
+    assert result.matches > 0 and not torch.equal(result.initial.matrix(), initial.matrix())
+    without = localize(found, image)
+    assert without.status == Status.NO_REFERENCE and "initial pose" in without.reason
+
+
+def test_references_near_the_true_pose_for_the_oracle_alone(town, middle):
+    image = middle[0]
+    found = localizer(retrieval=OracleRetrieval(), pose=NearestPose(), refiner=None, references=2).on(untrained(), town)
+    result = localize(found, image, truth=image.cam_from_world)
+    rows = [
+        row for row in nearest_by_pose(image.cam_from_world, town.poses, 3).tolist() if town.names[row] != image.name
+    ]
+    assert result.references == tuple(town.names[row] for row in rows[:2])
+    unknown = localize(found, image)
+    assert unknown.status == Status.NO_REFERENCE and "oracle" in unknown.reason
+
+
+def test_references_of_a_pairs_file(town, middle, tmp_path):
+    image, other = middle[:2]
+    names = [other.name, "missing", image.name, town.names[2], other.name, town.names[0], town.names[8]]
+    (tmp_path / "pairs.txt").write_text("".join(f"{image.name} {name}\n" for name in names))
+    found = localizer(retrieval=PairsRetrieval(tmp_path / "pairs.txt"), references=3).on(untrained(), town)
+    assert localize(found, image).references == (other.name, town.names[2], town.names[0])
+    unlisted = localize(found, image, name="unlisted")
+    assert unlisted.status == Status.NO_REFERENCE and "pairs file" in unlisted.reason
+    with pytest.raises(FileNotFoundError, match="none"):
+        PairsRetrieval(tmp_path / "none")
 
 
 def test_references_given_are_used_in_their_order_and_not_twice(town, middle):
@@ -228,22 +287,23 @@ def test_failures_are_records(town, middle):
     for references in ([], ["no such image"], [image.name]):
         result = localize(localizer().on(network, town), image, references=references)
         assert result.status == Status.NO_REFERENCE and result.references == () and result.cam_from_world is None
-        assert result.start is None and not result.refined and result.reason and "features" in result.seconds
-    strict = localizer(solver=PoseSolver(min_inliers=100000)).on(network, town)
+        assert result.initial is None and not result.refined and result.reason and "features" in result.seconds
+    strict = localizer(pose=PoseFromMatches(Matcher(), PoseSolver(min_inliers=100000))).on(network, town)
     result = localize(strict, image)
     assert result.status == Status.NO_POSE and "100000 needed" in result.reason and result.matches > 0
-    nothing = localizer(matcher=Matcher(ratio=0.01)).on(network, town)
+    nothing = localizer(pose=PoseFromMatches(Matcher(ratio=0.01))).on(network, town)
     assert localize(nothing, image).status == Status.NO_MATCHES
 
 
 @pytest.mark.slow
 def test_only_references_of_the_place_or_the_camera(scene, town, middle, tmp_path):
     network = untrained()
+    of_place = localizer(retrieval=DescriptorRetrieval(same_place=True), references=9).on(network, town)
     for image in middle:
-        result = localize(localizer(same_place=True, references=9).on(network, town), image)
+        result = localize(of_place, image)
         names = {i.name for i in scene.images.values() if i.place == image.place and i.is_reference}
         assert set(result.references) == names - {image.name}
-    unknown = localize(localizer(same_place=True, references=9).on(network, town), middle[0], place=None)
+    unknown = localize(of_place, middle[0], place=None)
     assert len(unknown.references) == 8
     wide = Camera.from_colmap("PINHOLE", 96, 96, (66.0, 66.0, 48.0, 48.0), dtype=torch.float64)
     images = {
@@ -251,21 +311,20 @@ def test_only_references_of_the_place_or_the_camera(scene, town, middle, tmp_pat
         for name, i in scene.images.items()
     }
     two = compile_map(tmp_path / "two", replace(scene, images=images, pairs=()), network, points=50, progress=False)
-    found = localizer(same_camera=True, references=9).on(network, two)
-    of_place = {name for name, i in images.items() if i.is_reference and i.place == middle[1].place}
+    found = localizer(retrieval=DescriptorRetrieval(same_camera=True), references=9).on(network, two)
+    of_second = {name for name, i in images.items() if i.is_reference and i.place == middle[1].place}
     nearly = Camera(wide.size, wide.parameters * 1.005)
-    assert set(localize(found, middle[0], camera=nearly, name="q").references) == of_place
-    assert set(localize(found, middle[0], name="q").references) == set(two.names) - of_place
+    assert set(localize(found, middle[0], camera=nearly, name="q").references) == of_second
+    assert set(localize(found, middle[0], name="q").references) == set(two.names) - of_second
     as_said = replace(scene, images=images, pairs=(), retrieve_within=("camera", "place"))
     said = compile_map(tmp_path / "said", as_said, network, points=50, progress=False)
     found_by = {
-        asked: set(
-            localize(localizer(same_camera=asked, references=9).on(network, said), middle[0], name="q").references
-        )
+        asked: set(localize(asking.on(network, said), middle[0], name="q").references)
         for asked in (None, False)
+        for asking in [localizer(retrieval=DescriptorRetrieval(same_camera=asked), references=9)]
     }
     of_own_place = {i.name for i in images.values() if i.is_reference and i.place == middle[0].place}
-    assert found_by == {None: of_own_place - of_place, False: of_own_place}
+    assert found_by == {None: of_own_place - of_second, False: of_own_place}
     foreign = localize(
         localizer(references=9).on(network, said), middle[0], name="q", camera=Camera(wide.size, wide.parameters * 1.3)
     )
@@ -281,7 +340,7 @@ def test_ablations_of_the_camera(town, middle):
     without = localize(localizer(distortion=False).on(network, town), image, name="q", camera=distorted)
     assert torch.equal(without.cam_from_world.matrix(), plain.cam_from_world.matrix())
     longer = Camera(image.camera.size, image.camera.parameters * torch.tensor([1.2, 1.2, 1, 1, 1, 1, 1, 1]))
-    wrong = localize(localizer(refine_poses=False).on(network, town), image, name="q", camera=longer)
+    wrong = localize(localizer(refiner=None).on(network, town), image, name="q", camera=longer)
     assert errors(wrong, image)[0] > 0.05
     corrected = localize(localizer(reference_camera=True).on(network, town), image, name="q", camera=longer)
     assert torch.equal(corrected.cam_from_world.matrix(), plain.cam_from_world.matrix())
@@ -295,20 +354,20 @@ def test_what_does_not_fit_is_said(town, middle, scene, tmp_path):
         found = localize(localizer().on(network, town), image, name="q", pixels=pixels)
         assert found.status == Status.NO_CAMERA and found.cam_from_world is None
         assert re.search(rf"{pixels.shape[-1]}×{pixels.shape[-2]} pixels, .* 96×96", found.reason)
-    for retrieval in ("oracle", "pairs"):
-        with pytest.raises(ValueError, match="name the references of q"):
-            localize(localizer(retrieval=retrieval, pairs="x").on(network, town), image, name="q")
     other = UNet(**{**SETTINGS, "normalize": False}).eval()
     other.load_state_dict(network.state_dict())
     with pytest.raises(ValueError, match=r"town\.gnmap was compiled with the network"):
         localizer().on(other, town)
     with pytest.raises(ValueError, match="compiled with the local features None, not with sift"):
-        localizer(mode="sparse", refine_poses=False, local_features=LocalFeatures()).on(network, town)
+        localizer(pose=PoseFromMatches(LocalFeatures()), refiner=None).on(network, town)
     with pytest.raises(ValueError, match="compiled with the retrieval gem"):
-        localizer().on(network, town, nn.Flatten())
-    for settings in ({"mode": "sparse"}, {"references": 0}, {"hypotheses": 0}, {"mode": "guess"}):
-        with pytest.raises(ValueError, match=r"localizer\.mode|0 "):
+        localizer(retrieval=DescriptorRetrieval(network=nn.Flatten())).on(network, town)
+    for settings in ({"pose": PoseFromMatches(LocalFeatures())}, {"references": 0}, {"best_references": 0}):
+        with pytest.raises(ValueError, match=r"localizer\.refiner=null|expected 1 or more"):
             localizer(**settings)
+    for settings in ({"points": 0}, {"hypotheses": 0}):
+        with pytest.raises(ValueError, match="expected 1 or more"):
+            Refiner(**settings)
 
 
 class Pooled(nn.Module):
@@ -319,7 +378,7 @@ class Pooled(nn.Module):
 def test_another_network_may_retrieve(scene, middle, tmp_path):
     network = untrained()
     town = compile_map(tmp_path / "map", scene, network, points=300, retrieval_network=Pooled(), progress=False)
-    found = localizer().on(network, town, Pooled())
+    found = localizer(retrieval=DescriptorRetrieval(network=Pooled())).on(network, town)
     result = localize(found, middle[0], name="unknown")
     assert result.references[0] == middle[0].name and errors(result, middle[0])[0] < 0.01
     with pytest.raises(ValueError, match="retrieval"):
@@ -345,7 +404,7 @@ def test_far_from_the_origin_poses_are_as_good(scene, town, middle, tmp_path):
     network = untrained()
     far = replace(scene, images=images, points=scene.points + shift, pairs=())
     town_far = compile_map(tmp_path / "far", far, network, points=500, progress=False)
-    for settings in ({}, {"refine_poses": False}):
+    for settings in ({}, {"refiner": None}):
         near, away = (localizer(**settings).on(network, m) for m in (town, town_far))
         for image in middle[:2]:
             one, other = localize(near, image), localize(away, images[image.name])
@@ -368,8 +427,8 @@ def write_checkpoint(path, network, **changes):
 def test_a_localizer_of_a_checkpoint(town, middle, tmp_path):
     path = write_checkpoint(tmp_path / "best.ckpt", untrained())
     # By default it matches as conf/localizer/sparse_to_dense.yaml; an untrained network has no match so distinct.
-    assert Localizer.from_checkpoint(path, town.path).matcher == Matcher(ratio=0.9)
-    found = Localizer.from_checkpoint(str(path), str(town.path), references=4, matcher=Matcher())
+    assert Localizer.from_checkpoint(path, town.path).pose.matcher == Matcher(ratio=0.9)
+    found = Localizer.from_checkpoint(str(path), str(town.path), references=4, pose=PoseFromMatches(Matcher()))
     assert not found.network.training and found.references == 4
     expected = localize(localizer().on(untrained(), town), middle[0])
     assert torch.equal(localize(found, middle[0]).cam_from_world.matrix(), expected.cam_from_world.matrix())

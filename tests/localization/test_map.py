@@ -23,10 +23,10 @@ from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.localization.compile import compile_map
 from gnnet.localization.covisibility import covisible_by_depth, covisible_by_points
+from gnnet.localization.global_descriptors import gem
 from gnnet.localization.local_features import LocalFeatures
 from gnnet.localization.map import Map
 from gnnet.localization.refinement import sample_descriptors
-from gnnet.localization.retrieval import gem
 from gnnet.models.pyramid import FeaturePyramid
 from gnnet.models.unet import UNet
 from gnnet.scenes.layouts.rgbd import load_rgbd

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gnnet.data.sift import SiftFeatures, detect_sift, match_sift, strongest_spread
-from gnnet.localization.matching import Matcher, find_matches, match_coarse_to_fine
+from gnnet.localization.matching import Matcher, search_coarse_to_fine
 from gnnet.localization.refinement import sample_descriptors
 from gnnet.models.pyramid import FeaturePyramid
 
@@ -32,12 +32,17 @@ def test_finer_levels_choose_between_coarse_candidates():
     descriptors = (descriptor.view(1, 1, 8), fine_descriptor.view(1, 1, 8))
     pyramid = FeaturePyramid((coarse, fine), (8, 2))
     truth = torch.tensor([[[27.0, 37.0]]])
-    assert not torch.equal(match_coarse_to_fine(descriptors, pyramid), truth)
-    found = find_matches(descriptors, pyramid, candidates=2)
+    assert not torch.equal(search_coarse_to_fine(descriptors, pyramid).keypoints, truth)
+    found = search_coarse_to_fine(descriptors, pyramid, candidates=2)
     torch.testing.assert_close(found.keypoints, truth)
-    torch.testing.assert_close(found.distance, torch.tensor([[8 * 0.01**2]]), atol=1e-5, rtol=0)
-    assert (found.runner_up > found.distance).all()
-    assert find_matches(descriptors, pyramid).runner_up.isinf().all()
+    torch.testing.assert_close(found.similarity, torch.tensor([[-8 * 0.01**2]]), atol=1e-5, rtol=0)
+    assert found.kept.all()
+    # The other candidate's distance is that of the nearest fine cell around the wrong coarse one.
+    least = (fine[0] - fine_descriptor[:, None, None]).square().sum(0)[2:11, 2:11].min()
+    for share, kept in ((1.01, True), (0.99, False)):
+        ratio = share * (8 * 0.01**2 / least).sqrt().item()
+        assert search_coarse_to_fine(descriptors, pyramid, candidates=2, ratio=ratio).kept.all() == kept
+    assert search_coarse_to_fine(descriptors, pyramid, ratio=1e-6).kept.all()  # nothing to compare with
 
 
 @pytest.mark.parametrize("candidates", [1, 4, 1000])
@@ -45,8 +50,9 @@ def test_chunks_do_not_change_the_matches(candidates):
     pyramid = smooth_maps()
     xy = torch.rand(2, 50, 2, generator=torch.Generator().manual_seed(1)) * 48 + 8
     descriptors, _ = sample_descriptors(pyramid, xy)
-    few = find_matches(descriptors, pyramid, candidates=candidates, subpixel=True, values_at_once=1)
-    many = find_matches(descriptors, pyramid, candidates=candidates, subpixel=True)
+    settings = {"candidates": candidates, "subpixel": True, "ratio": 0.9}
+    few = search_coarse_to_fine(descriptors, pyramid, **settings, values_at_once=1)
+    many = search_coarse_to_fine(descriptors, pyramid, **settings)
     torch.testing.assert_close(few, many)
     assert many.keypoints.isfinite().all()
 
@@ -55,8 +61,8 @@ def test_subpixel_peaks_are_nearer_than_cells():
     pyramid = smooth_maps()
     xy = torch.rand(2, 200, 2, generator=torch.Generator().manual_seed(1)) * 46 + 9
     descriptors, _ = sample_descriptors(pyramid, xy)
-    cells = match_coarse_to_fine(descriptors, pyramid, candidates=4)
-    peaks = match_coarse_to_fine(descriptors, pyramid, candidates=4, subpixel=True)
+    cells = search_coarse_to_fine(descriptors, pyramid, candidates=4).keypoints
+    peaks = search_coarse_to_fine(descriptors, pyramid, candidates=4, subpixel=True).keypoints
     error_cells, error_peaks = ((found - xy).norm(dim=-1).median() for found in (cells, peaks))
     assert error_peaks < 0.05 * error_cells
     assert (peaks - cells).abs().max() <= 1.5 + 1e-5  # 0.75 cells of the finest map
@@ -129,14 +135,17 @@ def test_sift_matches_against_plain_numpy():
     distance = np.linalg.norm(a.numpy()[:, None] - b.numpy()[None], axis=-1)
     order = np.sort(distance, 1)
     lowe, mutual = order[:, 0] < 0.8 * order[:, 1], distance.argmin(0)[distance.argmin(1)] == np.arange(40)
+    xy = 100 * torch.rand(60, 2, generator=generator)
     for values_at_once in (1, 1 << 20):
-        found = match_sift(a, b, values_at_once=values_at_once)
-        assert (found.nearest.numpy() == distance.argmin(1)).all()
-        np.testing.assert_allclose(found.distance.numpy(), distance.min(1), atol=1e-3)
+        found = match_sift(a, b, xy, values_at_once=values_at_once)
+        assert torch.equal(found.keypoints, xy[distance.argmin(1)])
+        np.testing.assert_allclose((2 - 2 * found.similarity).sqrt().numpy(), distance.min(1), atol=1e-3)
         assert (found.kept.numpy() == (lowe & mutual)).all()
-    assert match_sift(a, b, ratio=1, mutual=False).kept.all()
-    assert not match_sift(a, b[:0]).kept.any() and len(match_sift(a[:0], b).nearest) == 0
-    assert match_sift(a, b[:1]).kept.sum() == 1
+    assert match_sift(a, b, xy, ratio=1, mutual=False).kept.all()
+    nothing = match_sift(a, b[:0], xy[:0])
+    assert not nothing.kept.any() and nothing.keypoints.isinf().all() and nothing.similarity.isinf().all()
+    assert match_sift(a[:0], b, xy).keypoints.shape == (0, 2)
+    assert match_sift(a, b[:1], xy[:1]).kept.sum() == 1
 
 
 @pytest.mark.parametrize("dense", [True, False])
@@ -148,5 +157,5 @@ def test_fine_levels_of_little_weight_do_not_choose_between_places(dense):
     wanted = torch.tensor([[[1.0, 0.0]]])
     for weight, place in ((1.0, 50.0), (0.01, 20.0)):
         matcher = Matcher(dense=dense, subpixel=False, mutual=None, fine_weight=weight)
-        found, _ = matcher._search((wanted, wanted), pyramid)
+        found = matcher.search((wanted, wanted), pyramid).keypoints
         assert (found - place).abs().max() <= 8

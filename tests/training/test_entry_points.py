@@ -20,6 +20,7 @@ import evaluate
 import train
 from gnnet.data.images import read_image
 from gnnet.evaluation.tables import read_table
+from gnnet.localization.initial_pose import NearestPose
 from gnnet.localization.localizer import Localizer
 from gnnet.scenes.layouts.robotcar import load_robotcar
 
@@ -29,7 +30,7 @@ SMALL = [
     "trainer.enable_progress_bar=false", "callbacks.progress=null", "loss=gn",
     "dataset.batch_size=2", "dataset.pairs_per_epoch=4", "dataset.correspondences=64", "dataset.crop=64",
     "dataset.validation_points=128", "dataset.validation_queries=6", "dataset.num_workers=0",
-    "localizer.iterations=5", "starts.count=1", "steps=4",
+    "localizer.refiner.iterations=5", "starts.count=1", "steps=4",
 ]  # fmt: skip
 
 
@@ -86,6 +87,37 @@ def test_every_option_composes_and_instantiates(tmp_path, group, option):
         if group == "scheduler":
             schedule = made(torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0))
             assert isinstance(schedule, torch.optim.lr_scheduler.LRScheduler)
+
+
+@pytest.mark.parametrize("localizer", options("localizer"))
+@pytest.mark.parametrize("retrieval", options("localizer/retrieval"))
+def test_every_localizer_takes_every_retrieval(tmp_path, monkeypatch, localizer, retrieval):
+    (tmp_path / "pairs.txt").write_text("query.jpg reference.jpg\n")
+    monkeypatch.setattr("gnnet.models.netvlad.load_netvlad", lambda path: torch.nn.Flatten())
+    files = {"netvlad": "localizer.retrieval.network.path=x", "pairs": f"localizer.retrieval.file={tmp_path}/pairs.txt"}
+    overrides = ["checkpoint=x", f"localizer={localizer}", f"localizer/retrieval={retrieval}"]
+    asked = [files[retrieval]] if retrieval in files else []
+    cfg = configure(tmp_path, *overrides, *asked, name="evaluate")
+    made = instantiate(cfg.localizer, _convert_="all")
+    assert made.retrieval.name and (made.retrieval.network is not None) == (retrieval == "netvlad")
+    assert (made.refiner is not None) == (localizer in ("refine", "sparse_to_dense"))
+    assert made.references == Localizer.references and made.distortion and not made.reference_camera
+
+
+def test_the_localizer_of_python_is_that_of_the_configuration(tmp_path):
+    cfg = configure(tmp_path, "checkpoint=x", "localizer=sparse_to_dense", name="evaluate")
+    made, default = instantiate(cfg.localizer, _convert_="all"), Localizer()
+    assert (made.pose, made.refiner) == (default.pose, default.refiner)
+    assert type(made.retrieval) is type(default.retrieval)
+
+
+def test_a_refiner_is_left_out_and_put_in(tmp_path):
+    refined = configure(tmp_path, "checkpoint=x", "localizer=nearest", "localizer/refiner=default", name="evaluate")
+    assert instantiate(refined.localizer, _convert_="all").refiner == Localizer().refiner
+    plain = configure(tmp_path, "checkpoint=x", "localizer=sparse_to_dense", "localizer.refiner=null", name="evaluate")
+    assert instantiate(plain.localizer, _convert_="all").refiner is None
+    with pytest.raises(Exception, match="localizer=refine"):
+        instantiate(configure(tmp_path, "localizer=nearest").callbacks.localization, _convert_="all")
 
 
 @pytest.mark.parametrize("option", options("dataset"))
@@ -159,7 +191,8 @@ def test_losses_are_logged_by_part_and_level(finished_run):
 def test_evaluate_agrees_with_the_last_validation_of_training(finished_run, tmp_path):
     output, trained = finished_run
     logged = last_validation(output)
-    overrides = ["localizer.iterations=5", "starts.count=1", f"checkpoint={output / 'checkpoints' / 'last.ckpt'}"]
+    checkpoint = output / "checkpoints" / "last.ckpt"
+    overrides = ["localizer.refiner.iterations=5", "starts.count=1", f"checkpoint={checkpoint}"]
     report = evaluate.run(configure(tmp_path, *overrides, name="evaluate")).localization
     for line in report.rows:
         same = next(x for x in trained.rows if (x.method, x.condition) == (line.method, line.condition))
@@ -216,7 +249,8 @@ def test_learning_improves_localization(toy_root, tmp_path):
         "steps=150", "dataset.pairs_per_epoch=300", "dataset.correspondences=128", "dataset.crop=80",
         "model.widths=[16,32,48]", "model.channels=16", "optimizer.lr=0.003", "scheduler.warmup_steps=5",
         "loss=gn", "dataset.validation_queries=null",
-        "starts.count=2", "localizer.iterations=15", "photometric=off", "starts.position=0.2", "starts.rotation=2",
+        "starts.count=2", "starts.position=0.2", "starts.rotation=2", "photometric=off",
+        "localizer.refiner.iterations=15",
     ]  # fmt: skip
     report = train.run(on_toy(toy_root, tmp_path, *settings)).localization
     of = {line.method: line for line in report.rows if line.condition == "all"}
@@ -274,10 +308,11 @@ def test_missing_data_ends_in_one_message(tmp_path):
 @pytest.mark.slow
 def test_queries_are_localized_on_a_map_with_one_command(finished_run, toy_root, tmp_path, mode):
     run, _ = finished_run
+    fewer = ["localizer.refiner.iterations=5"] if mode == "sparse_to_dense" else []
     done = evaluate.run(
         configure(
             tmp_path, f"checkpoint={run}/checkpoints/best.ckpt", f"localizer={mode}", f"paths.map_dir={tmp_path}/maps",
-            "max_queries=4", "localizer.iterations=5", "colmap_model=true", name="evaluate",
+            "max_queries=4", "colmap_model=true", *fewer, name="evaluate",
         )
     )  # fmt: skip
     (result,) = done
@@ -293,7 +328,7 @@ def test_queries_are_localized_on_a_map_with_one_command(finished_run, toy_root,
         return
     # The map stands in the README's ten lines, with the checkpoint that it was compiled with.
     localizer = Localizer.from_checkpoint(
-        run / "checkpoints" / "best.ckpt", next((tmp_path / "maps").iterdir()), mode="nearest", refine_poses=False
+        run / "checkpoints" / "best.ckpt", next((tmp_path / "maps").iterdir()), pose=NearestPose(), refiner=None
     )
     image = next(i for i in load_robotcar(toy_root).images.values() if not i.is_reference)
     found = localizer.localize(read_image(image.path), image.camera)

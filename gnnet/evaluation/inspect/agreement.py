@@ -98,9 +98,9 @@ def match_agreement(scene: Scene, pair: Pair) -> np.ndarray:
     """
     a, b = scene.images[pair.image_a], scene.images[pair.image_b]
     sift_a, sift_b = (detect_sift(read_view(image).pixels, upright=pair.static) for image in (a, b))
-    matches = match_sift(sift_a.descriptors, sift_b.descriptors)
+    matches = match_sift(sift_a.descriptors, sift_b.descriptors, sift_b.keypoints)
     xy_a = sift_a.keypoints[matches.kept].double()
-    xy_b = sift_b.keypoints[matches.nearest[matches.kept]].double()
+    xy_b = matches.keypoints[matches.kept].double()
     if pair.static:
         return (xy_b - xy_a).norm(dim=1).numpy()
     points, known = lift_keypoints(a, xy_a.numpy())

@@ -175,7 +175,7 @@ def localization_errors(localizations: Sequence[Localization], queries: Mapping[
     for result, error in zip(localizations, errors, strict=True):
         truth = queries[result.name].cam_from_world
         if truth is not None:
-            error[0], error[1] = _errors(result.start, truth), _errors(result.cam_from_world, truth)
+            error[0], error[1] = _errors(result.initial, truth), _errors(result.cam_from_world, truth)
     return errors
 
 

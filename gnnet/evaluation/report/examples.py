@@ -10,14 +10,12 @@ from torch import Tensor, nn
 
 from gnnet.data.batches import LocalizationBatch
 from gnnet.data.matching_pairs import MatchingDataset
-from gnnet.evaluation.protocol import refined_errors
 from gnnet.evaluation.report import pictures
-from gnnet.evaluation.starts import StartPoses
+from gnnet.evaluation.starts import InitialPoses, refined_errors
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, pose_errors
-from gnnet.localization.localizer import Localizer
-from gnnet.localization.matching import Matcher, match_coarse_to_fine
-from gnnet.localization.refinement import sample_descriptors
+from gnnet.localization.matching import Matcher
+from gnnet.localization.refiner import Refiner
 
 
 @torch.no_grad()
@@ -26,8 +24,8 @@ def draw_examples(
     samples: Iterable[LocalizationBatch],
     folder: Path,
     *,
-    localizer: Localizer,
-    starts: StartPoses,
+    refiner: Refiner,
+    starts: InitialPoses,
 ) -> None:
     """Draw each sample's matches, features and refinement, and all of them in `overview.png`.
 
@@ -35,11 +33,11 @@ def draw_examples(
         network: on the device of the samples.
         samples: batches of one query each, best one a condition.
         folder: where the pictures are written.
-        localizer: settings of matching and refinement.
+        refiner: settings of refinement.
         starts: the initial pose of each query.
     """
     network.eval()
-    rows = [_draw_example(network, batch, folder, localizer, starts) for batch in samples]
+    rows = [_draw_example(network, batch, folder, refiner, starts) for batch in samples]
     pictures.overview(rows, path=folder / "overview.png")
 
 
@@ -67,14 +65,13 @@ def draw_matches(network: nn.Module, pairs: MatchingDataset, folder: Path) -> No
 
 
 def _draw_example(
-    network: nn.Module, batch: LocalizationBatch, folder: Path, localizer: Localizer, starts: StartPoses
+    network: nn.Module, batch: LocalizationBatch, folder: Path, refiner: Refiner, starts: InitialPoses
 ) -> pictures.OverviewRow:
-    query, reference = localizer.features(network, batch)
+    query, reference = network(batch.query.image), network(batch.reference.image)
     initial = starts.draw(batch, 0)
-    refinement = localizer.refine(query, reference, batch, initial)
-    keypoints, in_reference = _project(batch, batch.reference.camera, batch.reference.cam_from_world)
+    refinement = refiner.refine(query, reference, batch, initial)
     truth, in_query = _project(batch, batch.query.camera, batch.query.cam_from_world)
-    shown = batch.valid[0] & in_reference & in_query
+    shown = batch.valid[0] & in_query
 
     def seen_from(pose: Pose) -> Tensor:
         xy, valid = _project(batch, batch.query.camera, pose)
@@ -94,12 +91,11 @@ def _draw_example(
     )  # fmt: skip
     pictures.feature_maps(image, query.cpu(), path=folder / f"features_{name}.png")
 
-    descriptors, _ = sample_descriptors(reference, keypoints[None])
-    matched = match_coarse_to_fine(descriptors, query)[0]
+    matched = Matcher().match(reference, batch.keypoints, query).keypoints[0]
     pictures.matches(
         batch.reference.image[0].cpu(),
         image,
-        keypoints[shown].cpu(),
+        batch.keypoints[0][shown].cpu(),
         matched[shown].cpu(),
         errors=(matched - truth).norm(dim=-1)[shown].cpu(),
         path=folder / f"matches_{name}.png",

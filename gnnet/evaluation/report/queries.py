@@ -110,7 +110,7 @@ def _project(points: Tensor, camera: Camera, pose: Pose) -> np.ndarray:
 
 
 def _panels(localization: Localization, truth: Pose | None, project: Project) -> list[Projections]:
-    final, initial, xy_truth = localization.cam_from_world, localization.start, project(truth)
+    final, initial, xy_truth = localization.cam_from_world, localization.initial, project(truth)
     if final is None:
         title = "query, no pose was found" if xy_truth is None else "no pose was found; points at the true pose"
         return [Projections(title, truth=xy_truth)]

@@ -53,7 +53,7 @@ def pose_at(x: float, y: float = 0.0, z: float = 0.0) -> Pose:
 
 def localized(name: str, pose: Pose | None, start: Pose | None = None, **values) -> Localization:
     status = Status.NO_POSE if pose is None else Status.LOCALIZED
-    return Localization(name, status, "", cam_from_world=pose, start=start or pose, **values)
+    return Localization(name, status, "", cam_from_world=pose, initial=start or pose, **values)
 
 
 @pytest.fixture

@@ -1,0 +1,127 @@
+"""Where a query's pose before refinement comes from: one class each, which `conf/localizer/` names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from gnnet.data.batches import Matches
+from gnnet.geometry.pose import Pose
+from gnnet.localization.hypotheses import Hypothesis, pose_hypotheses
+from gnnet.localization.local_features import LocalFeatures
+from gnnet.localization.map import References
+from gnnet.localization.matching import Matcher
+from gnnet.localization.pnp import PoseSolver
+from gnnet.localization.query import Query
+from gnnet.localization.result import Status
+from gnnet.localization.stopwatch import Stopwatch
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """Poses of a query before refinement.
+
+    Args:
+        status, reason: why there is no pose, or `LOCALIZED` and how the best was found.
+        hypotheses: with poses, the best first; empty if there is none.
+        matches: (M,) of the references' observations with the query; None if nothing was to be matched.
+        max_error: pixels, the largest reprojection error of a match that is an inlier.
+    """
+
+    status: Status
+    reason: str
+    hypotheses: tuple[Hypothesis, ...] = ()
+    matches: Matches | None = None
+    max_error: float = 0.0
+
+
+class PoseSource(Protocol):
+    """Gives a query's poses before refinement.
+
+    `name` is what tables call these poses; `takes_initial`, whether the caller must give an initial pose;
+    `local_features` describe the map's points, None if the network's maps do.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def takes_initial(self) -> bool: ...
+    @property
+    def local_features(self) -> LocalFeatures | None: ...
+
+    def propose(self, query: Query, references: References, best: int, watch: Stopwatch) -> Proposal:
+        """Poses of a query.
+
+        Args:
+            query: with features.
+            references: that the query is compared with, one at least.
+            best: limit on the references of a cluster of covisible ones that are used.
+            watch: told when a stage ends.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class PoseFromMatches:
+    """Poses by PnP in RANSAC from matches of the references' observations, one for each cluster of covisible ones.
+
+    Args:
+        matcher: finds the observations in the query: in its feature maps, or among its own local features.
+        solver: finds a pose from matches.
+    """
+
+    matcher: Matcher | LocalFeatures = field(default_factory=lambda: Matcher(ratio=0.9))
+    solver: PoseSolver = field(default_factory=PoseSolver)
+    name: ClassVar[str] = "PnP"
+    takes_initial: ClassVar[bool] = False
+
+    @property
+    def local_features(self) -> LocalFeatures | None:
+        return self.matcher if isinstance(self.matcher, LocalFeatures) else None
+
+    def propose(self, query: Query, references: References, best: int, watch: Stopwatch) -> Proposal:
+        observations, map = references.observations, references.map
+        matches = self.matcher.match_query(observations, query, map.image_sizes)
+        watch.lap("matching")
+        if not matches.kept.any():
+            return Proposal(Status.NO_MATCHES, "nothing matches", matches=matches)
+        hypotheses = pose_hypotheses(
+            matches, observations, map.shared(references.rows), references.rows, query.camera, self.solver, best=best
+        )
+        watch.lap("pose")
+        first, posed = hypotheses[0], tuple(h for h in hypotheses if h.cam_from_world is not None)
+        status = Status.LOCALIZED if posed else Status.NO_POSE
+        return Proposal(status, first.reason, posed, matches, self.solver.max_error)
+
+
+class NearestPose:
+    """The pose of the best reference."""
+
+    name = "nearest"
+    takes_initial = False
+    local_features = None
+
+    def propose(self, query: Query, references: References, best: int, watch: Stopwatch) -> Proposal:
+        pose = references.map.poses[int(references.rows[0])]
+        return _unmatched(pose, references.rows[:best], "the nearest reference's pose")
+
+
+class GivenPose:
+    """The initial pose that the caller gives."""
+
+    name = "given"
+    takes_initial = True
+    local_features = None
+
+    def propose(self, query: Query, references: References, best: int, watch: Stopwatch) -> Proposal:
+        if query.initial is None:
+            return Proposal(Status.NO_POSE, "no initial pose")
+        return _unmatched(query.initial.to(torch.float64), references.rows[:best], "the pose given")
+
+
+def _unmatched(pose: Pose, rows: Tensor, reason: str) -> Proposal:
+    hypothesis = Hypothesis(pose, rows, torch.zeros(0, dtype=torch.bool), 0, reason)
+    return Proposal(Status.LOCALIZED, reason, (hypothesis,))

@@ -1,0 +1,36 @@
+"""What is known of the image that is being localized."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from gnnet.geometry.camera import Camera
+from gnnet.geometry.pose import Pose
+from gnnet.models.pyramid import FeaturePyramid
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """An image that is being localized, its features, and what is known of it.
+
+    Args:
+        name: a reference of this name is never used for it.
+        image: (3, H, W) uint8 RGB, shrunk as the map's images were.
+        pyramid: its feature maps, a batch of one, on the network's device.
+        camera: intrinsics of `image`, unbatched, float64; points are projected with it.
+        full_camera: intrinsics of the image as it was given, before it was shrunk.
+        place: the place of the dataset it lies in; None or empty if not known.
+        initial: `cam_from_world` known beforehand, which is to be refined, unbatched; None if there is none.
+        truth: its true `cam_from_world`, for `OracleRetrieval` alone; None if not known.
+    """
+
+    name: str
+    image: Tensor
+    pyramid: FeaturePyramid
+    camera: Camera
+    full_camera: Camera
+    place: str | None = None
+    initial: Pose | None = None
+    truth: Pose | None = None
