@@ -27,76 +27,64 @@ class PnPResult(NamedTuple):
 
 @dataclass(frozen=True)
 class PoseSolver:
-    """Settings of `estimate_pose`.
+    """Finds the pose of a query from pixels and the 3D points seen there, most of which may be wrong.
 
     Args:
         max_error: pixels, the largest reprojection error of an inlier.
-        min_inliers: fewer are a failure.
-        seed: of RANSAC's draws.
+        min_inliers: fewer are a failure; at least 4, as three points have several poses.
+        seed: seed of RANSAC's draws; the same input and seed give the same pose.
+
+    Raises:
+        ValueError: if a setting is out of range.
     """
 
     max_error: float = 4.0
     min_inliers: int = 12
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if not self.max_error > 0 or self.min_inliers < 4:
+            raise ValueError(f"max_error {self.max_error} and min_inliers {self.min_inliers}; expected > 0 and >= 4")
+
     def solve(self, keypoints: Tensor | np.ndarray, points: Tensor | np.ndarray, camera: Camera) -> PnPResult:
-        """As `estimate_pose`."""
-        return estimate_pose(
-            keypoints, points, camera, max_error=self.max_error, min_inliers=self.min_inliers, seed=self.seed
+        """The pose that the matches agree on; none, with a reason, from too few or equal points, a line, or NaN.
+
+        Args:
+            keypoints: (N, 2) COLMAP pixels.
+            points: (N, 3) in metres, in the frame that the pose is to be from.
+            camera: of the query, unbatched; distortion is part of the projection.
+
+        Raises:
+            ValueError: if shapes do not fit each other.
+        """
+        xy, xyz = (torch.as_tensor(a).detach().cpu().double() for a in (keypoints, points))
+        if xy.ndim != 2 or xy.shape[1] != 2 or xyz.shape != (len(xy), 3) or camera.shape != ():
+            raise ValueError(
+                f"keypoints {tuple(xy.shape)}, points {tuple(xyz.shape)} and camera {tuple(camera.shape)}; "
+                "expected (N, 2), (N, 3) and ()"
+            )
+        inliers = torch.zeros(len(xy), dtype=torch.bool)
+        finite = (xy.isfinite().all(1) & xyz.isfinite().all(1)).nonzero().squeeze(1)
+        if len(finite) < self.min_inliers:
+            return PnPResult(None, inliers, f"{len(finite)} matches, {self.min_inliers} needed")
+        found = _ransac(xy[finite].numpy(), xyz[finite].numpy(), camera, self.max_error, self.seed)
+        if found is None:
+            return PnPResult(None, inliers, f"no pose agrees with the {len(finite)} matches")
+        matrix, mask = found
+        count = int(mask.sum())
+        if count < self.min_inliers:
+            return PnPResult(None, inliers, f"{count} inliers, {self.min_inliers} needed")
+        if not np.isfinite(matrix).all() or _rank(xyz[finite][mask]) < 2:
+            return PnPResult(None, inliers, f"the {count} inliers lie on one line or point, which fixes no pose")
+        inliers[finite[mask]] = True
+        return PnPResult(
+            Pose.from_matrix(torch.from_numpy(matrix)), inliers, f"{count} inliers of {len(finite)} matches"
         )
 
 
-def estimate_pose(
-    keypoints: Tensor | np.ndarray,
-    points: Tensor | np.ndarray,
-    camera: Camera,
-    *,
-    max_error: float = 4.0,
-    min_inliers: int = 12,
-    seed: int = 0,
-) -> PnPResult:
-    """Pose of a query from pixels (N, 2) and the 3D points (N, 3) in metres seen there, most of which may be wrong.
-
-    Degenerate input (too few or equal points, all on a line, NaN) gives no pose and a reason. The same
-    input and seed give the same pose.
-
-    Args:
-        keypoints: COLMAP pixels.
-        points: in the frame that the pose is to be from.
-        camera: of the query, unbatched; distortion is part of the projection.
-        max_error: pixels, the largest reprojection error of an inlier.
-        min_inliers: fewer are a failure; at least 4, as three points have several poses.
-        seed: of the draws.
-
-    Raises:
-        ValueError: if shapes do not fit each other, or a setting is out of range.
-    """
-    xy, xyz = (torch.as_tensor(a).detach().cpu().double() for a in (keypoints, points))
-    if xy.ndim != 2 or xy.shape[1] != 2 or xyz.shape != (len(xy), 3) or camera.shape != ():
-        raise ValueError(
-            f"keypoints {tuple(xy.shape)}, points {tuple(xyz.shape)} and camera {tuple(camera.shape)}; "
-            "expected (N, 2), (N, 3) and ()"
-        )
-    if not max_error > 0 or min_inliers < 4:
-        raise ValueError(f"max_error {max_error} and min_inliers {min_inliers}; expected > 0 and >= 4")
-    inliers = torch.zeros(len(xy), dtype=torch.bool)
-    finite = (xy.isfinite().all(1) & xyz.isfinite().all(1)).nonzero().squeeze(1)
-    if len(finite) < min_inliers:
-        return PnPResult(None, inliers, f"{len(finite)} matches, {min_inliers} needed")
-    found = _ransac(xy[finite].numpy(), xyz[finite].numpy(), camera, max_error, seed)
-    if found is None:
-        return PnPResult(None, inliers, f"no pose agrees with the {len(finite)} matches")
-    matrix, mask = found
-    count = int(mask.sum())
-    if count < min_inliers:
-        return PnPResult(None, inliers, f"{count} inliers, {min_inliers} needed")
-    if not np.isfinite(matrix).all() or _rank(xyz[finite][mask]) < 2:
-        return PnPResult(None, inliers, f"the {count} inliers lie on one line or point, which fixes no pose")
-    inliers[finite[mask]] = True
-    return PnPResult(Pose.from_matrix(torch.from_numpy(matrix)), inliers, f"{count} inliers of {len(finite)} matches")
-
-
-def _ransac(xy: np.ndarray, xyz: np.ndarray, camera: Camera, max_error: float, seed: int):
+def _ransac(
+    xy: np.ndarray, xyz: np.ndarray, camera: Camera, max_error: float, seed: int
+) -> tuple[np.ndarray, Tensor] | None:
     """Matrix (3, 4) and mask of inliers (N,), or None."""
     import pycolmap  # slow to import
 

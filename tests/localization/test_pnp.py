@@ -11,7 +11,7 @@ import torch
 
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, exp, pose_errors
-from gnnet.localization.pnp import PoseSolver, estimate_pose
+from gnnet.localization.pnp import PoseSolver
 
 OPENCV = [500.0, 510.0, 322.0, 238.0, -0.12, 0.05, 0.002, -0.001]
 CAMERA = Camera.from_colmap("OPENCV", 640, 480, OPENCV, dtype=torch.float64)
@@ -28,7 +28,7 @@ def scene(count: int = 200, seed: int = 0) -> tuple[np.ndarray, np.ndarray, Pose
 
 def test_exact_projections_with_distortion_give_the_pose():
     keypoints, points, pose = scene()
-    result = estimate_pose(keypoints, points, CAMERA, max_error=1.0)
+    result = PoseSolver(max_error=1.0).solve(keypoints, points, CAMERA)
     position, rotation = pose_errors(result.cam_from_world, pose)
     assert position < 1e-6 and rotation < 1e-5
     assert result.inliers.all() and "200 inliers of 200" in result.reason
@@ -56,7 +56,7 @@ def test_distortion_counts():
     """Without distortion the pose is wrong, so that the camera's distortion must reach the solver."""
     keypoints, points, pose = scene()
     straight = Camera(CAMERA.size, torch.cat([CAMERA.parameters[:4], torch.zeros(4, dtype=torch.float64)]))
-    result = estimate_pose(keypoints, points, straight, max_error=10.0)
+    result = PoseSolver(max_error=10.0).solve(keypoints, points, straight)
     assert pose_errors(result.cam_from_world, pose)[0] > 1e-3
 
 
@@ -79,7 +79,7 @@ def test_degenerate_input_gives_a_reason(case):
         keypoints = np.random.default_rng(2).uniform((0, 0), (640, 480), (200, 2))
     else:
         points = points * 1e300
-    result = estimate_pose(keypoints, points, CAMERA, max_error=1.0)
+    result = PoseSolver(max_error=1.0).solve(keypoints, points, CAMERA)
     assert result.cam_from_world is None
     assert len(result.inliers) == len(keypoints) and not result.inliers.any()
     assert result.reason
@@ -88,8 +88,8 @@ def test_degenerate_input_gives_a_reason(case):
 def test_wrong_shapes_and_settings_are_explained():
     keypoints, points, _ = scene(20)
     with pytest.raises(ValueError, match=r"keypoints \(20, 2\), points \(19, 3\)"):
-        estimate_pose(keypoints, points[:19], CAMERA)
+        PoseSolver().solve(keypoints, points[:19], CAMERA)
     with pytest.raises(ValueError, match=r"camera \(2,\)"):
-        estimate_pose(keypoints, points, Camera.stack([CAMERA, CAMERA]))
+        PoseSolver().solve(keypoints, points, Camera.stack([CAMERA, CAMERA]))
     with pytest.raises(ValueError, match="min_inliers 3"):
-        estimate_pose(keypoints, points, CAMERA, min_inliers=3)
+        PoseSolver(min_inliers=3).solve(keypoints, points, CAMERA)
