@@ -118,89 +118,43 @@ def _principal_directions(rows: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def nearest_references(
-    queries: Tensor,
-    references: Tensor | np.ndarray,
+    query: Tensor,
+    references: np.ndarray,
     count: int,
     *,
-    query_group: Tensor | None = None,
-    reference_group: Tensor | None = None,
-    not_itself: Tensor | None = None,
-    values_at_once: int = 1 << 26,
+    allowed: Tensor | None = None,
+    values_at_once: int = 1 << 24,
 ) -> tuple[Tensor, Tensor]:
-    """The most similar references of each query: rows (Q, count) and inner products (Q, count), the best first.
+    """The references most similar to a query: rows (K,) and inner products (K,), the best first.
 
-    If fewer than `count` references are allowed, the remaining rows are -1 with similarity -inf. A similarity
-    that is not finite counts as not allowed. Of two equal similarities the lower row comes first. Inner products
-    are summed in float64, so that neither the order of the references nor the size of the chunks changes them.
-    Results are on the queries' device.
+    K is at most `count`. A reference whose similarity is not finite is never found. Of two equal similarities the
+    lower row comes first. Inner products are summed in float64, so that neither the order of the references nor the
+    size of the chunks changes them.
 
     Args:
-        queries: (Q, D) descriptors.
+        query: (D,) descriptor.
         references: (R, D) descriptors of any floating type; may be mapped from disk, and is read once.
-        count: references to find for each query.
-        query_group, reference_group: integer labels (Q,) and (R,), both or none, as of places or cameras; only
-            references of the query's group are allowed, -1 in the query allows all.
-        not_itself: (Q,) row of the reference that is the query itself and is not allowed, or -1.
-        values_at_once: limit, roughly, on the numbers (8 bytes each) held in memory besides queries and results;
-            neither all similarities nor all references are held.
+        count: limit on the references to find.
+        allowed: (R,) bool, which references may be found; None allows all.
+        values_at_once: limit on the numbers (8 bytes each) of references held in memory.
 
     Raises:
-        ValueError: if shapes do not fit together, or there is one group without the other.
+        ValueError: if shapes do not fit together.
     """
-    _check_shapes(queries, references, count, query_group, reference_group, not_itself)
-    device, (total, width) = queries.device, references.shape
-    rows_at_once = max(1, min(total, values_at_once // (4 * max(1, width))))
-    queries_at_once = max(1, min(values_at_once // (4 * max(1, width)), values_at_once // (8 * rows_at_once)))
-    groups = None if query_group is None else (query_group.to(device)[:, None], reference_group.to(device))
-    itself = None if not_itself is None else not_itself.to(device)[:, None]
-    best = _ranks(torch.full((len(queries), count), -torch.inf, device=device), torch.zeros(1, device=device).long())
-    # References on the outside: they may come from a disk, the queries are in memory.
-    for start in range(0, total, rows_at_once):
-        chunk = references[start : start + rows_at_once]
-        chunk = torch.from_numpy(np.array(chunk, np.float64)) if isinstance(chunk, np.ndarray) else chunk
-        chunk = chunk.to(device, torch.float64)
-        rows = torch.arange(start, start + len(chunk), device=device)
-        for first in range(0, len(queries), queries_at_once):
-            part = slice(first, first + queries_at_once)
-            similarity = (queries[part].double() @ chunk.T).float()
-            forbidden = ~similarity.isfinite()
-            if groups is not None:
-                forbidden |= (groups[0][part] != -1) & (groups[0][part] != groups[1][rows])
-            if itself is not None:
-                forbidden |= itself[part] == rows
-            ranks = _ranks(similarity.masked_fill_(forbidden, -torch.inf), rows)
-            best[part] = torch.cat([best[part], ranks], 1).topk(count, dim=1).values
-    return _rows_and_similarities(best)
-
-
-def _ranks(similarity: Tensor, rows: Tensor) -> Tensor:
-    """Integers (Q, R) in the order of the similarities; of equal similarities the lower row (R,) ranks higher.
-
-    Unlike floats with ties these have only one order, so the best of them do not depend on the chunks.
-    """
-    bits = (similarity + 0.0).view(torch.int32)  # -0 + 0 is 0
-    # As integers, the bits of positive floats are in the floats' order, those of negative ones in the reverse.
-    ordered = torch.where(bits < 0, bits ^ 0x7FFFFFFF, bits).long()
-    return (ordered << 32) | (0xFFFFFFFF - rows)
-
-
-def _rows_and_similarities(ranks: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows and similarities that `_ranks` were made of; row -1 where the similarity is -inf."""
-    ordered, rows = ranks >> 32, 0xFFFFFFFF - (ranks & 0xFFFFFFFF)
-    similarity = torch.where(ordered < 0, ordered ^ 0x7FFFFFFF, ordered).int().view(torch.float32)
-    return rows.masked_fill(similarity == -torch.inf, -1), similarity
-
-
-def _check_shapes(queries, references, count, query_group, reference_group, not_itself) -> None:
-    shapes = tuple(queries.shape), tuple(references.shape)
-    if len(shapes[0]) != 2 or len(shapes[1]) != 2 or shapes[0][1] != shapes[1][1] or count < 1:
+    shapes = tuple(query.shape), references.shape
+    if len(shapes[0]) != 1 or len(shapes[1]) != 2 or shapes[0][0] != shapes[1][1] or count < 1:
         raise ValueError(
-            f"queries {shapes[0]}, references {shapes[1]}, count={count}; expected (Q, D), (R, D), 1 or more: "
+            f"query {shapes[0]}, references {shapes[1]}, count={count}; expected (D,), (R, D), 1 or more: "
             "descriptors of one network and one whitening"
         )
-    if (query_group is None) != (reference_group is None):
-        raise ValueError("query_group and reference_group go together; one is given without the other")
-    labels = {"query_group": (query_group, 0), "reference_group": (reference_group, 1), "not_itself": (not_itself, 0)}
-    for name, (values, side) in labels.items():
-        if values is not None and tuple(values.shape) != shapes[side][:1]:
-            raise ValueError(f"{name} is of shape {tuple(values.shape)}; expected {shapes[side][:1]}")
+    total, width = references.shape
+    if allowed is not None and tuple(allowed.shape) != (total,):
+        raise ValueError(f"allowed is of shape {tuple(allowed.shape)}; expected {(total,)}")
+    similarity, rows_at_once = torch.empty(total), max(1, values_at_once // max(1, width))
+    for start in range(0, total, rows_at_once):
+        chunk = torch.from_numpy(np.array(references[start : start + rows_at_once], np.float64))
+        similarity[start : start + len(chunk)] = (chunk @ query.double()).float()
+    found = similarity.isfinite() if allowed is None else similarity.isfinite() & allowed
+    rows = found.nonzero().squeeze(1)
+    best = similarity[rows].sort(descending=True, stable=True)
+    return rows[best.indices[:count]], best.values[:count]

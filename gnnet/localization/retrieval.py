@@ -65,19 +65,12 @@ class DescriptorRetrieval:
             descriptor = gem(query.pyramid)
         else:
             descriptor = self.network(query.image[None].to(query.pyramid.maps[0].device))
-        rows, _ = nearest_references(
-            map.whitening.apply(descriptor.float().cpu()),
-            map.global_descriptors,
-            count,
-            query_group=torch.zeros(1, dtype=torch.int64),
-            reference_group=torch.where(self._allowed(query, map), 0, 1),
-            not_itself=torch.tensor([map.rows.get(query.name, -1)]),
-        )
-        return rows[0][rows[0] >= 0]
+        whitened = map.whitening.apply(descriptor[0].float().cpu())
+        return nearest_references(whitened, map.global_descriptors, count, allowed=self._allowed(query, map))[0]
 
     def _allowed(self, query: Query, map: Map) -> Tensor:
-        """(R,) references that are of the query's place and camera, as far as that is asked for."""
-        allowed = torch.ones(len(map.names), dtype=torch.bool)
+        """(R,) references other than the query itself, of its place and camera as far as that is asked for."""
+        allowed = torch.tensor([name != query.name for name in map.names])
         within = map.retrieve_within
         if ("place" in within if self.same_place is None else self.same_place) and query.place in map.places:
             allowed &= torch.tensor([place == query.place for place in map.places])
