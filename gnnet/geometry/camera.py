@@ -90,13 +90,7 @@ class Camera:
         uv, in_front = _perspective(points_cam)
         xy, in_radius = self._distort_to_pixels(uv)
         u, v = uv.unbind(-1)
-        k1, k2, p1, p2 = (p[..., None] for p in self.parameters[..., 4:].unbind(-1))
-        square = u * u + v * v
-        radial = 1 + square * (k1 + square * k2)
-        slope = 2 * (k1 + 2 * k2 * square)  # d radial / du = slope · u
-        du_du = radial + slope * u * u + 2 * p1 * v + 6 * p2 * u
-        du_dv = slope * u * v + 2 * p1 * u + 2 * p2 * v
-        dv_dv = radial + slope * v * v + 6 * p1 * v + 2 * p2 * u
+        du_du, du_dv, dv_dv = self._distortion_slopes(u, v)
         fx, fy = self.parameters[..., 0, None], self.parameters[..., 1, None]
         z = points_cam[..., 2].clamp(min=MIN_DEPTH)
         xu, xv, yu, yv = fx * du_du / z, fx * du_dv / z, fy * du_dv / z, fy * dv_dv / z
@@ -106,17 +100,10 @@ class Camera:
     def unproject(self, xy: Tensor) -> Tensor:
         """Rays (..., N, 3) with z = 1 through pixels (..., N, 2); distortion inverted by Newton's method."""
         target = (xy - self.parameters[..., None, 2:4]) / self.parameters[..., None, :2]
-        k1, k2, p1, p2 = (p[..., None] for p in self.parameters[..., 4:].unbind(-1))
         u, v = target.unbind(-1)
         for _ in range(12):
-            square = u * u + v * v
-            radial = 1 + square * (k1 + square * k2)
-            slope = 2 * (k1 + 2 * k2 * square)
-            error_u = u * radial + 2 * p1 * u * v + p2 * (square + 2 * u * u) - target[..., 0]
-            error_v = v * radial + p1 * (square + 2 * v * v) + 2 * p2 * u * v - target[..., 1]
-            a = radial + slope * u * u + 2 * p1 * v + 6 * p2 * u
-            b = slope * u * v + 2 * p1 * u + 2 * p2 * v
-            d = radial + slope * v * v + 6 * p1 * v + 2 * p2 * u
+            error_u, error_v = (self._distort(u, v) - target).unbind(-1)
+            a, b, d = self._distortion_slopes(u, v)
             determinant = a * d - b * b
             u = u - (d * error_u - b * error_v) / determinant
             v = v - (a * error_v - b * error_u) / determinant
@@ -128,18 +115,35 @@ class Camera:
 
     def _distort_to_pixels(self, uv: Tensor) -> tuple[Tensor, Tensor]:
         u, v = uv.unbind(-1)
-        k1, k2, p1, p2 = (p[..., None] for p in self.parameters[..., 4:].unbind(-1))
+        xy = self._distort(u, v) * self.parameters[..., None, :2] + self.parameters[..., None, 2:4]
+        k1, k2, _, _ = self._distortion
+        return xy, u * u + v * v < _largest_square_radius(k1, k2)
+
+    @property
+    def _distortion(self) -> tuple[Tensor, ...]:
+        """k1, k2, p1, p2, each (..., 1)."""
+        return tuple(p[..., None] for p in self.parameters[..., 4:].unbind(-1))
+
+    def _distort(self, u: Tensor, v: Tensor) -> Tensor:
+        """Distorted points (..., N, 2) of the image plane."""
+        k1, k2, p1, p2 = self._distortion
         square = u * u + v * v
         radial = 1 + square * (k1 + square * k2)
-        distorted = torch.stack(
-            [
-                u * radial + 2 * p1 * u * v + p2 * (square + 2 * u * u),
-                v * radial + p1 * (square + 2 * v * v) + 2 * p2 * u * v,
-            ],
-            -1,
+        distorted_u = u * radial + 2 * p1 * u * v + p2 * (square + 2 * u * u)
+        distorted_v = v * radial + p1 * (square + 2 * v * v) + 2 * p2 * u * v
+        return torch.stack([distorted_u, distorted_v], -1)
+
+    def _distortion_slopes(self, u: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The symmetric derivative of `_distort`: ∂u′/∂u, ∂u′/∂v = ∂v′/∂u, ∂v′/∂v, each (..., N)."""
+        k1, k2, p1, p2 = self._distortion
+        square = u * u + v * v
+        radial = 1 + square * (k1 + square * k2)
+        slope = 2 * (k1 + 2 * k2 * square)  # d radial / du = slope · u
+        return (
+            radial + slope * u * u + 2 * p1 * v + 6 * p2 * u,
+            slope * u * v + 2 * p1 * u + 2 * p2 * v,
+            radial + slope * v * v + 6 * p1 * v + 2 * p2 * u,
         )
-        xy = distorted * self.parameters[..., None, :2] + self.parameters[..., None, 2:4]
-        return xy, square < _largest_square_radius(k1, k2)
 
     def __getitem__(self, index) -> Camera:
         return Camera(self.size[index], self.parameters[index])
