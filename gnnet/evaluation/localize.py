@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import torch
 from rich.progress import track
-from torch import nn
 
 from gnnet.data.images import read_image
 from gnnet.data.observed_points import observes
@@ -28,6 +27,7 @@ from gnnet.localization.compile import compile_map
 from gnnet.localization.localizer import Localizer
 from gnnet.localization.result import Localization, Status
 from gnnet.localization.retrieval import InitialPoseRetrieval
+from gnnet.models.pyramid import FeatureNetwork
 from gnnet.models.weights import fingerprint
 from gnnet.scenes.formats.poses import write_pose_file
 from gnnet.scenes.scene import Scene, SceneImage
@@ -51,7 +51,7 @@ class MapSettings:
 
 
 def prepare_localizer(
-    settings: Localizer, network: nn.Module, scene: Scene, map: MapSettings, *, device: torch.device | str
+    settings: Localizer, network: FeatureNetwork, scene: Scene, map: MapSettings, *, device: torch.device | str
 ) -> Localizer:
     """The localizer with its network and the scene's map, which is compiled first or, if it is there, opened.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from gnnet.localization.global_descriptors import fit_whitening, gem
 from gnnet.localization.local_features import LocalFeatures, points_of_detections
 from gnnet.localization.map import NEIGHBOURS, Map, check_layout, map_arrays
 from gnnet.localization.refinement import sample_descriptors
+from gnnet.models.pyramid import FeatureNetwork
 from gnnet.models.weights import fingerprint
 from gnnet.sampling import evenly
 from gnnet.scenes.scene import Scene, SceneImage
@@ -32,7 +34,7 @@ WHITENING_SAMPLE = 1024  # limit on the references that the whitening of global 
 def compile_map(
     path: str | Path,
     scene: Scene,
-    network: nn.Module,
+    network: FeatureNetwork,
     *,
     points: int = 1024,
     largest_side: int | None = None,
@@ -73,30 +75,40 @@ def compile_map(
         raise ValueError(
             f"{scene.name} has no reference with pose, camera, and 3D points or depth; a map needs a reconstruction"
         )
-    channels, global_dimensions = _sizes(network, local_features, retrieval_network, device)
+    poses = Pose.stack([i.cam_from_world for i in references if i.cam_from_world is not None])
+    cameras = Camera.stack([i.camera for i in references if i.camera is not None])
+    work = _Work(
+        scene, network.to(device), points, largest_side, local_features,
+        None if retrieval_network is None else retrieval_network.to(device), seed, device,
+    )  # fmt: skip
     made_of = {
         "version": VERSION,
         "network": fingerprint(network),
         "local features": None if local_features is None else local_features.name,
         "retrieval": "gem" if retrieval_network is None else fingerprint(retrieval_network),
-        "scene": _scene_fingerprint(references, scene.points),
+        "scene": _scene_fingerprint(references, poses, cameras, scene.points),
         "points": points, "largest_side": largest_side, "dimensions": dimensions, "seed": seed,
-        "channels": list(channels),
+        "channels": list(network.channels) if local_features is None else [local_features.channels],
     }  # fmt: skip
-    file = _open_or_create(Path(path), made_of, references, global_dimensions, scene.retrieve_within)
-    if file["finished"][0]:
+    path = Path(path)
+    if not path.exists():
+        _create(path, made_of, references, poses, cameras, work.global_dimensions(), scene.retrieve_within)
+    file = ArrayFile(path, writable=True)
+    check_layout(file)
+    found = file.about["made of"]
+    other = [f"{k} {found.get(k)} instead of {v}" for k, v in made_of.items() if found.get(k) != v]
+    if other:
         file.close()
-        return Map.open(path)
-    waiting = np.flatnonzero(file["done"] == 0)
-    bar = track(waiting, description=f"Compiling {len(waiting)} references", disable=not progress, transient=True)
-    for row in bar:
-        reference = references[row]
-        described = _describe(
-            scene, reference, network, points, largest_side, local_features, retrieval_network,
-            np.random.default_rng((seed, int(row))), device,
-        )  # fmt: skip
-        _write(file, int(row), described)
-    _finish(file, scene, references)
+        raise ValueError(
+            f"map {path} was made of something else: {'; '.join(other)}. "
+            "Take the network and the settings that it was made with, name another file, or delete it"
+        )
+    if not file["finished"][0]:
+        waiting = np.flatnonzero(file["done"] == 0).tolist()
+        title = f"Compiling {len(waiting)} references"
+        for row in track(waiting, description=title, disable=not progress, transient=True):
+            _write(file, row, work.describe(references[row], row))
+        _finish(file, references, poses, cameras, len(scene.points))
     file.close()
     return Map.open(path)
 
@@ -112,79 +124,74 @@ class _Described(NamedTuple):
     global_descriptor: Tensor
 
 
-@torch.no_grad()
-def _sizes(network, local_features, retrieval_network, device) -> tuple[tuple[int, ...], int]:
-    """Channels of each level, and dimensions of a raw global descriptor, found with an empty image."""
-    network.to(device)
-    image = torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=device)
-    pyramid = network(image)
-    channels = tuple(m.shape[1] for m in pyramid.maps) if local_features is None else (local_features.channels,)
-    if retrieval_network is None:
-        return channels, gem(pyramid).shape[1]
-    return channels, retrieval_network.to(device)(image).shape[1]
+@dataclass(frozen=True, eq=False)
+class _Work:
+    """How references are described: arguments of `compile_map`."""
+
+    scene: Scene
+    network: FeatureNetwork
+    points: int
+    largest_side: int | None
+    local_features: LocalFeatures | None
+    retrieval_network: nn.Module | None
+    seed: int
+    device: torch.device | str
+
+    @torch.no_grad()
+    def global_dimensions(self) -> int:
+        """Dimensions of a raw global descriptor."""
+        if self.retrieval_network is None:
+            return 2 * self.network.channels[0]  # see `gem`
+        # Any module may retrieve, so only its output tells.
+        return self.retrieval_network(torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=self.device)).shape[1]
+
+    @torch.no_grad()
+    def describe(self, reference: SceneImage, row: int) -> _Described:
+        """What the map's row `row` holds of a reference."""
+        image, camera, factors = read_view(reference, self.largest_side)
+        assert camera is not None, "a reference without a camera is left out"
+        on_device = image[None].to(self.device)
+        if self.local_features is None or self.retrieval_network is None:
+            pyramid = self.network(on_device)
+        if self.local_features is None:
+            generator = np.random.default_rng((self.seed, row))
+            observed = observed_points(self.scene, reference, camera, count=self.points, generator=generator)
+            points, ids, keypoints = observed.points, observed.ids, observed.keypoints.float()
+            sampled, inside = sample_descriptors(pyramid, keypoints[None].to(self.device))
+            descriptors = tuple(d[0].cpu() for d in sampled)
+            valid = torch.stack([v[0].cpu() for v in inside], -1) & observed.valid[:, None]
+        else:
+            found = self.local_features.detect(image)
+            on_disk = found.keypoints / torch.from_numpy(factors)
+            points, ids, known = points_of_detections(self.scene, reference, on_disk)
+            kept = known.nonzero().squeeze(1)[: self.points]  # the strongest come first
+            points, ids, keypoints = points[kept], ids[kept], found.keypoints[kept]
+            descriptors, valid = (found.descriptors[kept],), torch.ones(len(kept), 1, dtype=torch.bool)
+        described = gem(pyramid) if self.retrieval_network is None else self.retrieval_network(on_device)
+        return _Described(points, ids, keypoints, descriptors, valid, described[0].cpu())
 
 
-def _open_or_create(
-    path: Path, made_of: dict, references: list[SceneImage], global_dimensions: int, within: tuple[str, ...]
-) -> ArrayFile:
-    if path.exists():
-        file = ArrayFile(path, writable=True)
-        check_layout(file)
-        found = file.about["made of"]
-        other = [f"{k} {found.get(k)} instead of {v}" for k, v in made_of.items() if found.get(k) != v]
-        if other:
-            file.close()
-            raise ValueError(
-                f"map {path} was made of something else: {'; '.join(other)}. "
-                "Take the network and the settings that it was made with, name another file, or delete it"
-            )
-        return file
+def _create(
+    path: Path, made_of: dict, references: list[SceneImage], poses: Pose, cameras: Camera, global_dimensions: int,
+    within: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Make a map's file with room for what the references observe, their poses and cameras."""
+    most, sparse = made_of["points"], made_of["local features"] is not None
     # Several detections may lie near one point, and depth gives any number of points.
-    most = made_of["points"]
-    unbounded = [made_of["local features"] is not None or i.point_ids is None for i in references]
-    capacity = [most if u else min(len(i.point_ids), most) for u, i in zip(unbounded, references, strict=True)]
-    count, total = len(references), sum(capacity)
+    capacity = [most if sparse or i.point_ids is None else min(len(i.point_ids), most) for i in references]
+    count = len(references)
     small = min(made_of["dimensions"], global_dimensions)
     if count > 2:  # else there is no whitening, see `fit_whitening`
         small = min(small, count - 1, WHITENING_SAMPLE - 1)
-    arrays = map_arrays(count, total, made_of["channels"], global_dimensions, small)
+    arrays = map_arrays(count, sum(capacity), made_of["channels"], global_dimensions, small)
     names, places = [i.name for i in references], [i.place for i in references]
-    file = ArrayFile.create(
-        path, arrays, {"made of": made_of, "names": names, "places": places, "retrieve within": within}
-    )
+    about = {"made of": made_of, "names": names, "places": places, "retrieve within": within}
+    file = ArrayFile.create(path, arrays, about)
     file.write("offsets", 0, np.cumsum([0, *capacity[:-1]]))
-    poses = Pose.stack([i.cam_from_world for i in references])
     file.write("rotation", 0, poses.rotation.numpy())
     file.write("translation", 0, poses.translation.numpy())
-    cameras = Camera.stack([i.camera for i in references])
     file.write("camera", 0, torch.cat([cameras.size, cameras.parameters], -1).numpy())
-    file.flush()
-    return file
-
-
-@torch.no_grad()
-def _describe(
-    scene: Scene, reference: SceneImage, network: nn.Module, count: int, largest_side: int | None,
-    local_features: LocalFeatures | None, retrieval_network: nn.Module | None, generator: np.random.Generator,
-    device: torch.device | str,
-) -> _Described:  # fmt: skip
-    image, camera, factors = read_view(reference, largest_side)
-    on_device = image[None].to(device)
-    pyramid = network(on_device) if local_features is None or retrieval_network is None else None
-    if local_features is None:
-        observed = observed_points(scene, reference, camera, count=count, generator=generator)
-        points, ids, keypoints = observed.points, observed.ids, observed.keypoints.float()
-        sampled, inside = sample_descriptors(pyramid, keypoints[None].to(device))
-        descriptors = tuple(d[0].cpu() for d in sampled)
-        valid = torch.stack([v[0].cpu() for v in inside], -1) & observed.valid[:, None]
-    else:
-        detected = local_features.detect(image)
-        points, ids, known = points_of_detections(scene, reference, detected.keypoints / torch.from_numpy(factors))
-        kept = known.nonzero().squeeze(1)[:count]  # the strongest come first
-        points, ids, keypoints = points[kept], ids[kept], detected.keypoints[kept]
-        descriptors, valid = (detected.descriptors[kept],), torch.ones(len(kept), 1, dtype=torch.bool)
-    described = gem(pyramid) if retrieval_network is None else retrieval_network(on_device)
-    return _Described(points, ids, keypoints, descriptors, valid, described[0].cpu())
+    file.close()
 
 
 def _write(file: ArrayFile, row: int, described: _Described) -> None:
@@ -205,7 +212,7 @@ def _write(file: ArrayFile, row: int, described: _Described) -> None:
     file.flush()
 
 
-def _finish(file: ArrayFile, scene: Scene, references: list[SceneImage]) -> None:
+def _finish(file: ArrayFile, references: list[SceneImage], poses: Pose, cameras: Camera, points: int) -> None:
     """Write what follows from all references together: whitening, global descriptors, covisibility."""
     count, small = file.shape("global")
     raw = file["global/raw"]
@@ -216,10 +223,12 @@ def _finish(file: ArrayFile, scene: Scene, references: list[SceneImage]) -> None
     for start in range(0, count, 256):
         rows = torch.from_numpy(raw[start : start + 256].astype(np.float32))
         file.write("global", start, whitening.apply(rows).numpy())
-    if all(i.point_ids is not None for i in references):
-        parts = covisible_by_points(references, len(scene.points))
+    ids = [i.point_ids for i in references if i.point_ids is not None]
+    if len(ids) == count:
+        parts = covisible_by_points(ids, points)
     else:
-        parts = covisible_by_depth(references, lambda row: _points_of(file, row), candidates=4 * NEIGHBOURS)
+        places = [i.place for i in references]
+        parts = covisible_by_depth(poses, cameras, places, lambda row: _points_of(file, row), candidates=4 * NEIGHBOURS)
     for row, (neighbours, shared) in enumerate(parts):
         order = np.argsort(-shared, kind="stable")[:NEIGHBOURS]
         kept = order[shared[order] > 0]
@@ -237,12 +246,12 @@ def _points_of(file: ArrayFile, row: int) -> Tensor:
     return torch.from_numpy(np.array(file["points"][start : start + count]))
 
 
-def _scene_fingerprint(references: list[SceneImage], points: Tensor) -> str:
-    digest = hashlib.sha256(np.ascontiguousarray(points.numpy()))
-    for i in references:
+def _scene_fingerprint(references: list[SceneImage], poses: Pose, cameras: Camera, points: Tensor) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(points.numpy()).data)
+    for row, i in enumerate(references):
         digest.update(i.name.encode(errors="surrogateescape"))
-        for value in (i.camera.size, i.camera.parameters, i.cam_from_world.rotation, i.cam_from_world.translation):
-            digest.update(value.double().numpy().tobytes())
+        for values in (cameras.size, cameras.parameters, poses.rotation, poses.translation):
+            digest.update(values[row].double().numpy().tobytes())
         if i.point_ids is not None:
             digest.update(np.asarray(i.point_ids, np.int64).tobytes())
     return digest.hexdigest()[:16]

@@ -32,7 +32,8 @@ def best_cells(
             parts.append((index, best, (above < limit) & (best > 0)))
         else:
             parts.append((index, best, torch.ones_like(best, dtype=torch.bool)))
-    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    indices, similarities, distinct = (torch.cat(column) for column in zip(*parts, strict=True))
+    return indices, similarities, distinct
 
 
 _BLOCK = 256  # cells

@@ -80,7 +80,7 @@ class PoseFromMatches:
 
     @property
     def local_features(self) -> LocalFeatures | None:
-        return self.matcher if isinstance(self.matcher, LocalFeatures) else None
+        return self.matcher.local_features
 
     def propose(self, query: Query, references: References, best: int, watch: Stopwatch) -> Proposal:
         observations, map = references.observations, references.map

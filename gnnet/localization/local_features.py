@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -56,10 +56,12 @@ class LocalFeatures:
         if self.lightglue and self.name == "sift":
             raise ValueError("lightglue=true goes with name=disk or name=aliked, not with sift")
 
+    channels: ClassVar[int] = 128
+
     @property
-    def channels(self) -> int:
-        """Channels of a descriptor."""
-        return 128
+    def local_features(self) -> LocalFeatures:
+        """What describes the map's points for this matcher: itself."""
+        return self
 
     def load(self) -> None:
         """Load the weights, if there are any, before the first image is to be described.
@@ -177,16 +179,16 @@ def points_of_detections(scene: Scene, reference: SceneImage, detections: Tensor
     """
     xy = detections.double()
     nowhere = torch.full((len(xy),), -1)
-    if reference.point_ids is None:
+    camera, cam_from_world = reference.camera, reference.cam_from_world
+    if reference.point_ids is None or camera is None or cam_from_world is None:  # what is missing, this says
         points, known = lift_keypoints(reference, xy.numpy())
         return torch.from_numpy(points), nowhere, torch.from_numpy(known)
     ids = torch.from_numpy(np.asarray(reference.point_ids, np.int64))
-    in_camera = reference.cam_from_world.transform(scene.points[ids])
-    projected, visible = reference.camera.project(in_camera)
+    in_camera = cam_from_world.transform(scene.points[ids])
+    projected, visible = camera.project(in_camera)
     ids, in_camera, projected = ids[visible], in_camera[visible], projected[visible]
     if not len(ids) or not len(xy):
         return torch.zeros(len(xy), 3).double(), nowhere, torch.zeros(len(xy), dtype=torch.bool)
-    distance, nearest = cKDTree(projected.numpy()).query(xy.numpy())
-    rays = reference.camera.unproject(xy) * in_camera[nearest, 2:]
-    known = torch.from_numpy(distance <= NEAR_POINT) & reference.camera.contains(xy)
-    return reference.cam_from_world.inverse().transform(rays), ids[torch.from_numpy(nearest)], known
+    distance, nearest = map(torch.from_numpy, cKDTree(projected.numpy()).query(xy.numpy()))
+    rays = camera.unproject(xy) * in_camera[nearest, 2:]
+    return cam_from_world.inverse().transform(rays), ids[nearest], (distance <= NEAR_POINT) & camera.contains(xy)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gnnet.data.images import limit_size
 from gnnet.geometry.camera import Camera
@@ -22,6 +22,7 @@ from gnnet.localization.result import Localization, Status
 from gnnet.localization.retrieval import DescriptorRetrieval, Retrieval, rows_of
 from gnnet.localization.stopwatch import Stopwatch
 from gnnet.models.checkpoint import network_of_checkpoint
+from gnnet.models.pyramid import FeatureNetwork
 from gnnet.models.weights import fingerprint
 
 
@@ -38,8 +39,7 @@ class Localizer:
             matches; without matches, the nearest.
         reference_camera: project into the query with the nearest reference's camera (an ablation).
         distortion: False leaves out the distortion of the query's lens (an ablation).
-        network: image to feature pyramid, in evaluation mode on its device.
-        map: compiled with the same network.
+        ready: the network and the map to localize on; `on` gives them.
 
     Raises:
         ValueError: if settings contradict each other.
@@ -52,8 +52,7 @@ class Localizer:
     best_references: int = 4
     reference_camera: bool = False
     distortion: bool = True
-    network: nn.Module | None = None
-    map: Map | None = None
+    ready: tuple[FeatureNetwork, Map] | None = None
 
     def __post_init__(self) -> None:
         if self.refiner is not None and self.pose.local_features is not None:
@@ -95,8 +94,24 @@ class Localizer:
         refined = "" if self.refiner is None else ", refined"
         return f"pose: {self.pose.name}{refined}, retrieval: {self.retrieval.name}"
 
-    def on(self, network: nn.Module, map: Map) -> Localizer:
-        """The same settings with a network and a map.
+    @property
+    def network(self) -> FeatureNetwork:
+        """From images to feature pyramids, in evaluation mode, on the device that localizes."""
+        return self._on[0]
+
+    @property
+    def map(self) -> Map:
+        """The map to localize on, compiled with the network."""
+        return self._on[1]
+
+    @property
+    def _on(self) -> tuple[FeatureNetwork, Map]:
+        if self.ready is None:
+            raise ValueError("this localizer has settings only: give it a network and a map by localizer.on(…)")
+        return self.ready
+
+    def on(self, network: FeatureNetwork, map: Map) -> Localizer:
+        """The same settings with a network, in evaluation mode on its device, and a map.
 
         Raises:
             ValueError: if the map was compiled with another network, retrieval network or local features.
@@ -114,7 +129,7 @@ class Localizer:
                     f"map {map.path} was compiled with the {key} {found}, not with {expected}; "
                     "compile one with these (name another file)"
                 )
-        return replace(self, network=network, map=map)
+        return replace(self, ready=(network, map))
 
     @torch.no_grad()
     def localize(
@@ -141,32 +156,31 @@ class Localizer:
             truth: the true `cam_from_world`, for `OracleRetrieval`.
 
         Raises:
-            ValueError: if network or map are missing.
+            ValueError: if it has no network and map.
         """
-        if self.network is None or self.map is None:
-            raise ValueError("this localizer has settings only: give it a network and a map by localizer.on(…)")
+        network, map = self._on
         width, height = camera.size.round().int().tolist()
         if (width, height) != (image.shape[-1], image.shape[-2]):
             reason = f"the image is {image.shape[-1]}×{image.shape[-2]} pixels, its camera says {width}×{height}"
             return Localization(name, Status.NO_CAMERA, reason, condition)
         if self.pose.takes_initial and initial is None:
             return Localization(name, Status.NO_POSE, "no initial pose", condition)
-        device = next(self.network.parameters(), torch.empty(0)).device
+        device = next(network.parameters(), torch.empty(0)).device
         watch = Stopwatch(device)
-        image, factors = limit_size(image, self.map.largest_side)
-        pyramid = self.network(image[None].to(device))
+        image, factors = limit_size(image, map.largest_side)
+        pyramid = network(image[None].to(device))
         watch.lap("features")
         full_camera = camera.to(torch.float64)
         query = Query(
             name, image, pyramid, full_camera.scale(torch.from_numpy(factors)), full_camera, place, initial, truth
         )
         if references is None:
-            rows = self.retrieval.find(query, self.map, self.references)
+            rows = self.retrieval.find(query, map, self.references)
             reason = f"retrieval by {self.retrieval.name} found no reference"
         else:
-            rows = rows_of(references, query, self.map, self.references)
+            rows = rows_of(references, query, map, self.references)
             reason = "the map has none of the references named"
-        chosen = References(self.map, rows)
+        chosen = References(map, rows)
         watch.lap("retrieval")
         result = Localization(name, Status.NO_REFERENCE, reason, condition, references=chosen.names)
         if len(rows):

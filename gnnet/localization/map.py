@@ -144,9 +144,9 @@ class Map:
     def observations(self, rows: Tensor) -> Observations:
         """All observations of some references, rows (K,), one reference after another."""
         offsets = self.file["offsets"]
-        index = [np.arange(offsets[row], offsets[row] + self.file["count"][row]) for row in rows.tolist()]
-        owner = torch.repeat_interleave(rows, torch.tensor([len(i) for i in index], dtype=torch.int64))
-        index = np.concatenate([*index, np.zeros(0, np.int64)])
+        counts = self.file["count"]
+        each = [np.arange(offsets[row], offsets[row] + counts[row]) for row in rows.tolist()]
+        index = np.concatenate([*each, np.zeros(0, np.int64)])
 
         def take(name: str) -> Tensor:
             return torch.from_numpy(np.asarray(self.file[name][index]))
@@ -157,7 +157,7 @@ class Map:
             keypoints=take("keypoints"),
             descriptors=tuple(take(f"descriptors/{level}").float() for level in range(self.levels)),
             valid=take("valid").bool(),
-            reference=owner,
+            reference=torch.repeat_interleave(rows, torch.tensor([len(i) for i in each], dtype=torch.int64)),
         )
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +56,7 @@ class Matcher:
     mutual: float | None = 2.0
     subpixel: bool = True
     candidates: int = 8
+    local_features: ClassVar[None] = None  # the network's maps describe the map's points
 
     def __post_init__(self) -> None:
         if self.candidates < 1:
@@ -61,15 +64,12 @@ class Matcher:
 
     def search(self, descriptors: tuple[Tensor, ...], pyramid: FeaturePyramid) -> Matches:
         """Where descriptors (B, N, C_l) of each level fit best in a pyramid (B,), and which pass the ratio test."""
-        if self.dense:
-            return search_dense(
-                descriptors, pyramid, ratio=self.ratio, rank=self.rank, subpixel=self.subpixel,
-                fine_weight=self.fine_weight,
-            )  # fmt: skip
-        return search_coarse_to_fine(
-            descriptors, pyramid, candidates=self.candidates, ratio=self.ratio, subpixel=self.subpixel,
-            fine_weight=self.fine_weight,
-        )  # fmt: skip
+        search = (
+            partial(search_dense, rank=self.rank)
+            if self.dense
+            else partial(search_coarse_to_fine, candidates=self.candidates)
+        )
+        return search(descriptors, pyramid, ratio=self.ratio, subpixel=self.subpixel, fine_weight=self.fine_weight)
 
     def match_query(self, observations: Observations, query: Query, image_sizes: Tensor) -> Matches:
         """Match what references observe (M,) in a query; matches (M,) on the CPU, keypoints in float64."""
@@ -214,10 +214,11 @@ def search_dense(
     weights = [1.0] * (len(levels) - 1) + [fine_weight]
     # The nearest cell, not that of the largest product: between centres of cells features are shorter, and some
     # networks' features are of any length. The squares stand as channels, so that all of it is one product.
-    own = sum(w * d.square().sum(-1, keepdim=True) for w, d in zip(weights, descriptors, strict=True)) / 2
-    theirs = sum(w * vector_norm(c, dim=1, keepdim=True).square() for w, c in zip(weights, levels, strict=True)) / 2
-    columns = torch.cat([*(w * d for w, d in zip(weights, descriptors, strict=True)), own, torch.ones_like(own)], -1)
-    cells = torch.cat([*levels, torch.ones_like(theirs), -theirs], 1)
+    own = torch.stack([w * d.square().sum(-1) for w, d in zip(weights, descriptors, strict=True)], -1).sum(-1) / 2
+    theirs = torch.stack([w * vector_norm(c, dim=1).square() for w, c in zip(weights, levels, strict=True)]).sum(0) / 2
+    weighted = [w * d for w, d in zip(weights, descriptors, strict=True)]
+    columns = torch.cat([*weighted, own[..., None], torch.ones_like(own)[..., None]], -1)
+    cells = torch.cat([*levels, torch.ones_like(theirs)[:, None], -theirs[:, None]], 1)
     found = [
         best_cells(rows, image, ratio=ratio, rank=rank, values_at_once=values_at_once)
         for rows, image in zip(columns, cells, strict=True)
@@ -277,7 +278,16 @@ def _coarse_candidates(descriptors: Tensor, features: Tensor, count: int) -> tup
 
 def _best_in_window(descriptors: Tensor, features: Tensor, at: Tensor, radius: int) -> tuple[Tensor, Tensor]:
     """The cell nearest to each descriptor within `radius` cells of `at` (B, N, K, 2): its centre, squared distance."""
-    cells, distance = _window(descriptors, features, at, radius)
+    batch, _, height, width = features.shape
+    steps = torch.arange(-radius, radius + 1, device=features.device)
+    offsets = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).flatten(0, 1)
+    cells = at.floor().long()[..., None, :] + offsets  # [B, N, K, W, 2], row by row
+    last = cells.new_tensor([width - 1, height - 1])
+    outside = ((cells < 0) | (cells > last)).any(-1)
+    cells = cells.clamp(min=0).minimum(last)
+    image = torch.arange(batch, device=cells.device)[:, None, None, None]
+    rows = features.permute(0, 2, 3, 1)[image, cells[..., 1], cells[..., 0]]  # [B, N, K, W, C]
+    distance = (rows - descriptors[:, :, None, None]).square_().sum(-1).masked_fill_(outside, torch.inf)
     best = distance.min(-1)
     index = best.indices[..., None, None].expand(*best.indices.shape, 1, 2)
     return cells.gather(-2, index).squeeze(-2) + 0.5, best.values
@@ -298,20 +308,6 @@ def _align(descriptors: Tensor, features: Tensor, at: Tensor) -> Tensor:
         step = torch.where((valid & (determinant > 0))[..., None], step, 0)
         xy = at + (xy + step - at).clamp(-PEAK_RANGE, PEAK_RANGE)
     return xy
-
-
-def _window(descriptors: Tensor, features: Tensor, at: Tensor, radius: int) -> tuple[Tensor, Tensor]:
-    """Cells (B, N, K, W, 2), row by row, of windows around `at`, and squared distances, inf outside the map."""
-    batch, _, height, width = features.shape
-    steps = torch.arange(-radius, radius + 1, device=features.device)
-    offsets = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).flatten(0, 1)
-    cells = at.floor().long()[..., None, :] + offsets
-    inside = ((cells >= 0) & (cells < cells.new_tensor([width, height]))).all(-1)
-    cells = cells.clamp(min=0).minimum(cells.new_tensor([width - 1, height - 1]))
-    image = torch.arange(batch, device=cells.device)[:, None, None, None]
-    rows = features.permute(0, 2, 3, 1)[image, cells[..., 1], cells[..., 0]]  # [B, N, K, W, C]
-    distance = (rows - descriptors[:, :, None, None]).square_().sum(-1)
-    return cells, distance.masked_fill(~inside, torch.inf)
 
 
 def _expanded(pyramid: FeaturePyramid, batch: int) -> FeaturePyramid:

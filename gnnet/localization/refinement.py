@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -198,6 +198,9 @@ class _Progress(NamedTuple):
     iterations: Tensor
 
 
+_Values = TypeVar("_Values", NormalEquations, _Progress)
+
+
 def _descend(
     level: Level, start: NormalEquations, rules: _Rules, limit: int, unroll: bool
 ) -> tuple[NormalEquations, _Progress]:
@@ -207,37 +210,37 @@ def _descend(
     status = torch.where(count < rules.min_points, RefinementStatus.TOO_FEW_POINTS, at_work)
     current = start
     progress = _Progress(torch.full_like(start.weight, rules.initial_damping), status, torch.zeros_like(count))
-    everyone = (current, progress)  # each element as it was when it stopped
+    stopped = current, progress  # each element as it was when it stopped
     for _ in range(limit):
         delta, solved = _solve(current.hessian, current.gradient, progress.damping, unroll)
         progress = progress._replace(status=_stop_if_converged(current, progress, delta, solved, rules))
         if not unroll:
             flags = (progress.status == at_work).tolist()
             if not all(flags):
-                everyone = _merge(everyone, (current, progress), level.rows)
+                stopped = _merge(stopped[0], current, level.rows), _merge(stopped[1], progress, level.rows)
                 if not any(flags):
-                    return everyone
+                    return stopped
                 keep = torch.tensor([i for i, flag in enumerate(flags) if flag], device=count.device)
                 level = level.select(keep, tuple(row for row, flag in zip(level.rows, flags, strict=True) if flag))
-                current, progress = (type(t)(*(x[keep] for x in t)) for t in (current, progress))
+                current, progress = (
+                    NormalEquations(*(x[keep] for x in current)),
+                    _Progress(*(x[keep] for x in progress)),
+                )
                 delta, solved = delta[keep], solved[keep]
         trial = linearise(level, current.pose.retract(delta))
         running = progress.status == at_work
         accepted = running & solved & _improves(current, trial, rules)
         current = NormalEquations(*(_where(accepted, new, old) for new, old in zip(trial, current, strict=True)))
         progress = _after_step(progress, running, accepted, rules)
-    return _merge(everyone, (current, progress), level.rows)
+    return _merge(stopped[0], current, level.rows), _merge(stopped[1], progress, level.rows)
 
 
-def _merge(everyone, some, rows: tuple[int, ...]) -> tuple[NormalEquations, _Progress]:
-    """The whole batch, with `some` as the elements `rows`."""
-    if len(rows) == len(everyone[1].status):
-        return some
-    index = torch.tensor(rows, device=everyone[1].status.device)
-    return tuple(
-        type(whole)(*(x.index_copy(0, index, y) for x, y in zip(whole, part, strict=True)))
-        for whole, part in zip(everyone, some, strict=True)
-    )
+def _merge(whole: _Values, part: _Values, rows: tuple[int, ...]) -> _Values:
+    """Values of the whole batch, with `part` as those of the elements `rows`."""
+    if len(rows) == len(whole[0]):
+        return part
+    index = torch.tensor(rows, device=whole[0].device)
+    return type(whole)(*(x.index_copy(0, index, y) for x, y in zip(whole, part, strict=True)))
 
 
 def _where(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
