@@ -27,11 +27,10 @@ def best_cells(
     for rows in descriptors.split(max(1, rows_at_once)):
         similarity = torch.mm(rows, cells, out=buffer[: len(rows)])
         best, index = _row_max(similarity)
+        distinct = torch.ones_like(best, dtype=torch.bool)
         if ratio < 1:
-            above = _count_above(similarity, ratio * best[:, None])
-            parts.append((index, best, (above < limit) & (best > 0)))
-        else:
-            parts.append((index, best, torch.ones_like(best, dtype=torch.bool)))
+            distinct = (_count_above(similarity, ratio * best[:, None]) < limit) & (best > 0)
+        parts.append((index, best, distinct))
     indices, similarities, distinct = (torch.cat(column) for column in zip(*parts, strict=True))
     return indices, similarities, distinct
 

@@ -46,12 +46,9 @@ class GreyValues(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             grey = (to_unit_range(images).to(self.luma.dtype) * self.luma).sum(1, keepdim=True)
             grey = pad_to_multiple(grey, self.strides[0])
-            maps, stride = [], 1
-            while True:
-                if stride in self.strides:
-                    maps.append(grey)
-                if stride == self.strides[0]:
-                    break
+            maps, stride = {1: grey}, 1
+            while stride < self.strides[0]:
                 grey = F.conv2d(F.pad(grey, (1, 1, 1, 1), mode="replicate"), self.kernel, stride=2)
                 stride *= 2
-        return feature_pyramid(maps[::-1], strides=self.strides, image_size=tuple(images.shape[-2:]), normalize=False)
+                maps[stride] = grey
+        return feature_pyramid([maps[s] for s in self.strides], images, strides=self.strides, normalize=False)

@@ -60,20 +60,18 @@ class NormalizedImages(nn.Module):
         return pad_to_multiple(images, self.multiple).contiguous(memory_format=torch.channels_last)
 
 
-def feature_pyramid(
-    maps: list[Tensor], *, strides: tuple[int, ...], image_size: tuple[int, ...], normalize: bool
-) -> FeaturePyramid:
+def feature_pyramid(maps: list[Tensor], images: Tensor, *, strides: tuple[int, ...], normalize: bool) -> FeaturePyramid:
     """Make a pyramid of maps of padded images: each is cropped to ceil(H / stride) × ceil(W / stride) cells.
 
     The result is in float32 or better, under autocast too: bf16 would resolve a sub-pixel position to 1/256 at best.
 
     Args:
         maps: (B, C_l, H_l', W_l') each, coarse to fine.
+        images: (B, 3, H, W) before padding.
         strides: stride of each map, in pixels.
-        image_size: height and width of the images before padding.
         normalize: divide the vector of each cell by its Euclidean length.
     """
-    height, width = image_size
+    height, width = images.shape[-2:]
     done = []
     for features, stride in zip(maps, strides, strict=True):
         features = features[..., : -(-height // stride), : -(-width // stride)]

@@ -88,9 +88,7 @@ class UNet(nn.Module):
             decoded.append(stage(torch.cat([skips.pop(), upsample(decoded[-1])], 1)))
         deepest = len(self.encoder) - 1
         maps = [head(decoded[deepest - stage]) for head, stage in zip(self.heads, self._stages, strict=True)]
-        return feature_pyramid(
-            maps, strides=self.strides, image_size=tuple(images.shape[-2:]), normalize=self.normalize
-        )
+        return feature_pyramid(maps, images, strides=self.strides, normalize=self.normalize)
 
     def _halve(self, x: Tensor) -> Tensor:
         if self.pooling == "max":

@@ -39,15 +39,12 @@ class VGG16(nn.Module):
     ):
         super().__init__()
         self.taps, self.normalize = tuple(taps), normalize
-        if (
-            not self.taps
-            or list(self.taps) != sorted(set(self.taps))[::-1]
-            or not 1 <= self.taps[-1] <= self.taps[0] <= 30
-        ):
+        decrease = self.taps and list(self.taps) == sorted(set(self.taps))[::-1]
+        if not decrease or not 1 <= self.taps[-1] <= self.taps[0] <= 30:
             raise ValueError(f"taps={self.taps}; expected layers of vgg16.features from 30 down to 1, coarse to fine")
-        layers, described = _layers(self.taps)
-        self.strides = tuple(described[tap][0] for tap in self.taps)
-        self.channels = tuple(described[tap][1] for tap in self.taps)
+        layers, strides, channels = _layers(self.taps)
+        self.strides = tuple(strides[tap] for tap in self.taps)
+        self.channels = tuple(channels[tap] for tap in self.taps)
         self.images = NormalizedImages(multiple=self.strides[0])
         self.features = nn.Sequential(*layers)
         self.features[:frozen_layers].requires_grad_(False)
@@ -61,28 +58,21 @@ class VGG16(nn.Module):
             if index in self.taps:
                 maps.append(x)
             x = layer(x)
-        return feature_pyramid(
-            [x, *maps[::-1]], strides=self.strides, image_size=tuple(images.shape[-2:]), normalize=self.normalize
-        )
+        return feature_pyramid([x, *maps[::-1]], images, strides=self.strides, normalize=self.normalize)
 
 
-def _layers(taps: tuple[int, ...]) -> tuple[list[nn.Module], dict[int, tuple[int, int]]]:
-    """Layers 0 to max(taps) - 1, and by index the stride and number of channels at the input of each layer."""
+def _layers(taps: tuple[int, ...]) -> tuple[list[nn.Module], list[int], list[int]]:
+    """Layers 0 to max(taps) - 1, and the stride and number of channels at the input of each layer, by index."""
     layers: list[nn.Module] = []
-    described: dict[int, tuple[int, int]] = {}
-    stride, width = 1, 3
-
-    def add(layer: nn.Module, stride: int, width: int) -> None:
-        layers.append(layer)
-        described[len(layers)] = (stride, width)
-
+    strides, channels = [1], [3]
     for block in _BLOCKS:
         if block:
-            add(nn.Conv2d(width, block, 3, padding=1), stride, block)
             # In place, unless a tap needs the value before it.
-            add(nn.ReLU(inplace=len(layers) not in taps), stride, block)
-            width = block
+            relu = nn.ReLU(inplace=len(layers) + 1 not in taps)
+            layers += [nn.Conv2d(channels[-1], block, 3, padding=1), relu]
+            strides, channels = [*strides, strides[-1], strides[-1]], [*channels, block, block]
         else:
-            stride *= 2
-            add(nn.MaxPool2d(2), stride, width)
-    return layers[: taps[0]], described
+            layers.append(nn.MaxPool2d(2))
+            strides.append(2 * strides[-1])
+            channels.append(channels[-1])
+    return layers[: taps[0]], strides, channels

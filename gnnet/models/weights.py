@@ -58,9 +58,7 @@ def load_tensors(model: nn.Module, state: StateDict, *, source: str) -> str:
     Raises:
         ValueError: if they do not fit the network (names and shapes are listed).
     """
-    state, kind = _for_network(state, vgg=isinstance(model, VGG16))
-    if isinstance(model, VGG16):
-        state = _without_unused_vgg_layers(model, state)
+    state, kind = _for_network(state, model)
     load_strictly(model, state, source=source, kind=kind)
     return kind
 
@@ -150,23 +148,23 @@ def _numpy_scalars() -> list:
     return [np.dtype, *kinds, *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core"))]
 
 
-def _for_network(state: StateDict, *, vgg: bool) -> tuple[StateDict, str]:
+def _for_network(state: StateDict, model: nn.Module) -> tuple[StateDict, str]:
     """A checkpoint's tensors of the network, under the network's own names, and the kind of checkpoint in words."""
-    network = {k.removeprefix("network."): v for k, v in state.items() if k.startswith("network.")}
+    network, encoder = (
+        {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+        for prefix in ("network.", "encoder.")
+    )
+    vgg, kind = isinstance(model, VGG16), "state dict"
     if network:
-        return network, "gnnet training checkpoint"
-    encoder = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
-    if vgg and encoder:
-        return {f"features.{k}": v for k, v in encoder.items()}, "S2DHM / NetVLAD checkpoint"
-    if vgg:
+        state, kind = network, "gnnet training checkpoint"
+    elif vgg and encoder:
+        state, kind = {f"features.{k}": v for k, v in encoder.items()}, "S2DHM / NetVLAD checkpoint"
+    elif vgg:
         state = {k: v for k, v in state.items() if not k.startswith("classifier.")}
-    return state, "state dict"
-
-
-def _without_unused_vgg_layers(model: VGG16, state: StateDict) -> StateDict:
-    """Leave out the weights of the layers after the first tap, which the model does not have."""
-    unused = {f"features.{i}." for i in range(len(model.features), 31)}
-    return {k: v for k, v in state.items() if not any(k.startswith(u) for u in unused)}
+    if isinstance(model, VGG16):  # without the layers after the first tap, which the model does not have
+        unused = tuple(f"features.{i}." for i in range(len(model.features), 31))
+        state = {k: v for k, v in state.items() if not k.startswith(unused)}
+    return state, kind
 
 
 def load_strictly(model: nn.Module, state: StateDict, *, source: str, kind: str) -> None:
@@ -181,19 +179,13 @@ def load_strictly(model: nn.Module, state: StateDict, *, source: str, kind: str)
         ValueError: if the state dict does not fit; names and shapes are listed.
     """
     own = model.state_dict()
-    problems = [
-        ("missing", [k for k in own if k not in state]),
-        ("unexpected", [k for k in state if k not in own]),
-        (
-            "of another shape",
-            [
-                f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}"
-                for k in own
-                if k in state and state[k].shape != own[k].shape
-            ],
-        ),
-    ]
-    found = [f"{len(names)} {what} ({_some(names)})" for what, names in problems if names]
+    unlike = [k for k in own if k in state and state[k].shape != own[k].shape]
+    problems = {
+        "missing": [k for k in own if k not in state],
+        "unexpected": [k for k in state if k not in own],
+        "of another shape": [f"{k} {tuple(state[k].shape)} instead of {tuple(own[k].shape)}" for k in unlike],
+    }
+    found = [f"{len(names)} {what} ({_some(names)})" for what, names in problems.items() if names]
     if found:
         raise ValueError(
             f"{source} ({kind}, {len(state)} tensors) does not fit {type(model).__name__}: {'; '.join(found)}; "
