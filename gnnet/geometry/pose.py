@@ -146,9 +146,7 @@ def skew(v: Tensor) -> Tensor:
 
 def so3_exp(omega: Tensor) -> Tensor:
     """Rotation matrices (..., 3, 3) of rotation vectors (..., 3) in radians (Rodrigues)."""
-    a, b, _ = _exp_coefficients(omega)
-    w = skew(omega)
-    return torch.eye(3, dtype=omega.dtype, device=omega.device) + a * w + b * (w @ w)
+    return exp(torch.cat([torch.zeros_like(omega), omega], -1)).rotation
 
 
 def exp(delta: Tensor) -> Pose:

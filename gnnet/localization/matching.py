@@ -42,7 +42,8 @@ class Matcher:
         rank: rank of the similarity that the best is compared with, as a share of the map's cells.
         mutual: pixels; a match is kept if matching it back ends within so many of where it began.
             None does not match back.
-        subpixel: place matches between the centres of the finest level's cells.
+        subpixel: move a match from the cell's centre to the least distance of the interpolated finest map, by
+            Gauss-Newton.
         candidates: cells of the coarsest map that are followed through the finer levels, coarse to fine.
 
     Raises:
@@ -64,11 +65,9 @@ class Matcher:
 
     def search(self, descriptors: tuple[Tensor, ...], pyramid: FeaturePyramid) -> Matches:
         """Where descriptors (B, N, C_l) of each level fit best in a pyramid (B,), and which pass the ratio test."""
-        search = (
-            partial(search_dense, rank=self.rank)
-            if self.dense
-            else partial(search_coarse_to_fine, candidates=self.candidates)
-        )
+        search = partial(search_coarse_to_fine, candidates=self.candidates)
+        if self.dense:
+            search = partial(search_dense, rank=self.rank)
         return search(descriptors, pyramid, ratio=self.ratio, subpixel=self.subpixel, fine_weight=self.fine_weight)
 
     def match_query(self, observations: Observations, query: Query, image_sizes: Tensor) -> Matches:
@@ -155,16 +154,12 @@ def search_coarse_to_fine(
     With several candidates, these are the best local maxima of the coarsest map's similarity. Each is
     followed to the finest level, and the one with the least sum of squared distances over all levels
     is the match: where a coarse map cannot tell two places apart, the finer ones decide. The similarity of a
-    match is that sum with a minus sign.
+    match is that sum with a minus sign; `fine_weight` is the finest level's weight in it.
 
     Args:
         descriptors: (B, N, C_l) of each level, coarse to fine.
         pyramid: of the images to search, batch B.
-        candidates: cells of the coarsest map that are followed.
-        ratio: a match is kept if its feature distance is at most `ratio` times the next best candidate's; 1 keeps all.
-        subpixel: move the match from the cell's centre to the least distance of the interpolated map,
-            by Gauss-Newton at the finest level.
-        fine_weight: weight of the finest level's squared distance in that sum.
+        candidates, ratio, subpixel, fine_weight: as in `Matcher`.
         values_at_once: limit on the numbers held in memory together; points are searched in chunks.
     """
     strides = pyramid.strides
@@ -203,10 +198,7 @@ def search_dense(
     Args:
         descriptors: (B, N, C_l) of each level, coarse to fine.
         pyramid: of the images to search, batch B.
-        ratio: a match is kept if the similarity at `rank` is at most `ratio` times the best; 1 keeps all.
-        rank: rank of that similarity, as a share of the cells.
-        subpixel: as in `search_coarse_to_fine`.
-        fine_weight: weight of the finest level in the sum; S2DHM's is 1.
+        ratio, rank, subpixel, fine_weight: as in `Matcher`; S2DHM's `fine_weight` is 1.
         values_at_once: limit on the similarities held in memory together.
     """
     stride = max(DENSE_STRIDE, pyramid.strides[-1])

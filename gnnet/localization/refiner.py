@@ -102,12 +102,10 @@ class Refiner:
         self, pyramid: FeaturePyramid, descriptors: tuple[Tensor, ...], descriptor_valid: tuple[Tensor, ...],
         points: Tensor, valid: Tensor, camera: Camera, initial: Pose,
     ) -> Refinement:  # fmt: skip
-        if self.levels is not None:
-            levels = list(self.levels)
-            pyramid = pyramid.select(levels)
-            descriptors, descriptor_valid = (tuple(x[i] for i in levels) for x in (descriptors, descriptor_valid))
+        levels = list(range(len(pyramid.maps)) if self.levels is None else self.levels)
         return refine_pose(
-            pyramid=pyramid, descriptors=descriptors, descriptor_valid=descriptor_valid, points=points, valid=valid,
-            camera=camera, initial=initial, robust=self.robust, gradient=self.gradient, iterations=self.iterations,
+            pyramid=pyramid.select(levels), descriptors=tuple(descriptors[i] for i in levels),
+            descriptor_valid=tuple(descriptor_valid[i] for i in levels), points=points, valid=valid, camera=camera,
+            initial=initial, robust=self.robust, gradient=self.gradient, iterations=self.iterations,
             min_points=self.min_points,
         )  # fmt: skip
