@@ -25,7 +25,7 @@ import train
 from gnnet.localization.local_features import LocalFeatures, _load_network
 from gnnet.localization.localizer import Localizer
 from gnnet.models import checkpoint as loader
-from gnnet.models.checkpoint import build, network_of_checkpoint, read_checkpoint
+from gnnet.models.checkpoint import build, read_checkpoint
 from gnnet.models.unet import UNet
 from gnnet.models.weights import load_weights
 from gnnet.scenes.layouts.registry import DATASETS
@@ -197,7 +197,7 @@ def test_hostile_settings_are_refused_by_name_and_nothing_runs(name, toy_root, t
             call(cfg)
     if HOSTILE[name][0].startswith("model"):
         with expected:
-            network_of_checkpoint(path)
+            read_checkpoint(path).network()
         with expected:
             Localizer.from_checkpoint(path, tmp_path / "no.gnmap")
         now = {**config, "model": UNET}
@@ -229,7 +229,7 @@ def test_a_pickle_in_the_place_of_a_tensor_is_not_read(where, toy_root, tmp_path
     network = UNet(widths=(8, 16), channels=4, strides=(2, 1))
     for call in (
         lambda: evaluate.run(evaluating(path, tmp_path)),
-        lambda: network_of_checkpoint(path),
+        lambda: read_checkpoint(path).network(),
         lambda: Localizer.from_checkpoint(path, tmp_path / "no.gnmap"),
         lambda: check_resume(path, config),
         lambda: load_weights(network, path),
@@ -288,7 +288,7 @@ def test_settings_that_never_end_are_refused(tmp_path):
     endless = copy.deepcopy(UNET)
     endless["widths"] = endless
     with pytest.raises(ValueError, match="nested more than"):
-        network_of_checkpoint(write(tmp_path / "hostile.ckpt", {"model": endless}))
+        read_checkpoint(write(tmp_path / "hostile.ckpt", {"model": endless})).network()
 
 
 def test_a_file_does_not_choose_where_indices_are_written(toy_root, tmp_path, trap):
@@ -362,16 +362,16 @@ def test_a_package_of_the_users_own_is_allowed_by_the_user_alone(toy_root, tmp_p
             networks, found, _ = evaluate.prepare(evaluating(path, tmp_path, given))
             assert type(networks["trained"]).__name__ == type(networks["untrained"]).__name__ == "Narrow"
             assert evaluate.reader_name(evaluating(path, tmp_path, given), found.validations[0]) == "mine"
-        assert type(network_of_checkpoint(path, allow=("mypackage",))).__name__ == "Narrow"
+        assert type(read_checkpoint(path).network(allow=("mypackage",))).__name__ == "Narrow"
         other = write(tmp_path / "b.ckpt", {"model": {"_target_": "elsewhere.Net"}})
         with pytest.raises(ValueError, match="importing elsewhere fails: No module named 'elsewhere'"):
-            network_of_checkpoint(other, allow="elsewhere")
+            read_checkpoint(other).network(allow="elsewhere")
         with pytest.raises(FileNotFoundError, match=r"no\.gnmap"):
             Localizer.from_checkpoint(path, tmp_path / "no.gnmap", allow="mypackage")
         # What that package has imported is not its own, and other packages are as before.
         for name in ("mypackage.nets.os.system", "mypackage.nets.Path", "mypackage.nets.missing", "mypackages.Narrow"):
             with pytest.raises(ValueError, match=re.escape(name)):
-                network_of_checkpoint(write(path, {"model": {"_target_": name}}), allow=("mypackage",))
+                read_checkpoint(write(path, {"model": {"_target_": name}})).network(allow=("mypackage",))
     finally:
         for name in [name for name in sys.modules if name.split(".")[0] == "mypackage"]:
             del sys.modules[name]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from gnnet.geometry.pose import Pose
 from gnnet.localization.covisibility import covisible_by_depth, covisible_by_points
 from gnnet.localization.global_descriptors import fit_whitening, gem
 from gnnet.localization.local_features import LocalFeatures, points_of_detections
-from gnnet.localization.map import NEIGHBOURS, Map, check_layout, map_arrays
+from gnnet.localization.map import NEIGHBOURS, Map, Observations, check_layout, map_arrays
 from gnnet.localization.refinement import sample_descriptors
 from gnnet.models.pyramid import FeatureNetwork
 from gnnet.models.weights import fingerprint
@@ -107,21 +106,10 @@ def compile_map(
         waiting = np.flatnonzero(file["done"] == 0).tolist()
         title = f"Compiling {len(waiting)} references"
         for row in track(waiting, description=title, disable=not progress, transient=True):
-            _write(file, row, work.describe(references[row], row))
+            _write(file, row, *work.describe(references[row], row))
         _finish(file, references, poses, cameras, len(scene.points))
     file.close()
     return Map.open(path)
-
-
-class _Described(NamedTuple):
-    """What the map holds of one reference, see `Observations`, and its raw global descriptor (D,)."""
-
-    points: Tensor
-    ids: Tensor
-    keypoints: Tensor
-    descriptors: tuple[Tensor, ...]
-    valid: Tensor
-    global_descriptor: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,8 +134,8 @@ class _Work:
         return self.retrieval_network(torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=self.device)).shape[1]
 
     @torch.no_grad()
-    def describe(self, reference: SceneImage, row: int) -> _Described:
-        """What the map's row `row` holds of a reference."""
+    def describe(self, reference: SceneImage, row: int) -> tuple[Observations, Tensor]:
+        """The observations (M,) of the reference in the map's row `row`, and its raw global descriptor (D,)."""
         image, camera, factors = read_view(reference, self.largest_side)
         assert camera is not None, "a reference without a camera is left out"
         on_device = image[None].to(self.device)
@@ -168,7 +156,8 @@ class _Work:
             points, ids, keypoints = points[kept], ids[kept], found.keypoints[kept]
             descriptors, valid = (found.descriptors[kept],), torch.ones(len(kept), 1, dtype=torch.bool)
         described = gem(pyramid) if self.retrieval_network is None else self.retrieval_network(on_device)
-        return _Described(points, ids, keypoints, descriptors, valid, described[0].cpu())
+        owner = torch.full((len(points),), row)
+        return Observations(points, ids, keypoints, descriptors, valid, owner), described[0].cpu()
 
 
 def _create(
@@ -194,18 +183,16 @@ def _create(
     file.close()
 
 
-def _write(file: ArrayFile, row: int, described: _Described) -> None:
+def _write(file: ArrayFile, row: int, observed: Observations, global_descriptor: Tensor) -> None:
     """Write what was found of a reference, and only then that it is done."""
     offsets = file["offsets"]
     start, end = int(offsets[row]), int(offsets[row + 1]) if row + 1 < len(offsets) else file.shape("points")[0]
-    count = min(len(described.points), end - start)  # the next reference's rows begin there
-    file.write("points", start, described.points[:count].numpy())
-    file.write("ids", start, described.ids[:count].numpy())
-    file.write("keypoints", start, described.keypoints[:count].numpy())
-    file.write("valid", start, described.valid[:count].numpy())
-    for level, values in enumerate(described.descriptors):
+    count = min(len(observed.points), end - start)  # the next reference's rows begin there
+    for name in ("points", "ids", "keypoints", "valid"):
+        file.write(name, start, getattr(observed, name)[:count].numpy())
+    for level, values in enumerate(observed.descriptors):
         file.write(f"descriptors/{level}", start, values[:count].numpy())
-    file.write("global/raw", row, described.global_descriptor[None].numpy())
+    file.write("global/raw", row, global_descriptor[None].numpy())
     file.write("count", row, np.array([count]))
     file.flush()
     file.write("done", row, np.ones(1))

@@ -90,9 +90,9 @@ def pose_hypotheses(
     return sorted(found, key=lambda h: (h.cam_from_world is None, -h.count))
 
 
-def covisibility_clusters(shared: Tensor, minimum: int = 1) -> list[Tensor]:
-    """Positions of the references of each connected component; an edge joins two that share `minimum` points."""
-    count, labels = connected_components(csr_array((shared >= minimum).numpy()), directed=False)
+def covisibility_clusters(shared: Tensor) -> list[Tensor]:
+    """Positions of the references of each connected component; an edge joins two that share points."""
+    count, labels = connected_components(csr_array((shared > 0).numpy()), directed=False)
     return [torch.from_numpy(np.flatnonzero(labels == label)) for label in range(count)]
 
 

@@ -21,7 +21,7 @@ from gnnet.localization.refiner import Refiner
 from gnnet.localization.result import Localization, Status
 from gnnet.localization.retrieval import DescriptorRetrieval, Retrieval, rows_of
 from gnnet.localization.stopwatch import Stopwatch
-from gnnet.models.checkpoint import network_of_checkpoint
+from gnnet.models.checkpoint import read_checkpoint
 from gnnet.models.pyramid import FeatureNetwork
 from gnnet.models.weights import fingerprint
 
@@ -85,7 +85,7 @@ class Localizer:
         Raises:
             FileNotFoundError, ValueError: if one is missing or broken, or the map is of another network.
         """
-        network = network_of_checkpoint(path, allow=allow).eval().to(device)
+        network = read_checkpoint(path).network(allow=allow).eval().to(device)
         return cls(**settings).on(network, Map.open(map))
 
     @property

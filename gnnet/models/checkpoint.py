@@ -157,19 +157,6 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     )
 
 
-def network_of_checkpoint(path: str | Path, *, allow: str | Sequence[str] = ()) -> FeatureNetwork:
-    """The network that a checkpoint holds, built as its settings say, with its weights.
-
-    Args:
-        path: a checkpoint that `train.py` wrote.
-        allow: packages of your own whose classes the settings may name.
-
-    Raises:
-        FileNotFoundError, ValueError: as `read_checkpoint` and `Checkpoint.network`.
-    """
-    return read_checkpoint(path).network(allow=allow)
-
-
 def build(
     settings: Mapping[str, Any],
     *,

@@ -61,7 +61,7 @@ def test_clusters_are_the_connected_components(seed):
     shared = np.maximum(shared, shared.T)
     np.fill_diagonal(shared, 0)
     for minimum in (1, 10):
-        found = covisibility_clusters(torch.from_numpy(shared), minimum)
+        found = covisibility_clusters(torch.from_numpy(np.where(shared >= minimum, shared, 0)))
         assert {frozenset(c.tolist()) for c in found} == components(shared, minimum)
         assert sum(map(len, found)) == count
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gnnet.models.checkpoint import network_of_checkpoint
+from gnnet.models.checkpoint import read_checkpoint
 from gnnet.models.unet import UNet
 
 SETTINGS = {"widths": [8, 16], "channels": 4, "strides": [2, 1]}
@@ -29,12 +29,12 @@ def write_checkpoint(path: Path, network: UNet | None = None, **changes) -> Path
 def test_the_network_is_built_with_its_settings_and_weights(tmp_path):
     torch.manual_seed(5)
     network = UNet(**SETTINGS)
-    found = network_of_checkpoint(str(write_checkpoint(tmp_path / "best.ckpt", network)))
+    found = read_checkpoint(str(write_checkpoint(tmp_path / "best.ckpt", network))).network()
     assert isinstance(found, UNet) and found.strides == (2, 1) and found.channels == (4, 4)
     for name, value in network.state_dict().items():
         assert torch.equal(found.state_dict()[name], value)
     with pytest.raises(FileNotFoundError, match=r"none\.ckpt does not exist"):
-        network_of_checkpoint(tmp_path / "none.ckpt")
+        read_checkpoint(tmp_path / "none.ckpt").network()
 
 
 class RunsWhenRead:
@@ -59,7 +59,7 @@ class RunsWhenRead:
 def test_checkpoints_that_name_other_things_are_refused(tmp_path, model):
     path = write_checkpoint(tmp_path / "last.ckpt", config={"model": model})
     with pytest.raises(ValueError, match=r"last\.ckpt|strides"):
-        network_of_checkpoint(path)
+        read_checkpoint(path).network()
 
 
 def test_damaged_checkpoints_and_such_with_code_are_refused(tmp_path):
@@ -68,15 +68,15 @@ def test_damaged_checkpoints_and_such_with_code_are_refused(tmp_path):
     for content in (b"", whole[: len(whole) // 2], b"text", bytes(100), whole[:200] + bytes(300) + whole[500:]):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"last\.ckpt"):
-            network_of_checkpoint(path)
+            read_checkpoint(path).network()
     for content in (torch.zeros(3), [1], {"state_dict": {}}, None):
         torch.save(content, path)
         with pytest.raises(ValueError, match=r"last\.ckpt has no .*config"):
-            network_of_checkpoint(path)
+            read_checkpoint(path).network()
     write_checkpoint(path, hyper=RunsWhenRead(tmp_path / "ran"))
     with pytest.raises(ValueError, match=r"last\.ckpt .*holds more than plain tensors"):
-        network_of_checkpoint(path)
+        read_checkpoint(path).network()
     assert not (tmp_path / "ran").exists()
     for config, expected in ((None, "has no config"), ({}, r"has no settings of a network \(config\.model")):
         with pytest.raises(ValueError, match=expected):
-            network_of_checkpoint(write_checkpoint(path, config=config))
+            read_checkpoint(write_checkpoint(path, config=config)).network()
