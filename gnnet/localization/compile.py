@@ -19,10 +19,9 @@ from gnnet.geometry.pose import Pose
 from gnnet.localization.covisibility import covisible_by_depth, covisible_by_points
 from gnnet.localization.global_descriptors import fit_whitening, gem
 from gnnet.localization.local_features import LocalFeatures, points_of_detections
-from gnnet.localization.map import NEIGHBOURS, Map, Observations, check_layout, map_arrays
+from gnnet.localization.map import NEIGHBOURS, Map, Observations, check_layout, made_with, map_arrays
 from gnnet.localization.refinement import sample_descriptors
 from gnnet.models.pyramid import FeatureNetwork
-from gnnet.models.weights import fingerprint
 from gnnet.sampling import evenly
 from gnnet.scenes.scene import Scene, SceneImage
 
@@ -82,9 +81,7 @@ def compile_map(
     )  # fmt: skip
     made_of = {
         "version": VERSION,
-        "network": fingerprint(network),
-        "local features": None if local_features is None else local_features.name,
-        "retrieval": "gem" if retrieval_network is None else fingerprint(retrieval_network),
+        **made_with(network, None if local_features is None else local_features.name, retrieval_network),
         "scene": _scene_fingerprint(references, poses, cameras, scene.points),
         "points": points, "largest_side": largest_side, "dimensions": dimensions, "seed": seed,
         "channels": list(network.channels) if local_features is None else [local_features.channels],

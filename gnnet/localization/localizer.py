@@ -15,7 +15,7 @@ from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.localization.hypotheses import choose_hypothesis
 from gnnet.localization.initial_pose import PoseFromMatches, PoseSource
-from gnnet.localization.map import Map, References
+from gnnet.localization.map import Map, References, made_with
 from gnnet.localization.query import Query
 from gnnet.localization.refiner import Refiner
 from gnnet.localization.result import Localization, Status
@@ -23,7 +23,6 @@ from gnnet.localization.retrieval import DescriptorRetrieval, Retrieval, rows_of
 from gnnet.localization.stopwatch import Stopwatch
 from gnnet.models.checkpoint import read_checkpoint
 from gnnet.models.pyramid import FeatureNetwork
-from gnnet.models.weights import fingerprint
 
 
 @dataclass(frozen=True)
@@ -116,13 +115,9 @@ class Localizer:
         Raises:
             ValueError: if the map was compiled with another network, retrieval network or local features.
         """
-        local, retrieval = self.pose.local_features, self.retrieval.network
-        made_with = {
-            "network": fingerprint(network),
-            "local features": None if local is None else local.name,
-            "retrieval": "gem" if retrieval is None else fingerprint(retrieval),
-        }
-        for key, expected in made_with.items():
+        local = self.pose.local_features
+        needed = made_with(network, None if local is None else local.name, self.retrieval.network)
+        for key, expected in needed.items():
             found = map.about[key]
             if found != expected:
                 raise ValueError(

@@ -15,12 +15,14 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gnnet.arrays import ArrayFile
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.localization.global_descriptors import Whitening
+from gnnet.models.pyramid import FeatureNetwork
+from gnnet.models.weights import fingerprint
 
 NEIGHBOURS = 32  # covisible references that are kept for each reference
 
@@ -181,6 +183,21 @@ class References:
     def observations(self) -> Observations:
         """All that they observe, (M,)."""
         return self.map.observations(self.rows)
+
+
+def made_with(
+    network: FeatureNetwork, local_features: str | None, retrieval_network: nn.Module | None
+) -> dict[str, str | None]:
+    """What a map and a localizer on it must have in common.
+
+    `local_features` is the name of those that describe the points, None if the network's maps do;
+    `retrieval_network` gives the global descriptors, None if they are the GeM of the network's maps.
+    """
+    return {
+        "network": fingerprint(network),
+        "local features": local_features,
+        "retrieval": "gem" if retrieval_network is None else fingerprint(retrieval_network),
+    }
 
 
 def map_arrays(
