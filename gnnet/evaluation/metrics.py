@@ -15,6 +15,7 @@ Thresholds = tuple[tuple[float, float], ...]
 # finer), and the errors within which a pose counts as converged.
 OUTDOOR: Thresholds = ((0.25, 2.0), (0.5, 5.0), (5.0, 10.0))
 INDOOR: Thresholds = ((0.05, 5.0), (0.02, 2.0), (0.01, 1.0))
+THRESHOLDS = {"indoor": INDOOR, "outdoor": OUTDOOR}
 CONVERGED: tuple[float, float] = (0.05, 0.5)
 
 

@@ -149,12 +149,12 @@ _FORMATS = {"robotcar": RobotCarFormat, "toy": RobotCarFormat, "cmu": CmuFormat}
 
 
 def format_of(dataset: str) -> ResultFormat:
-    """The form of a dataset's result file.
+    """The form of a dataset's result file; without a name, that of hloc.
 
     Raises:
         ValueError: an unknown dataset.
     """
-    if dataset not in DATASETS:
+    if dataset and dataset not in DATASETS:
         raise ValueError(f"dataset {dataset!r} is not known; expected one of {', '.join(DATASETS)}")
     return _FORMATS.get(dataset, ResultFormat)(dataset)
 
