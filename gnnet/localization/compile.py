@@ -16,13 +16,14 @@ from gnnet.data.images import read_view
 from gnnet.data.observed_points import observed_points, observes
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
-from gnnet.localization.covisibility import covisible_by_depth, covisible_by_points
+from gnnet.localization.covisibility import covisible_by_depth
 from gnnet.localization.global_descriptors import fit_whitening, gem
 from gnnet.localization.local_features import LocalFeatures, points_of_detections
 from gnnet.localization.map import NEIGHBOURS, Map, check_layout, map_arrays
 from gnnet.localization.refinement import sample_descriptors
 from gnnet.models.weights import fingerprint
 from gnnet.sampling import evenly
+from gnnet.scenes.pairing import shared_points
 from gnnet.scenes.scene import Scene, SceneImage
 
 VERSION = 2  # of a map's meaning; a map of another version is refused
@@ -96,7 +97,7 @@ def compile_map(
             np.random.default_rng((seed, int(row))), device,
         )  # fmt: skip
         _write(file, int(row), described)
-    _finish(file, scene, references)
+    _finish(file, references)
     file.close()
     return Map.open(path)
 
@@ -205,7 +206,7 @@ def _write(file: ArrayFile, row: int, described: _Described) -> None:
     file.flush()
 
 
-def _finish(file: ArrayFile, scene: Scene, references: list[SceneImage]) -> None:
+def _finish(file: ArrayFile, references: list[SceneImage]) -> None:
     """Write what follows from all references together: whitening, global descriptors, covisibility."""
     count, small = file.shape("global")
     raw = file["global/raw"]
@@ -216,8 +217,9 @@ def _finish(file: ArrayFile, scene: Scene, references: list[SceneImage]) -> None
     for start in range(0, count, 256):
         rows = torch.from_numpy(raw[start : start + 256].astype(np.float32))
         file.write("global", start, whitening.apply(rows).numpy())
-    if all(i.point_ids is not None for i in references):
-        parts = covisible_by_points(references, len(scene.points))
+    point_ids = [i.point_ids for i in references if i.point_ids is not None]
+    if len(point_ids) == len(references):
+        parts = shared_points(point_ids)
     else:
         parts = covisible_by_depth(references, lambda row: _points_of(file, row), candidates=4 * NEIGHBOURS)
     for row, (neighbours, shared) in enumerate(parts):
