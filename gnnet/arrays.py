@@ -41,7 +41,7 @@ class ArrayFile:
             length = int.from_bytes(start[len(_MAGIC) :], "little")
             size = self.path.stat().st_size
             if not start.startswith(_MAGIC) or length > size:
-                raise ValueError(f"{self.path} is no map or index of gnnet, or is damaged; delete it, and it is made anew")
+                raise ValueError(f"{self.path} is no map or index of gnnet, or is damaged; delete it: it is made anew")
             try:
                 content = json.loads(file.read(length))
                 self.about: dict = dict(content["about"])
