@@ -16,13 +16,14 @@ from gnnet.data.images import read_view
 from gnnet.data.observed_points import observed_points, observes
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
-from gnnet.localization.covisibility import covisible_by_depth, covisible_by_points
+from gnnet.localization.covisibility import covisible_by_depth
 from gnnet.localization.global_descriptors import fit_whitening, gem
 from gnnet.localization.local_features import LocalFeatures, points_of_detections
 from gnnet.localization.map import NEIGHBOURS, Map, check_layout, map_arrays
 from gnnet.localization.refinement import sample_descriptors
 from gnnet.models.weights import fingerprint
 from gnnet.sampling import evenly
+from gnnet.scenes.pairing import shared_points
 from gnnet.scenes.scene import Scene, SceneImage
 
 VERSION = 2  # of a map's meaning; a map of another version is refused
@@ -217,7 +218,7 @@ def _finish(file: ArrayFile, scene: Scene, references: list[SceneImage]) -> None
         rows = torch.from_numpy(raw[start : start + 256].astype(np.float32))
         file.write("global", start, whitening.apply(rows).numpy())
     if all(i.point_ids is not None for i in references):
-        parts = covisible_by_points(references, len(scene.points))
+        parts = shared_points(i.point_ids for i in references if i.point_ids is not None)
     else:
         parts = covisible_by_depth(references, lambda row: _points_of(file, row), candidates=4 * NEIGHBOURS)
     for row, (neighbours, shared) in enumerate(parts):

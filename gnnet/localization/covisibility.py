@@ -1,4 +1,4 @@
-"""Covisibility: which references see the same points, and how many."""
+"""Covisibility of references that have depth; by 3D points it is `gnnet.scenes.pairing.shared_points`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from gnnet.data.queries import nearest_by_pose
@@ -17,29 +16,10 @@ from gnnet.scenes.scene import SceneImage
 _SEEN_AGAIN = 128  # points of a reference with depth that are projected into others
 
 
-def covisible_by_points(references: Sequence[SceneImage], count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For each reference: rows (K,) of the others that observe some of its points, and how many points (K,).
-
-    Args:
-        references: with `point_ids`.
-        count: number of the scene's points.
-    """
-    ids = [np.unique(i.point_ids).astype(np.int32) for i in references]
-    starts = np.cumsum([0, *map(len, ids)]).astype(np.int32)
-    columns = np.concatenate(ids)
-    del ids  # a model may have 100 million observations
-    seen = csr_array((np.ones(len(columns), np.int32), columns, starts), shape=(len(references), count))
-    transposed = seen.T.tocsr()
-    for row in range(len(references)):
-        common = (seen[[row]] @ transposed).tocoo()
-        others = common.coords[1] != row
-        yield common.coords[1][others], common.data[others]
-
-
 def covisible_by_depth(
     references: Sequence[SceneImage], points_of: Callable[[int], Tensor], *, candidates: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The same from projections: some points of each reference are projected into the nearest of its place.
+    """For each reference: rows (K,) of others of its place, and how many of some of its points project into each (K,).
 
     Occlusion is ignored, as neighbours are near and the exact number matters little.
 

@@ -22,7 +22,7 @@ from gnnet.data.images import limit_size, read_image
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.localization.compile import compile_map
-from gnnet.localization.covisibility import covisible_by_depth, covisible_by_points
+from gnnet.localization.covisibility import covisible_by_depth
 from gnnet.localization.global_descriptors import gem
 from gnnet.localization.local_features import LocalFeatures
 from gnnet.localization.map import Map
@@ -31,6 +31,7 @@ from gnnet.models.pyramid import FeaturePyramid
 from gnnet.models.unet import UNet
 from gnnet.scenes.layouts.rgbd import load_rgbd
 from gnnet.scenes.layouts.robotcar import load_robotcar
+from gnnet.scenes.pairing import shared_points
 from gnnet.scenes.scene import Scene, SceneImage
 
 
@@ -262,7 +263,7 @@ def test_covisible_counts_are_those_of_sets(scene, town):
     rows = torch.tensor([5, 0, 3, 4, 8])
     np.testing.assert_array_equal(town.shared(rows).numpy(), common[rows][:, rows])
     counts = np.zeros_like(common)
-    for row, (others, shared) in enumerate(covisible_by_points(references, len(scene.points))):
+    for row, (others, shared) in enumerate(shared_points(i.point_ids for i in references)):
         counts[row, others] = shared
     np.testing.assert_array_equal(counts, common)
 
