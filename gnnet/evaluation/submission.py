@@ -165,7 +165,7 @@ def write_submission(path: str | Path, localizations: Iterable[Localization], *,
     Args:
         path: of the file; its folder is made, and the file appears when it is complete.
         localizations: of the queries, with the scene's names.
-        dataset: one of those that `python -m gnnet.scenes` knows; it gives the names their form, see `ResultFormat`.
+        dataset: gives the names their form, see `ResultFormat`.
 
     Raises:
         ValueError: an unknown dataset, a name of another form, a pose that is not finite, or two
@@ -204,8 +204,7 @@ def validate_submission(
     another reading of the numbers would place them near, that reading is named as the error.
 
     Args:
-        path: of the file.
-        dataset: one of those that `python -m gnnet.scenes` knows.
+        dataset: see `ResultFormat`.
         root: the dataset's folder, `dataset.root`; None leaves out what needs it. Nothing is written there.
         progress: show progress bars.
 
@@ -219,7 +218,15 @@ def validate_submission(
     found = Validation(len(lines) + len(bad.problems), errors=[*bad.problems])
     found.facts.append(f"{found.lines} lines")
     for line in lines:
-        found.errors += _line_errors(line, form, f"{path} line {line.number}")
+        source = f"{path} line {line.number}"
+        if wrong := form.name_error(line.name, source):
+            found.errors.append(wrong)
+        length = float(np.linalg.norm(line.quaternion))
+        if not abs(length - 1) <= _UNIT:
+            found.errors.append(
+                f"{source} has a quaternion of length {length:.6g}; expected 1 to within {_UNIT:g}, so divide it by "
+                "its length, and see that the order is qw qx qy qz tx ty tz"
+            )
     if found.lines == 0:
         found.errors.append(f"{path} holds no pose; expected a line a localized query")
     if root is not None:
@@ -231,18 +238,6 @@ def validate_submission(
             queries = _check_names(found, lines, scene, form, path)
             _check_positions(found, lines, queries, scene, form, path)
     return found
-
-
-def _line_errors(line: PoseLine, form: ResultFormat, source: str) -> list[str]:
-    wrong = form.name_error(line.name, source)
-    errors = [] if wrong is None else [wrong]
-    length = float(np.linalg.norm(line.quaternion))
-    if not abs(length - 1) <= _UNIT:
-        errors.append(
-            f"{source} has a quaternion of length {length:.6g}; expected 1 to within {_UNIT:g}, so divide it by its "
-            "length, and see that the order is qw qx qy qz tx ty tz"
-        )
-    return errors
 
 
 def _check_names(
