@@ -449,14 +449,15 @@ def compare_runs(paths: Iterable[str | Path], *, setting: str | None = None, met
     if method is None:
         present = {row.method for table in tables for row in table.rows}
         method = next((m for m in ("refined", "PnP", "nearest") if m in present), "trained")
-    columns = [[column.name for column in table.columns] for table in tables]
-    for path, table, names in zip(paths, tables, columns, strict=True):
+    expected = ", ".join(column.name for column in tables[0].columns)
+    for path, table in zip(paths, tables, strict=True):
         if setting not in table.settings:
             found = ", ".join(table.settings) or "none"
             raise ValueError(f"{path} has no setting {setting!r} to name the run by; its settings are {found}")
-        if names != columns[0]:
+        columns = ", ".join(column.name for column in table.columns)
+        if columns != expected:
             raise ValueError(
-                f"{path} has the columns {', '.join(names)}, but {paths[0]} has {', '.join(columns[0])}; "
+                f"{path} has the columns {columns}, but {paths[0]} has {expected}; "
                 "compare files of one kind, evaluated with the same thresholds"
             )
     names = _distinct(_what_differs([str(table.settings[setting]) for table in tables]))

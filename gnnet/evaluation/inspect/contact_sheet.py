@@ -20,7 +20,7 @@ from scipy.ndimage import uniform_filter
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from gnnet.data.images import even_subset, limit_size, read_image
-from gnnet.evaluation.inspect.inspection import Distribution, Inspection, condition_pairs
+from gnnet.evaluation.inspect.inspection import Inspection, condition_pairs
 from gnnet.evaluation.inspect.pairs import PairReader
 from gnnet.evaluation.report import style
 from gnnet.evaluation.report.cameras import top_view
@@ -138,9 +138,7 @@ def _draw_patches(axes: Axes, row: Row, colours: np.ndarray) -> None:
     """Show the neighbourhoods of some correspondences in a and b, with rings at the points."""
     image, xy = row.images[0], row.keypoints[0]
     count = _PATCHES[0] * _PATCHES[1]
-    chosen = even_subset(
-        xy, image.shape[::-1], count, np.random.default_rng(1), preference=_texture(image, xy)
-    )  # fmt: skip
+    chosen = even_subset(xy, image.shape[::-1], count, np.random.default_rng(1), preference=_texture(image, xy))
     centers = []
     for place, index in enumerate(chosen[xy[chosen, 1].argsort()]):
         top, left = place // _PATCHES[1] * 1.1, place % _PATCHES[1] * 2.2
@@ -170,17 +168,16 @@ def _texture(image: np.ndarray, xy: np.ndarray) -> np.ndarray:
 def distributions(inspection: Inspection) -> Figure:
     """Histograms of correspondences, spread and overlap over the pairs that were read."""
     figure, (panels,) = style.new_figure(960, 320, columns=3)
-    panels[0].set_ylabel("pairs")
-    _histogram(panels[0], "correspondences a pair", inspection.correspondences, 1)
-    _histogram(panels[1], "spread, % of an image's cells", inspection.spread, 100)
-    _histogram(panels[2], "overlap, % of an image's area", inspection.overlap, 100)
+    kinds = (
+        ("correspondences a pair", inspection.correspondences, 1),
+        ("spread, % of an image's cells", inspection.spread, 100),
+        ("overlap, % of an image's area", inspection.overlap, 100),
+    )
+    for axes, (label, values, factor) in zip(panels, kinds, strict=True):
+        style.chart(axes, xlabel=label, ylabel="pairs" if axes is panels[0] else "")
+        if values is not None:
+            axes.stairs(values.counts, np.array(values.edges) * factor, fill=True, color=style.SKY)
+            median = values.quartiles[1] * factor
+            axes.axvline(median, color=style.VERMILLION, linewidth=1.6)
+            axes.set_title(f"median {median:,.0f}", fontsize=10, color=style.VERMILLION)
     return figure
-
-
-def _histogram(axes: Axes, label: str, values: Distribution | None, factor: float) -> None:
-    style.chart(axes, xlabel=label, ylabel=axes.get_ylabel())
-    if values is not None:
-        axes.stairs(values.counts, np.array(values.edges) * factor, fill=True, color=style.SKY)
-        median = values.quartiles[1] * factor
-        axes.axvline(median, color=style.VERMILLION, linewidth=1.6)
-        axes.set_title(f"median {median:,.0f}", fontsize=10, color=style.VERMILLION)
