@@ -268,7 +268,7 @@ def rich_table(table: Table) -> rich_tables.Table:
 
 
 def _cells(column: Column, values: Sequence[Value], factor: float) -> list[Text]:
-    """A group's cells of a column, with the best value in bold, and what reads the same; none if all read the same."""
+    """Cells of one column in one condition; those that read as the best value are bold, unless all read the same."""
     texts = [show(value, column.unit, factor) for value in values]
     known = [value for value in values if not isinstance(value, str) and not math.isnan(value)]
     best = None
@@ -301,7 +301,7 @@ def format_length(metres: float) -> str:
 
 
 def _length_unit(metres: Iterable[float]) -> tuple[str, float]:
-    """Unit, and units a metre, that suit the smallest positive length."""
+    """The unit that suits the smallest positive length, and how many of it are a metre."""
     smallest = min((m for m in metres if math.isfinite(m) and m > 0), default=1.0)
     if smallest < 0.01:
         return "mm", 1000.0
