@@ -93,23 +93,20 @@ def choose_pairs(scene: Scene, count: int) -> list[Pair]:
 
 
 def _read_row(scene: Scene, pair: Pair) -> Row:
-    images, factors, sizes = [], [], {}
-    for name in (pair.image_a, pair.image_b):
-        whole = read_image(scene.images[name].path)
-        sizes[name] = whole.shape[-1], whole.shape[-2]
-        image, factor = limit_size(whole, _LARGEST_SIDE)
-        images.append(rgb_to_grayscale(image)[0].numpy())
-        factors.append(factor)
+    names = (pair.image_a, pair.image_b)
+    whole = [read_image(scene.images[name].path) for name in names]
+    sizes = {name: (image.shape[-1], image.shape[-2]) for name, image in zip(names, whole, strict=True)}
+    (a, factor_a), (b, factor_b) = (limit_size(image, _LARGEST_SIDE) for image in whole)
     matches = PairReader(scene, sizes)(pair)
     # Weights are not used here: a faint line is better than none.
     drawn = even_subset(matches.keypoints_a, sizes[pair.image_a], LINES, np.random.default_rng(0))
-    conditions = " ↔ ".join(scene.images[name].condition for name in (pair.image_a, pair.image_b))
+    conditions = " ↔ ".join(scene.images[name].condition for name in names)
     count = max(pair.count, len(matches.weight))
     return Row(
         title=f"{style.plain_text(conditions, 60)}   {count:,} correspondences, {len(drawn)} drawn",
         names=f"{style.plain_text(pair.image_a, 64)}   ↔   {style.plain_text(pair.image_b, 64)}",
-        images=(images[0], images[1]),
-        keypoints=(matches.keypoints_a[drawn] * factors[0], matches.keypoints_b[drawn] * factors[1]),
+        images=(rgb_to_grayscale(a)[0].numpy(), rgb_to_grayscale(b)[0].numpy()),
+        keypoints=(matches.keypoints_a[drawn] * factor_a, matches.keypoints_b[drawn] * factor_b),
         weight=matches.weight[drawn],
     )
 

@@ -154,7 +154,10 @@ def inspect_scene(
         if how is not None:
             errors.setdefault(how, []).append(measures[index].errors)
     errors |= errors_in_images(scene, progress=progress)
-    agreement = tuple(_agreement(how, found) for how, found in errors.items())
+    agreement = tuple(
+        Agreement(how, len(found), _median(pooled := np.concatenate(found)), float(np.mean(pooled <= 3)))
+        for how, found in errors.items()
+    )
     colours, unreadable, decoded = _colours(scene, images, progress)
     counts = [m.correspondences for m in measures.values()]
     return Inspection(
@@ -202,12 +205,12 @@ def _group_images(scene: Scene, sizes: dict[str, tuple[int, int]]) -> tuple[Imag
         groups.setdefault((image.condition, sizes.get(image.name, (0, 0))), []).append(image)
     result = []
     for (condition, size), members in sorted(groups.items()):
-        cameras = {tuple(image.camera.parameters.tolist()) for image in members if image.camera is not None}
+        cameras = sorted({tuple(image.camera.parameters.tolist()) for image in members if image.camera is not None})
         result.append(
             ImageGroup(
                 condition=condition,
                 size=size,
-                focal=(min(c[0] for c in cameras), max(c[0] for c in cameras)) if cameras else None,
+                focal=(cameras[0][0], cameras[-1][0]) if cameras else None,
                 cameras=len(cameras),
                 images=len(members),
                 references=sum(image.is_reference for image in members),
@@ -217,12 +220,6 @@ def _group_images(scene: Scene, sizes: dict[str, tuple[int, int]]) -> tuple[Imag
             )
         )
     return tuple(sorted(result, key=lambda group: group.references == 0))
-
-
-def _agreement(how: str, errors: Sequence[np.ndarray]) -> Agreement:
-    """Summary of the errors (K,) of each pair."""
-    pooled = np.concatenate(errors)
-    return Agreement(how, len(errors), float(np.median(pooled)), float(np.mean(pooled <= 3)))
 
 
 def condition_pairs(scene: Scene) -> dict[tuple[str, str], list[int]]:
@@ -253,7 +250,7 @@ def _group_pairs(scene: Scene, measures: dict[int, PairMeasure]) -> tuple[PairGr
     return tuple(groups)
 
 
-def _median(values: Sequence[float]) -> float:
+def _median(values: Sequence[float] | np.ndarray) -> float:
     return float(np.median(values)) if len(values) else float("nan")
 
 
