@@ -35,13 +35,13 @@ class ArrayFile:
     def __init__(self, path: str | Path, *, writable: bool = False) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise FileNotFoundError(f"{self.path} does not exist; expected an array file of gnnet")
+            raise FileNotFoundError(f"{self.path} does not exist; expected a map or an index of gnnet")
         with self.path.open("rb") as file:
             start = file.read(len(_MAGIC) + 8)
             length = int.from_bytes(start[len(_MAGIC) :], "little")
             size = self.path.stat().st_size
             if not start.startswith(_MAGIC) or length > size:
-                raise ValueError(f"{self.path} is no array file of gnnet, or is damaged; delete it, so it is made anew")
+                raise ValueError(f"{self.path} is no map or index of gnnet, or is damaged; delete it: it is made anew")
             try:
                 content = json.loads(file.read(length))
                 self.about: dict = dict(content["about"])

@@ -113,12 +113,12 @@ def test_missing_folder_garbage_and_truncation_name_the_file(tmp_path):
     whole = path.read_bytes()
     for kept in (0, 5, len(MAGIC), len(MAGIC) + 8, 300, len(whole) // 2, len(whole) - 4096):
         path.write_bytes(whole[:kept])
-        with pytest.raises(ValueError, match=r"some\.gnmap .*(no array file|cut off|damaged)|header of .*some\.gnmap"):
+        with pytest.raises(ValueError, match=r"some\.gnmap .*(no map|cut off|damaged)|header of .*some\.gnmap"):
             ArrayFile(path)
     pickled = b"\x80\x04cos\nsystem\n(S'true'\ntR."
     for other in (pickled, b"PK\x03\x04" + bytes(5000), whole.replace(b"gnnet", b"gmnet")):
         path.write_bytes(other)
-        with pytest.raises(ValueError, match=r"some\.gnmap is no array file"):
+        with pytest.raises(ValueError, match=r"some\.gnmap is no map"):
             ArrayFile(path)
 
 

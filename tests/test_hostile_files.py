@@ -180,7 +180,7 @@ def hostile_config(name: str, toy_root: Path, trap: Path) -> dict:
 
 def test_the_configuration_that_they_start_from_is_good(toy_root, tmp_path):
     config = {"seed": 0, "weights": None, "model": UNET, "dataset": data(toy_root)}
-    networks, found, steps = evaluate.prepare(evaluating(write(tmp_path / "a.ckpt", config), tmp_path))
+    networks, found, steps, _ = evaluate.prepare(evaluating(write(tmp_path / "a.ckpt", config), tmp_path))
     assert isinstance(networks["trained"], UNet) and len(found.validations[0]) > 0 and steps == 3
 
 
@@ -359,9 +359,9 @@ def test_a_package_of_the_users_own_is_allowed_by_the_user_alone(toy_root, tmp_p
     assert "mypackage" not in sys.modules
     try:
         for given in ("allow=mypackage", "allow=[other,mypackage]"):
-            networks, found, _ = evaluate.prepare(evaluating(path, tmp_path, given))
+            networks, found, *_ = evaluate.prepare(evaluating(path, tmp_path, given))
             assert type(networks["trained"]).__name__ == type(networks["untrained"]).__name__ == "Narrow"
-            assert evaluate.reader_name(evaluating(path, tmp_path, given), found.validations[0]) == "mine"
+            assert len(found.validations) == 1
         assert type(read_checkpoint(path).network(allow=("mypackage",))).__name__ == "Narrow"
         other = write(tmp_path / "b.ckpt", {"model": {"_target_": "elsewhere.Net"}})
         with pytest.raises(ValueError, match="importing elsewhere fails: No module named 'elsewhere'"):
@@ -419,10 +419,10 @@ def test_checkpoints_that_name_the_old_places_go_on(toy_root, tmp_path):
     config["dataset"] = {"_target_": "gnnet.data.mixture.MixtureData", "sources": sources, "num_workers": 0}
     path = write(tmp_path / "old.ckpt", config)
     cfg = evaluating(path, tmp_path)
-    networks, found, _ = evaluate.prepare(cfg)
+    networks, found, *_ = evaluate.prepare(cfg)
     assert isinstance(networks["trained"], UNet)
     assert [(v.name, v.scene.name) for v in found.validations] == [("a", found.validations[0].scene.name)]
-    assert evaluate.reader_name(cfg, found.validations[0]) == "robotcar"
+    assert found.validations[0].scene.dataset == "robotcar"
     assert check_resume(path, config).startswith("Going on from")
     for old, new in loader._MOVED.items():
         assert loader._find(new, "x", ()).__name__ == new.rpartition(".")[2]

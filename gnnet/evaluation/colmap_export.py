@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -65,14 +65,11 @@ def write_colmap_model(
             "write; give a scene with a map (dataset.root)"
         )
     points = scene.points.numpy()
-    seen = [_observed(scene.images[name], points) for name in references]
-    nothing = [np.zeros((0, 2))] * len(queries)
-    model = _model_of(
-        {**references, **queries}, [*(xy for _, xy in seen), *nothing], points, [rows for rows, _ in seen]
-    )
+    observed = {name: _observed(scene.images[name], points) for name in references}
+    model = _model_of({**references, **queries}, points, observed)
     Path(folder).mkdir(parents=True, exist_ok=True)
     model.write_binary(str(folder))
-    return ExportedModel(len(references), len(queries), model.num_points3D(), sum(len(rows) for rows, _ in seen))
+    return ExportedModel(len(references), len(queries), model.num_points3D(), model.compute_num_observations())
 
 
 def _posed_queries(
@@ -104,20 +101,22 @@ def _observed(image: SceneImage, points: np.ndarray) -> tuple[np.ndarray, np.nda
 
 
 def _model_of(
-    images: Mapping[str, tuple[Camera, Pose]], keypoints: list[np.ndarray], points: np.ndarray, rows: list[np.ndarray]
+    images: Mapping[str, tuple[Camera, Pose]],
+    points: np.ndarray,
+    observed: Mapping[str, tuple[np.ndarray, np.ndarray]],
 ) -> pycolmap.Reconstruction:
     """A COLMAP model.
 
     Args:
         images: camera and `cam_from_world` by name; the first gets the id 1.
-        keypoints: pixels (K, 2) of each image.
         points: (P, 3) in the world.
-        rows: rows (K,) of the points that the first images see at their keypoints.
+        observed: by name, rows (K,) of the points that an image sees, and the pixels (K, 2) where.
     """
     import pycolmap  # slow to import
 
     model = pycolmap.Reconstruction()
     camera_ids: dict[tuple[float, ...], int] = {}
+    tracks: defaultdict[int, pycolmap.Track] = defaultdict(pycolmap.Track)  # by the point's row
     for image_id, (name, (camera, cam_from_world)) in enumerate(images.items(), start=1):
         width, height = camera.size.round().to(torch.int64).tolist()
         parameters = camera.parameters.to(device="cpu", dtype=torch.float64).tolist()
@@ -129,19 +128,14 @@ def _model_of(
                 pycolmap.Camera(model=kind, width=width, height=height, params=used, camera_id=camera_ids[key])
             )
         pose = cam_from_world.to(device="cpu", dtype=torch.float64)
+        rows, keypoints = observed.get(name, (np.zeros(0, np.int64), np.zeros((0, 2))))
         model.add_image_with_trivial_frame(
-            pycolmap.Image(name=name, keypoints=keypoints[image_id - 1], camera_id=camera_ids[key], image_id=image_id),
+            pycolmap.Image(name=name, keypoints=keypoints, camera_id=camera_ids[key], image_id=image_id),
             pycolmap.Rigid3d(pose.matrix()[:3].numpy()),
         )
-    point = np.concatenate([np.zeros(0, np.int64), *rows])
-    image = np.repeat(np.arange(1, len(rows) + 1), [len(r) for r in rows])
-    index = np.concatenate([np.zeros(0, np.int64), *(np.arange(len(r)) for r in rows)])
-    order = np.argsort(point, kind="stable")
-    observed, first = np.unique(point[order], return_index=True)
-    elements = list(map(pycolmap.TrackElement, image[order].tolist(), index[order].tolist()))
-    bounds = pairwise([*first.tolist(), len(elements)])
-    for row, (start, end) in zip(observed.tolist(), bounds, strict=True):  # pycolmap takes points one by one
-        track = pycolmap.Track(elements[start:end])
+        for index, row in enumerate(rows.tolist()):
+            tracks[row].add_element(image_id, index)
+    for row, track in sorted(tracks.items()):
         model.add_point3D_with_id(row + 1, pycolmap.Point3D(xyz=points[row], track=track))
     model.update_point_3d_errors()
     return model

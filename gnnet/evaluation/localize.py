@@ -11,16 +11,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from rich.progress import track
 
+from gnnet.data.datamodule import DataModule
 from gnnet.data.images import read_image
 from gnnet.data.observed_points import observes
+from gnnet.data.queries import LocalizationDataset
 from gnnet.evaluation.colmap_export import write_colmap_model
 from gnnet.evaluation.metrics import Thresholds, summarize_errors
 from gnnet.evaluation.report.page import write_html_report
-from gnnet.evaluation.submission import write_submission
-from gnnet.evaluation.tables import Table, localization_table, write_table
+from gnnet.evaluation.submission import format_of, write_submission
+from gnnet.evaluation.tables import Setting, Table, localization_table, print_table, write_table
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, pose_errors
 from gnnet.localization.compile import compile_map
@@ -29,6 +32,7 @@ from gnnet.localization.result import Localization, Status
 from gnnet.localization.retrieval import InitialPoseRetrieval
 from gnnet.models.pyramid import FeatureNetwork
 from gnnet.models.weights import fingerprint
+from gnnet.sampling import evenly
 from gnnet.scenes.formats.poses import write_pose_file
 from gnnet.scenes.scene import Scene, SceneImage
 
@@ -142,6 +146,82 @@ class LocalizedQueries(NamedTuple):
     localizations: list[Localization]
     report: Table
     any_localized: bool
+
+
+class QueryList(NamedTuple):
+    """Queries that a file lists: their cameras by name, and the folder that the names are below."""
+
+    cameras: Mapping[str, Camera]
+    images: Path
+
+
+def localize_validations(
+    data: DataModule,
+    network: FeatureNetwork,
+    settings: Localizer,
+    output: Path,
+    *,
+    maps: MapSettings,
+    device: torch.device | str,
+    thresholds: Thresholds,
+    listed: QueryList | None = None,
+    max_queries: int | None = None,
+    initial: Mapping[str, Pose] | None = None,
+    submit_as: str | None = None,
+    colmap_model: bool = False,
+    about: Mapping[str, Setting] | None = None,
+    command: str = "",
+) -> list[LocalizedQueries]:
+    """Localize the queries of each validation set on its own map; print the tables, write the result files.
+
+    Args:
+        data: set up.
+        network: its maps describe the references and the queries.
+        settings: a localizer without network and map.
+        output: folder to write into, one below it for each validation set that has a name.
+        maps: where maps are kept, and their settings.
+        device: where the network runs.
+        thresholds: of recall.
+        listed: queries to localize in place of the validation sets' own.
+        max_queries: limit on the queries of a set, spread evenly over it; None localizes all.
+        initial: initial poses by query name.
+        submit_as: dataset whose result format `submission.txt` has; None takes the set's own.
+        colmap_model: also write a COLMAP model with the queries registered.
+        about: settings to stand in the tables.
+        command: command line to stand in the report.
+
+    Raises:
+        FileNotFoundError, ValueError: if no set has references, one map file is named for several sets, a map does
+            not fit, or `submit_as` is not known.
+    """
+    localizable = [v for v in data.validations if isinstance(v, LocalizationDataset)]
+    if not localizable:
+        raise ValueError("the dataset has no references to make a map of; matching sets have no poses")
+    if maps.file is not None and len(localizable) > 1:
+        names = ", ".join(v.name for v in localizable)
+        raise ValueError(f"map={maps.file} is one file, and there are {len(localizable)} maps ({names}); leave map out")
+    for validation in localizable:
+        format_of(submit_as or validation.scene.dataset)  # a name that is not known is said before the map is compiled
+    done = []
+    for validation in localizable:
+        scene, folder = validation.scene, output / validation.name
+        of_set = replace(maps, largest_side=validation.largest_side)
+        localizer = prepare_localizer(settings, network, scene, of_set, device=device)
+        queries = queries_of_scene(scene) if listed is None else queries_of_list(*listed, scene)
+        queries = [queries[i] for i in evenly(len(queries), max_queries, np.random.default_rng(0))]
+        title = (
+            f"Localization on {validation.name or scene.name}: {len(queries)} queries, "
+            f"{len(localizer.map.names)} references; {settings.title}"
+        )
+        result = localize_dataset(
+            localizer, queries, folder, scene=scene, dataset=submit_as or scene.dataset, title=title,
+            thresholds=thresholds, initial=initial, settings={**(about or {}), "map": str(localizer.map.path)},
+            colmap_model=colmap_model, command=command,
+        )  # fmt: skip
+        print_table(result.report)
+        print(f"Poses, records, submission.txt, report.html and figures are in {folder}", flush=True)
+        done.append(result)
+    return done
 
 
 def localize_dataset(

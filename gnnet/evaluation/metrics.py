@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -15,6 +16,7 @@ Thresholds = tuple[tuple[float, float], ...]
 # finer), and the errors within which a pose counts as converged.
 OUTDOOR: Thresholds = ((0.25, 2.0), (0.5, 5.0), (5.0, 10.0))
 INDOOR: Thresholds = ((0.05, 5.0), (0.02, 2.0), (0.01, 1.0))
+THRESHOLDS = {"indoor": INDOOR, "outdoor": OUTDOOR}
 CONVERGED: tuple[float, float] = (0.05, 0.5)
 
 
@@ -90,10 +92,8 @@ class LocalizationMetrics(Metric):
         """Add queries.
 
         Args:
-            initial_position: (B,) error of the initial pose's camera centre, metres.
-            initial_rotation: (B,) error of the initial pose's rotation, degrees.
-            position: (B,) error of the camera centre after localization, metres; infinite or NaN if it failed.
-            rotation: (B,) error of the rotation, degrees, likewise.
+            initial_position, initial_rotation: (B,) errors of the initial pose: camera centre in metres, and degrees.
+            position, rotation: (B,) errors after localization, likewise; infinite or NaN if it failed.
             condition: B names, or (B,) positions in `conditions`.
             index: (B,) position in the dataset, below 2²⁴ (float32 holds it exactly).
 
@@ -109,12 +109,12 @@ class LocalizationMetrics(Metric):
         """Summary of all queries of all processes."""
         samples = torch.cat(self.samples) if isinstance(self.samples, list) and self.samples else self.samples
         samples = torch.as_tensor(samples, dtype=torch.float64).cpu().view(-1, self._COLUMNS)
-        samples = _first_of_each(samples)
-        conditions = []
-        for position, name in enumerate(self.conditions):
-            of_condition = samples[samples[:, 1] == position]
-            if len(of_condition):
-                conditions.append(self._summarize(name, of_condition))
+        samples = samples[np.unique(samples[:, 0], return_index=True)[1]]  # the first of each index
+        conditions = [
+            self._summarize(name, of_condition)
+            for number, name in enumerate(self.conditions)
+            if len(of_condition := samples[samples[:, 1] == number])
+        ]
         return LocalizationSummary(self.thresholds, tuple(conditions), self._summarize("all", samples))
 
     def _summarize(self, condition: str, samples: Tensor) -> ConditionSummary:
@@ -167,11 +167,3 @@ def median(values: Tensor) -> float:
     if not len(ordered):
         return torch.nan
     return ((ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2).item()
-
-
-def _first_of_each(samples: Tensor) -> Tensor:
-    """The first of the rows (N, columns) with each index, which is the first column; sorted by index."""
-    samples = samples[samples[:, 0].argsort(stable=True)]
-    new = torch.ones(len(samples), dtype=torch.bool)
-    new[1:] = samples[1:, 0] != samples[:-1, 0]
-    return samples[new]

@@ -149,12 +149,12 @@ _FORMATS = {"robotcar": RobotCarFormat, "toy": RobotCarFormat, "cmu": CmuFormat}
 
 
 def format_of(dataset: str) -> ResultFormat:
-    """The form of a dataset's result file.
+    """The form of a dataset's result file; without a name, that of hloc.
 
     Raises:
         ValueError: an unknown dataset.
     """
-    if dataset not in DATASETS:
+    if dataset and dataset not in DATASETS:
         raise ValueError(f"dataset {dataset!r} is not known; expected one of {', '.join(DATASETS)}")
     return _FORMATS.get(dataset, ResultFormat)(dataset)
 
@@ -165,7 +165,7 @@ def write_submission(path: str | Path, localizations: Iterable[Localization], *,
     Args:
         path: of the file; its folder is made, and the file appears when it is complete.
         localizations: of the queries, with the scene's names.
-        dataset: one of those that `python -m gnnet.scenes` knows; it gives the names their form, see `ResultFormat`.
+        dataset: gives the names their form, see `ResultFormat`.
 
     Raises:
         ValueError: an unknown dataset, a name of another form, a pose that is not finite, or two
@@ -204,8 +204,7 @@ def validate_submission(
     another reading of the numbers would place them near, that reading is named as the error.
 
     Args:
-        path: of the file.
-        dataset: one of those that `python -m gnnet.scenes` knows.
+        dataset: see `ResultFormat`.
         root: the dataset's folder, `dataset.root`; None leaves out what needs it. Nothing is written there.
         progress: show progress bars.
 
@@ -219,7 +218,15 @@ def validate_submission(
     found = Validation(len(lines) + len(bad.problems), errors=[*bad.problems])
     found.facts.append(f"{found.lines} lines")
     for line in lines:
-        found.errors += _line_errors(line, form, f"{path} line {line.number}")
+        source = f"{path} line {line.number}"
+        if wrong := form.name_error(line.name, source):
+            found.errors.append(wrong)
+        length = float(np.linalg.norm(line.quaternion))
+        if not abs(length - 1) <= _UNIT:
+            found.errors.append(
+                f"{source} has a quaternion of length {length:.6g}; expected 1 to within {_UNIT:g}, so divide it by "
+                "its length, and see that the order is qw qx qy qz tx ty tz"
+            )
     if found.lines == 0:
         found.errors.append(f"{path} holds no pose; expected a line a localized query")
     if root is not None:
@@ -231,18 +238,6 @@ def validate_submission(
             queries = _check_names(found, lines, scene, form, path)
             _check_positions(found, lines, queries, scene, form, path)
     return found
-
-
-def _line_errors(line: PoseLine, form: ResultFormat, source: str) -> list[str]:
-    wrong = form.name_error(line.name, source)
-    errors = [] if wrong is None else [wrong]
-    length = float(np.linalg.norm(line.quaternion))
-    if not abs(length - 1) <= _UNIT:
-        errors.append(
-            f"{source} has a quaternion of length {length:.6g}; expected 1 to within {_UNIT:g}, so divide it by its "
-            "length, and see that the order is qw qx qy qz tx ty tz"
-        )
-    return errors
 
 
 def _check_names(
@@ -294,16 +289,18 @@ def _check_positions(
             f"camera centres were not compared with references: that needs {_FEWEST} queries and references with poses"
         )
         return
+    metres = placed.distances[0]
     found.facts.append(
-        f"the camera centres lie {np.median(placed.metres):.3g} m from the nearest reference (median); the references "
-        f"lie {placed.spacing:.3g} m apart, within {placed.extent:.3g} m"
+        f"the camera centres lie {np.median(metres):.3g} m from the nearest reference (median); the references "
+        f"lie {np.median(placed.spacing):.3g} m apart, within {np.median(placed.extent):.3g} m"
     )
+    far = np.mean(metres > np.maximum(0.25 * placed.extent, placed.unit))
     misread = _misread(placed, path)
     if misread is not None:
         found.errors.append(misread)
-    elif np.mean(placed.far) > 0.5:
+    elif far > 0.5:
         found.warnings.append(
-            f"{np.mean(placed.far):.0%} of the camera centres lie far from all references; see that the poses are "
+            f"{far:.0%} of the camera centres lie far from all references; see that the poses are "
             "cam_from_world, with the translation, in the dataset's world and metres"
         )
 
@@ -314,39 +311,36 @@ class _Placed(NamedTuple):
     The readings are: the translation, as it should be; a camera centre; a translation with a quaternion x y z w.
 
     Args:
-        metres: (Q,) distance to the nearest reference, read as it should be.
-        distances: (reading, Q) distance to the nearest reference, in units of the map: one unit or less is near.
-        far: (Q,) whether the camera is more than a quarter of the map away.
+        distances: (reading, Q) metres to the nearest reference.
         turned: (2, Q) angle of R, and of Rᵀ, to the most similar rotation of the references around t.
-        spacing, extent: distance between neighbouring references, and size of the map, in metres (medians over
-            the queries).
+        spacing, extent: (Q,) metres between neighbouring references, and across the map.
     """
 
-    metres: np.ndarray
     distances: np.ndarray
-    far: np.ndarray
     turned: np.ndarray
-    spacing: float
-    extent: float
+    spacing: np.ndarray
+    extent: np.ndarray
+
+    @property
+    def unit(self) -> np.ndarray:
+        """(Q,) metres from a reference within which a camera is near it."""
+        return np.maximum(2 * self.spacing, 0.02 * self.extent)
 
 
 def _place(queries: dict[str, list[PoseLine]], references: dict[str, list[Pose]]) -> _Placed | None:
     """Queries and references by map; None where there are too few queries, or no map with two positions."""
-    parts = []
+    parts: list[_Placed] = []
     for name, lines in sorted(queries.items()):
         poses = references.get(name, [])
         if len(poses) > 1:
             parts += _place_in_map(lines, Pose.stack(poses))
-    if sum(part[0].shape[1] for part in parts) < _FEWEST:
+    if sum(len(part.spacing) for part in parts) < _FEWEST:
         return None
-    distances, turned, spacing, extent = (np.concatenate(columns, -1) for columns in zip(*parts, strict=True))
-    unit = np.maximum(2 * spacing, 0.02 * extent)
-    far = distances[0] > np.maximum(0.25 * extent, unit)
-    return _Placed(distances[0], distances / unit, far, turned, float(np.median(spacing)), float(np.median(extent)))
+    return _Placed(*(np.concatenate(arrays, -1) for arrays in zip(*parts, strict=True)))
 
 
-def _place_in_map(lines: list[PoseLine], references: Pose) -> list[tuple[np.ndarray, ...]]:
-    """Distances in metres (reading, Q), angles (2, Q), and the references' spacing and extent (Q,); or nothing."""
+def _place_in_map(lines: list[PoseLine], references: Pose) -> list[_Placed]:
+    """The queries of one map, as a list of one, or of none where all references stand at one position."""
     centers = references.center().numpy()
     tree = cKDTree(centers)
     count = min(_NEIGHBOURS, len(centers))
@@ -366,7 +360,7 @@ def _place_in_map(lines: list[PoseLine], references: Pose) -> list[tuple[np.ndar
     near = torch.from_numpy(tree.query(t, k=count)[1].reshape(len(t), -1))
     around = references.rotation[near].mT
     turned = [rotation_angle(r[:, None] @ around).min(1).values for r in (pose.rotation, pose.rotation.mT)]
-    return [(distances, torch.stack(turned).numpy(), np.full(len(t), spacing), np.full(len(t), extent))]
+    return [_Placed(distances, torch.stack(turned).numpy(), np.full(len(t), spacing), np.full(len(t), extent))]
 
 
 def _misread(placed: _Placed, path: str | Path) -> str | None:
@@ -377,7 +371,7 @@ def _misread(placed: _Placed, path: str | Path) -> str | None:
     sparse map, to 25.
     """
     radii = np.geomspace(1, 25, 64)
-    is_near = placed.distances[..., None] <= radii  # (reading, Q, radius)
+    is_near = (placed.distances / placed.unit)[..., None] <= radii  # (reading, Q, radius)
     near, either = is_near.sum(1), (is_near | is_near[0]).sum(1)
     count, more = is_near.shape[1], near - near[0]
     clear = (near >= max(_FEWEST, _PART * count)) & (more > 0) & (more >= _CLEARLY * either)

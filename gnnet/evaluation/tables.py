@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from rich import table as rich_tables
 from rich.box import SIMPLE_HEAD
@@ -79,6 +79,11 @@ class Row:
     condition: str
     values: Mapping[str, Value]
 
+    @classmethod
+    def of(cls, columns: Sequence[Column], method: str, condition: str, *values: Value) -> Row:
+        """A row of the values of some columns, in their order."""
+        return cls(method, condition, dict(zip([column.name for column in columns], values, strict=True)))
+
     def __getitem__(self, column: str) -> Value:
         return self.values[column]
 
@@ -89,7 +94,6 @@ class Table:
 
     Args:
         title: one line.
-        columns: the figures of each row.
         rows: in the order in which conditions, and methods within a condition, are to be read.
         settings: plain values: dataset, model, loss, seed, steps, seconds, checkpoint, …
         meaning: sentences that say what the columns are; printed below the table.
@@ -136,10 +140,9 @@ def localization_table(
     """Errors of poses as a table.
 
     Args:
-        title: one line.
         thresholds: (metres, degrees) of each recall.
         rows: method, condition, number of poses (failed ones are counted), and their errors.
-        settings, notes: see `Table`.
+        title, settings, notes: see `Table`.
 
     Raises:
         ValueError: if a row has not one recall a threshold.
@@ -149,15 +152,16 @@ def localization_table(
     if thresholds:
         listed = "; ".join(f"{m:g} m, {d:g}°" for m, d in thresholds)
         meaning += f" {listed}: recall, % that ends within both."
-    recalls = [f"recall_{m:g}m_{d:g}deg" for m, d in thresholds]
     columns = [
         Column("count", "count", Unit.COUNT),
         Column("median_position_m", "median", Unit.METRES, "lower"),
         Column("median_rotation_deg", "median\n°", Unit.NUMBER, "lower"),
         Column("converged", "converged\n%", Unit.SHARE, "higher"),
+        *(
+            Column(f"recall_{m:g}m_{d:g}deg", f"{m:g} m\n{d:g}°", Unit.SHARE, "higher", limits=(m, d))
+            for m, d in thresholds
+        ),
     ]
-    for name, (m, d) in zip(recalls, thresholds, strict=True):
-        columns.append(Column(name, f"{m:g} m\n{d:g}°", Unit.SHARE, "higher", limits=(m, d)))
     made = []
     for method, condition, count, errors in rows:
         if len(errors.recall) != len(thresholds):
@@ -166,7 +170,7 @@ def localization_table(
                 f"expected {len(thresholds)}, one for each of the thresholds {thresholds}"
             )
         values = (count, errors.median_position, errors.median_rotation, errors.converged, *errors.recall)
-        made.append(Row(method, condition, dict(zip([c.name for c in columns], values, strict=True))))
+        made.append(Row.of(columns, method, condition, *values))
     return Table(title, tuple(columns), tuple(made), settings or {}, meaning, tuple(notes))
 
 
@@ -181,16 +185,16 @@ def matching_table(
     """Shares of right matches as a table; the first three thresholds are printed, all are in the JSON.
 
     Args:
-        title: one line.
         thresholds: pixels.
         summaries: by method, each of the same conditions: `all` first.
-        settings, notes: see `Table`.
+        title, settings, notes: see `Table`.
     """
 
     def shares(name: str, header: str) -> Iterator[Column]:
         for number, px in enumerate(thresholds):
-            text = f"{header}\n{px:g} px"
-            yield Column(f"{name}_{px:g}px", text, Unit.SHARE, "higher", printed=number < 3, limits=(px,))
+            yield Column(
+                f"{name}_{px:g}px", f"{header}\n{px:g} px", Unit.SHARE, "higher", printed=number < 3, limits=(px,)
+            )
 
     columns = (
         Column("pairs", "pairs", Unit.COUNT),
@@ -199,17 +203,17 @@ def matching_table(
         Column("kept", "kept\na pair", Unit.COUNT),
         *shares("kept", "kept"),
     )
-    rows = []
-    for group in zip(*summaries.values(), strict=True):
-        for method, s in zip(summaries, group, strict=True):
-            values = (s.pairs, s.keypoints, *s.within, s.kept, *s.kept_within)
-            rows.append(Row(method, s.condition, dict(zip([c.name for c in columns], values, strict=True))))
+    rows = tuple(
+        Row.of(columns, method, s.condition, s.pairs, s.keypoints, *s.within, s.kept, *s.kept_within)
+        for group in zip(*summaries.values(), strict=True)
+        for method, s in zip(summaries, group, strict=True)
+    )
     keypoints = f"{rows[0]['keypoints']:.0f} " if rows else ""
     meaning = (
         f"all: % of the {keypoints}keypoints a pair whose best match is within so many pixels of the truth. "
         "kept: matches that lead back when matched back (SIFT: ratio test, mutual nearest), and % of those."
     )
-    return Table(title, columns, tuple(rows), settings or {}, meaning, tuple(notes))
+    return Table(title, columns, rows, settings or {}, meaning, tuple(notes))
 
 
 def print_table(table: Table, console: Console | None = None) -> None:
@@ -264,7 +268,7 @@ def rich_table(table: Table) -> rich_tables.Table:
 
 
 def _cells(column: Column, values: Sequence[Value], factor: float) -> list[Text]:
-    """A group's cells of a column, with the best value in bold, and what reads the same; none if all read the same."""
+    """Cells of one column in one condition; those that read as the best value are bold, unless all read the same."""
     texts = [show(value, column.unit, factor) for value in values]
     known = [value for value in values if not isinstance(value, str) and not math.isnan(value)]
     best = None
@@ -277,19 +281,16 @@ def show(value: Value, unit: Unit, factor: float = 1.0) -> str:
     """A value as it is printed: ∞ for infinite, – for not known."""
     if isinstance(value, str):
         return value
-    if math.isnan(value):
-        return "–"
-    if math.isinf(value):
-        return "∞"
+    if not math.isfinite(value):
+        return "–" if math.isnan(value) else "∞"
     if unit is Unit.SHARE:
         return f"{100 * value:.1f}"
     if unit is Unit.COUNT:
         return f"{value:,.0f}"
     value *= factor
     # Three digits, and whole numbers from 100 on.
-    digits = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
-    if 0 < abs(value) < 0.0995:
-        digits = 3
+    size = abs(value)
+    digits = 3 if 0 < size < 0.0995 else 2 if size < 9.995 else 1 if size < 99.95 else 0
     return f"{value:.{digits}f}"
 
 
@@ -300,7 +301,7 @@ def format_length(metres: float) -> str:
 
 
 def _length_unit(metres: Iterable[float]) -> tuple[str, float]:
-    """Unit, and units a metre, that suit the smallest positive length."""
+    """The unit that suits the smallest positive length, and how many of it are a metre."""
     smallest = min((m for m in metres if math.isfinite(m) and m > 0), default=1.0)
     if smallest < 0.01:
         return "mm", 1000.0
@@ -309,14 +310,20 @@ def _length_unit(metres: Iterable[float]) -> tuple[str, float]:
 
 def write_table(table: Table, path: str | Path) -> None:
     """Write a table as JSON at once: a reader finds the old file or the whole new one."""
-    about = {"format": FORMAT, "title": table.title, "settings": table.settings}
-    rows = [{"method": row.method, "condition": row.condition, **row.values} for row in table.rows]
-    content = {**about, "columns": [asdict(column) for column in table.columns], "rows": rows}
-    words = {"meaning": table.meaning, "notes": table.notes, "row_header": table.row_header}
-    write_json(path, json_value({**content, **words}))
+    content = {
+        "format": FORMAT,
+        "title": table.title,
+        "settings": table.settings,
+        "columns": [asdict(column) for column in table.columns],
+        "rows": [{"method": row.method, "condition": row.condition, **row.values} for row in table.rows],
+        "meaning": table.meaning,
+        "notes": table.notes,
+        "row_header": table.row_header,
+    }
+    write_json(path, json_value(content))
 
 
-def json_value(value):
+def json_value(value: Any) -> Any:
     """A value for strict JSON: null for nan, the string "inf" for infinity, lists for tuples, text for the rest."""
     if isinstance(value, Mapping):
         return {str(key): json_value(v) for key, v in value.items()}
@@ -368,28 +375,18 @@ def _read_results_1(content: dict) -> Table:
     """What earlier versions wrote of localization."""
     rows = []
     for line in content["lines"]:
-        medians = _number(line["median_position_m"]), _number(line["median_rotation_deg"])
-        errors = ErrorSummary(*medians, tuple(map(_number, line["recall"])), _number(line["converged"]))
+        keys = ("median_position_m", "median_rotation_deg", "recall", "converged")
         method = INITIAL_POSES if line["method"] == "start" else line["method"]
-        rows.append((method, line["condition"], int(line["count"]), errors))
+        rows.append((method, line["condition"], line["count"], ErrorSummary(*(_number(line[key]) for key in keys))))
     thresholds = tuple((t["metres"], t["degrees"]) for t in content["thresholds"])
     return localization_table(content["title"], thresholds, rows, settings=content["settings"], notes=content["notes"])
 
 
 def _read_matching_1(content: dict) -> Table:
     """What earlier versions wrote of matching."""
+    _, *figures = MatchingSummary._fields
     summaries = {
-        method: [
-            MatchingSummary(
-                condition=s["condition"],
-                pairs=int(s["pairs"]),
-                keypoints=_number(s["keypoints"]),
-                within=tuple(map(_number, s["within"])),
-                kept=_number(s["kept"]),
-                kept_within=tuple(map(_number, s["kept_within"])),
-            )
-            for s in of_method
-        ]
+        method: [MatchingSummary(s["condition"], *(_number(s[key]) for key in figures)) for s in of_method]
         for method, of_method in content["methods"].items()
     }
     return matching_table(
@@ -400,8 +397,10 @@ def _read_matching_1(content: dict) -> Table:
 _READERS = {FORMAT: _read_table_1, "gnnet results 1": _read_results_1, "gnnet matching 1": _read_matching_1}
 
 
-def _number(value: float | str | None) -> float | int:
-    """A number as `json_value` writes it."""
+def _number(value: Any) -> Any:
+    """A number, or a tuple of numbers, as `json_value` writes it."""
+    if isinstance(value, list):
+        return tuple(map(_number, value))
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     return math.nan if value is None else float(value)
@@ -419,14 +418,10 @@ def join_tables(tables: Mapping[str, Table]) -> Table | None:
     first = next(iter(tables.values()), None)
     if first is None or len(tables) == 1:
         return first
-    return replace(
-        first,
-        title="; ".join(table.title for table in tables.values()),
-        rows=tuple(
-            replace(row, condition=f"{name}/{row.condition}") for name, table in tables.items() for row in table.rows
-        ),
-        notes=tuple(f"{name}: {note}" for name, table in tables.items() for note in table.notes),
-    )
+    rows = [replace(row, condition=f"{name}/{row.condition}") for name, table in tables.items() for row in table.rows]
+    notes = [f"{name}: {note}" for name, table in tables.items() for note in table.notes]
+    title = "; ".join(table.title for table in tables.values())
+    return replace(first, title=title, rows=tuple(rows), notes=tuple(notes))
 
 
 def compare_runs(paths: Iterable[str | Path], *, setting: str | None = None, method: str | None = None) -> Table:
@@ -454,18 +449,19 @@ def compare_runs(paths: Iterable[str | Path], *, setting: str | None = None, met
     if method is None:
         present = {row.method for table in tables for row in table.rows}
         method = next((m for m in ("refined", "PnP", "nearest") if m in present), "trained")
-    columns = [[column.name for column in table.columns] for table in tables]
-    for path, table, names in zip(paths, tables, columns, strict=True):
+    expected = ", ".join(column.name for column in tables[0].columns)
+    for path, table in zip(paths, tables, strict=True):
         if setting not in table.settings:
             found = ", ".join(table.settings) or "none"
             raise ValueError(f"{path} has no setting {setting!r} to name the run by; its settings are {found}")
-        if names != columns[0]:
+        columns = ", ".join(column.name for column in table.columns)
+        if columns != expected:
             raise ValueError(
-                f"{path} has the columns {', '.join(names)}, but {paths[0]} has {', '.join(columns[0])}; "
+                f"{path} has the columns {columns}, but {paths[0]} has {expected}; "
                 "compare files of one kind, evaluated with the same thresholds"
             )
     names = _distinct(_what_differs([str(table.settings[setting]) for table in tables]))
-    shared = {k: v for k, v in tables[0].settings.items() if all(t.settings.get(k, _ABSENT) == v for t in tables)}
+    shared = {k: v for k, v in tables[0].settings.items() if all((k, v) in t.settings.items() for t in tables)}
     notes = []
     for name, table, path in zip(names, tables, paths, strict=True):
         own = [f"{k} {v}" for k, v in table.settings.items() if k not in shared and k != setting]
@@ -477,9 +473,6 @@ def compare_runs(paths: Iterable[str | Path], *, setting: str | None = None, met
         settings={k: v for k, v in shared.items() if k != setting},
         notes=tuple(notes),
     )
-
-
-_ABSENT = object()
 
 
 def _merge_rows(runs: list[tuple[Row, ...]], names: list[str], method: str) -> tuple[Row, ...]:

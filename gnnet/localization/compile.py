@@ -16,13 +16,14 @@ from gnnet.data.images import read_view
 from gnnet.data.observed_points import observed_points, observes
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
-from gnnet.localization.covisibility import covisible_by_depth, covisible_by_points
+from gnnet.localization.covisibility import covisible_by_depth
 from gnnet.localization.global_descriptors import fit_whitening, gem
 from gnnet.localization.local_features import LocalFeatures, points_of_detections
 from gnnet.localization.map import NEIGHBOURS, Map, Observations, check_layout, made_with, map_arrays
 from gnnet.localization.refinement import sample_descriptors
 from gnnet.models.pyramid import FeatureNetwork
 from gnnet.sampling import evenly
+from gnnet.scenes.pairing import shared_points
 from gnnet.scenes.scene import Scene, SceneImage
 
 VERSION = 2  # of a map's meaning; a map of another version is refused
@@ -104,7 +105,7 @@ def compile_map(
         title = f"Compiling {len(waiting)} references"
         for row in track(waiting, description=title, disable=not progress, transient=True):
             _write(file, row, *work.describe(references[row], row))
-        _finish(file, references, poses, cameras, len(scene.points))
+        _finish(file, references, poses, cameras)
     file.close()
     return Map.open(path)
 
@@ -196,7 +197,7 @@ def _write(file: ArrayFile, row: int, observed: Observations, global_descriptor:
     file.flush()
 
 
-def _finish(file: ArrayFile, references: list[SceneImage], poses: Pose, cameras: Camera, points: int) -> None:
+def _finish(file: ArrayFile, references: list[SceneImage], poses: Pose, cameras: Camera) -> None:
     """Write what follows from all references together: whitening, global descriptors, covisibility."""
     count, small = file.shape("global")
     raw = file["global/raw"]
@@ -207,9 +208,9 @@ def _finish(file: ArrayFile, references: list[SceneImage], poses: Pose, cameras:
     for start in range(0, count, 256):
         rows = torch.from_numpy(raw[start : start + 256].astype(np.float32))
         file.write("global", start, whitening.apply(rows).numpy())
-    ids = [i.point_ids for i in references if i.point_ids is not None]
-    if len(ids) == count:
-        parts = covisible_by_points(ids, points)
+    point_ids = [i.point_ids for i in references if i.point_ids is not None]
+    if len(point_ids) == count:
+        parts = shared_points(point_ids)
     else:
         places = [i.place for i in references]
         parts = covisible_by_depth(poses, cameras, places, lambda row: _points_of(file, row), candidates=4 * NEIGHBOURS)

@@ -1,4 +1,4 @@
-"""Covisibility: which references see the same points, and how many."""
+"""Which references with depth see the same points, and how many; see `shared_points` for those with 3D points."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from scipy.sparse import csr_array
 from torch import Tensor
 
 from gnnet.data.queries import nearest_by_pose
@@ -16,31 +15,13 @@ from gnnet.geometry.pose import Pose
 _SEEN_AGAIN = 128  # points of a reference with depth that are projected into others
 
 
-def covisible_by_points(point_ids: Sequence[np.ndarray], count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """For each reference: rows (K,) of the others that observe some of its points, and how many points (K,).
-
-    Args:
-        point_ids: (K,) rows of the scene's points that each reference observes.
-        count: number of the scene's points.
-    """
-    ids = [np.unique(i).astype(np.int32) for i in point_ids]
-    starts = np.cumsum([0, *map(len, ids)]).astype(np.int32)
-    columns = np.concatenate(ids)
-    del ids  # a model may have 100 million observations
-    seen = csr_array((np.ones(len(columns), np.int32), columns, starts), shape=(len(point_ids), count))
-    transposed = seen.T.tocsr()
-    for row in range(len(point_ids)):
-        common = (seen[[row]] @ transposed).tocoo()
-        others = common.coords[1] != row
-        yield common.coords[1][others], common.data[others]
-
-
 def covisible_by_depth(
     poses: Pose, cameras: Camera, places: Sequence[str], points_of: Callable[[int], Tensor], *, candidates: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """The same from projections: some points of each reference are projected into the nearest of its place.
+    """For each reference: rows (K,) of the nearest of its place, and how many of its points they see, (K,).
 
-    Occlusion is ignored, as neighbours are near and the exact number matters little.
+    Some points of the reference are projected into them. Occlusion is ignored, as neighbours are near and the
+    exact number matters little.
 
     Args:
         poses, cameras, places: of the references, (R,).

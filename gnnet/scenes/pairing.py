@@ -16,7 +16,7 @@ from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.scenes.values import Pair, SceneImage
 
-_CHUNK = 256  # images whose common points with all others are counted at once
+_CHUNK = 64  # images whose common points with all others are counted at once
 _PROBES = torch.cartesian_prod(*2 * [torch.linspace(0.1, 0.9, 5, dtype=torch.float64)])  # (25, 2) of the image's size
 _PROBE_DEPTHS = (1.0, 2.0, 4.0)  # metres
 
@@ -33,7 +33,7 @@ def shared_points(point_ids: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray,
         Positions (M,) of the other images, in any order, and the numbers (M,) of common points, 1 or more.
     """
     ids = [np.unique(rows).astype(np.int32) for rows in point_ids]
-    starts = np.cumsum([0, *map(len, ids)])
+    starts = np.cumsum([0, *map(len, ids)]).astype(np.int32)  # as the columns: scipy would widen these in a copy
     columns = np.concatenate(ids) if ids else np.zeros(0, np.int32)
     shape = (len(ids), int(columns.max(initial=-1)) + 1)
     del ids  # a model may have 100 million observations

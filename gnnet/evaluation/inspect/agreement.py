@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -115,10 +115,8 @@ def errors_in_images(scene: Scene, *, progress: bool) -> dict[str, list[np.ndarr
     """Errors of some pairs against SIFT's matches, by kind and, in a sequence, by how many images apart they are."""
     pairs = image_pairs(scene, _IMAGE_PAIRS)
     position: dict[str, int] = {}  # of an image in its folder
-    seen: Counter = Counter()
-    for name in sorted(scene.images) if pairs else ():
-        position[name] = seen[_folder(name)]
-        seen[_folder(name)] += 1
+    for _, names in groupby(sorted(scene.images, key=lambda name: (_folder(name), name)), _folder):
+        position |= {name: i for i, name in enumerate(names)}
     errors: dict[str, list[np.ndarray]] = {}
     for pair in track(pairs, "Matching images", disable=not progress, transient=True):
         try:
@@ -143,11 +141,7 @@ def _folder(name: str) -> str:
 
 
 def _posed(image: SceneImage) -> tuple[Camera, Pose]:
-    """Camera and pose of an image.
-
-    Raises:
-        ValueError: if one is not known.
-    """
+    """Camera and pose of an image, or a ValueError if one is not known."""
     if image.camera is None or image.cam_from_world is None:
         raise ValueError(f"image {image.name} has no camera or no pose; expected both")
     return image.camera, image.cam_from_world

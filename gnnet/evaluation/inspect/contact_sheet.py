@@ -20,7 +20,7 @@ from scipy.ndimage import uniform_filter
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
 from gnnet.data.images import even_subset, limit_size, read_image
-from gnnet.evaluation.inspect.inspection import Distribution, Inspection, condition_pairs
+from gnnet.evaluation.inspect.inspection import Inspection, condition_pairs
 from gnnet.evaluation.inspect.pairs import PairReader
 from gnnet.evaluation.report import style
 from gnnet.evaluation.report.cameras import top_view
@@ -93,23 +93,20 @@ def choose_pairs(scene: Scene, count: int) -> list[Pair]:
 
 
 def _read_row(scene: Scene, pair: Pair) -> Row:
-    images, factors, sizes = [], [], {}
-    for name in (pair.image_a, pair.image_b):
-        whole = read_image(scene.images[name].path)
-        sizes[name] = whole.shape[-1], whole.shape[-2]
-        image, factor = limit_size(whole, _LARGEST_SIDE)
-        images.append(rgb_to_grayscale(image)[0].numpy())
-        factors.append(factor)
+    names = (pair.image_a, pair.image_b)
+    whole = [read_image(scene.images[name].path) for name in names]
+    sizes = {name: (image.shape[-1], image.shape[-2]) for name, image in zip(names, whole, strict=True)}
+    (a, factor_a), (b, factor_b) = (limit_size(image, _LARGEST_SIDE) for image in whole)
     matches = PairReader(scene, sizes)(pair)
     # Weights are not used here: a faint line is better than none.
     drawn = even_subset(matches.keypoints_a, sizes[pair.image_a], LINES, np.random.default_rng(0))
-    conditions = " ↔ ".join(scene.images[name].condition for name in (pair.image_a, pair.image_b))
+    conditions = " ↔ ".join(scene.images[name].condition for name in names)
     count = max(pair.count, len(matches.weight))
     return Row(
         title=f"{style.plain_text(conditions, 60)}   {count:,} correspondences, {len(drawn)} drawn",
         names=f"{style.plain_text(pair.image_a, 64)}   ↔   {style.plain_text(pair.image_b, 64)}",
-        images=(images[0], images[1]),
-        keypoints=(matches.keypoints_a[drawn] * factors[0], matches.keypoints_b[drawn] * factors[1]),
+        images=(rgb_to_grayscale(a)[0].numpy(), rgb_to_grayscale(b)[0].numpy()),
+        keypoints=(matches.keypoints_a[drawn] * factor_a, matches.keypoints_b[drawn] * factor_b),
         weight=matches.weight[drawn],
     )
 
@@ -138,9 +135,7 @@ def _draw_patches(axes: Axes, row: Row, colours: np.ndarray) -> None:
     """Show the neighbourhoods of some correspondences in a and b, with rings at the points."""
     image, xy = row.images[0], row.keypoints[0]
     count = _PATCHES[0] * _PATCHES[1]
-    chosen = even_subset(
-        xy, image.shape[::-1], count, np.random.default_rng(1), preference=_texture(image, xy)
-    )  # fmt: skip
+    chosen = even_subset(xy, image.shape[::-1], count, np.random.default_rng(1), preference=_texture(image, xy))
     centers = []
     for place, index in enumerate(chosen[xy[chosen, 1].argsort()]):
         top, left = place // _PATCHES[1] * 1.1, place % _PATCHES[1] * 2.2
@@ -170,17 +165,16 @@ def _texture(image: np.ndarray, xy: np.ndarray) -> np.ndarray:
 def distributions(inspection: Inspection) -> Figure:
     """Histograms of correspondences, spread and overlap over the pairs that were read."""
     figure, (panels,) = style.new_figure(960, 320, columns=3)
-    panels[0].set_ylabel("pairs")
-    _histogram(panels[0], "correspondences a pair", inspection.correspondences, 1)
-    _histogram(panels[1], "spread, % of an image's cells", inspection.spread, 100)
-    _histogram(panels[2], "overlap, % of an image's area", inspection.overlap, 100)
+    kinds = (
+        ("correspondences a pair", inspection.correspondences, 1),
+        ("spread, % of an image's cells", inspection.spread, 100),
+        ("overlap, % of an image's area", inspection.overlap, 100),
+    )
+    for axes, (label, values, factor) in zip(panels, kinds, strict=True):
+        style.chart(axes, xlabel=label, ylabel="pairs" if axes is panels[0] else "")
+        if values is not None:
+            axes.stairs(values.counts, np.array(values.edges) * factor, fill=True, color=style.SKY)
+            median = values.quartiles[1] * factor
+            axes.axvline(median, color=style.VERMILLION, linewidth=1.6)
+            axes.set_title(f"median {median:,.0f}", fontsize=10, color=style.VERMILLION)
     return figure
-
-
-def _histogram(axes: Axes, label: str, values: Distribution | None, factor: float) -> None:
-    style.chart(axes, xlabel=label, ylabel=axes.get_ylabel())
-    if values is not None:
-        axes.stairs(values.counts, np.array(values.edges) * factor, fill=True, color=style.SKY)
-        median = values.quartiles[1] * factor
-        axes.axvline(median, color=style.VERMILLION, linewidth=1.6)
-        axes.set_title(f"median {median:,.0f}", fontsize=10, color=style.VERMILLION)

@@ -28,13 +28,12 @@ _PIXELS_PER_IMAGE = 20_000  # looked at for mean and standard deviation
 
 @dataclass(frozen=True)
 class ImageGroup:
-    """Images of one condition and size, and how many of them have what.
+    """Images of one condition and size: how many there are, and how many of them have what.
 
     Args:
         size: width and height in pixels, (0, 0) where it could not be read.
         focal: smallest and largest focal length in pixels; None without cameras.
         cameras: number of different intrinsics.
-        images, references, posed, with_depth, with_points: numbers of images.
     """
 
     condition: str
@@ -79,14 +78,7 @@ class PairGroup:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Errors of correspondences, measured in one way on some pairs.
-
-    Args:
-        how: the way, in words.
-        pairs: how many were measured.
-        median_px: median error in pixels.
-        within_3_px: share of the errors that are at most 3 pixels.
-    """
+    """Errors of the correspondences of some pairs in pixels, and the share of at most 3; `how` they were measured."""
 
     how: str
     pairs: int
@@ -162,13 +154,12 @@ def inspect_scene(
         if how is not None:
             errors.setdefault(how, []).append(measures[index].errors)
     errors |= errors_in_images(scene, progress=progress)
-    agreement = tuple(_agreement(how, found) for how, found in errors.items())
+    agreement = tuple(
+        Agreement(how, len(found), _median(pooled := np.concatenate(found)), float(np.mean(pooled <= 3)))
+        for how, found in errors.items()
+    )
     colours, unreadable, decoded = _colours(scene, images, progress)
     counts = [m.correspondences for m in measures.values()]
-    training = _can_train(scene, counts, len(broken), len(unreadable), decoded)
-    contradiction = _contradiction(agreement, sizes)
-    if training.yes and contradiction is not None:
-        training = Answer(False, contradiction)
     return Inspection(
         scene=scene.name,
         places=len(scene.places),
@@ -185,7 +176,7 @@ def inspect_scene(
         problems=tuple(dict.fromkeys([*scene.problems, *problems, *broken, *unreadable])),
         localization=_can_localize(scene),
         split=_can_split(scene),
-        training=training,
+        training=_can_train(scene, counts, len(broken), len(unreadable), decoded, _contradiction(agreement, sizes)),
     )
 
 
@@ -193,18 +184,12 @@ def distribution(values: Sequence[float]) -> Distribution | None:
     """The distribution of some numbers, with at most ten bins of a round width; None where there are none."""
     if len(values) == 0:
         return None
-    low, high = min(values), max(values)
+    low, *quartiles, high = np.quantile(values, [0, 0.25, 0.5, 0.75, 1]).tolist()
     width = _round_up((high - low) / 8 or max(abs(high), 1.0))
     first = np.floor(low / width)
     edges = (first + np.arange(max(1, int(np.ceil(high / width) - first)) + 1)) * width
     counts = np.histogram(values, edges)[0]
-    return Distribution(
-        minimum=float(low),
-        quartiles=tuple(np.quantile(values, [0.25, 0.5, 0.75]).tolist()),
-        maximum=float(high),
-        edges=tuple(np.round(edges, 9).tolist()),
-        counts=tuple(counts.tolist()),
-    )
+    return Distribution(low, tuple(quartiles), high, tuple(np.round(edges, 9).tolist()), tuple(counts.tolist()))
 
 
 def _round_up(value: float) -> float:
@@ -220,12 +205,12 @@ def _group_images(scene: Scene, sizes: dict[str, tuple[int, int]]) -> tuple[Imag
         groups.setdefault((image.condition, sizes.get(image.name, (0, 0))), []).append(image)
     result = []
     for (condition, size), members in sorted(groups.items()):
-        cameras = {tuple(image.camera.parameters.tolist()) for image in members if image.camera is not None}
+        cameras = sorted({tuple(image.camera.parameters.tolist()) for image in members if image.camera is not None})
         result.append(
             ImageGroup(
                 condition=condition,
                 size=size,
-                focal=(min(c[0] for c in cameras), max(c[0] for c in cameras)) if cameras else None,
+                focal=(cameras[0][0], cameras[-1][0]) if cameras else None,
                 cameras=len(cameras),
                 images=len(members),
                 references=sum(image.is_reference for image in members),
@@ -235,12 +220,6 @@ def _group_images(scene: Scene, sizes: dict[str, tuple[int, int]]) -> tuple[Imag
             )
         )
     return tuple(sorted(result, key=lambda group: group.references == 0))
-
-
-def _agreement(how: str, errors: Sequence[np.ndarray]) -> Agreement:
-    """Summary of the errors (K,) of each pair."""
-    pooled = np.concatenate(errors)
-    return Agreement(how, len(errors), float(np.median(pooled)), float(np.mean(pooled <= 3)))
 
 
 def condition_pairs(scene: Scene) -> dict[tuple[str, str], list[int]]:
@@ -257,7 +236,6 @@ def _group_pairs(scene: Scene, measures: dict[int, PairMeasure]) -> tuple[PairGr
     groups = []
     for conditions, indices in condition_pairs(scene).items():
         members = [measures[index] for index in indices if index in measures]
-        errors = [m.errors for m in members if len(m.errors)]
         groups.append(
             PairGroup(
                 conditions=conditions,
@@ -266,7 +244,7 @@ def _group_pairs(scene: Scene, measures: dict[int, PairMeasure]) -> tuple[PairGr
                 correspondences=_median([m.correspondences for m in members]),
                 spread=_median([m.spread for m in members]),
                 overlap=_median([m.overlap for m in members]),
-                error_px=_median(np.concatenate(errors)) if errors else float("nan"),
+                error_px=_median([error for m in members for error in m.errors]),
             )
         )
     return tuple(groups)
@@ -322,13 +300,15 @@ def _can_localize(scene: Scene) -> Answer:
 
 
 def _can_split(scene: Scene) -> Answer:
-    with_pairs = {pair.place for pair in scene.pairs}
     if len(scene.places) < 2:
         return Answer(False, "it is one place; give another dataset for validation (dataset.validation_root)")
+    with_pairs = {pair.place for pair in scene.pairs}
     return Answer(True, f"it has {len(scene.places)} places, {len(with_pairs)} of them with pairs")
 
 
-def _can_train(scene: Scene, counts: Sequence[int], broken: int, unreadable: int, decoded: int) -> Answer:
+def _can_train(
+    scene: Scene, counts: Sequence[int], broken: int, unreadable: int, decoded: int, contradiction: str | None
+) -> Answer:
     """Whether there is enough to train on, by the numbers of correspondences of the pairs read, and what failed."""
     if not scene.pairs:
         return Answer(False, "it holds no pair of images")
@@ -336,6 +316,8 @@ def _can_train(scene: Scene, counts: Sequence[int], broken: int, unreadable: int
         return Answer(False, f"{broken} of the {broken + len(counts)} pairs read cannot be used")
     if 2 * unreadable >= decoded:
         return Answer(False, f"{unreadable} of the {decoded} images decoded cannot be used")
+    if contradiction is not None:
+        return Answer(False, contradiction)
     reason = f"a pair has {_median(counts):,.0f} correspondences (median of the {len(counts):,} pairs read)"
     if broken or unreadable or scene.problems:
         reason += "; what is broken, listed above, is left out with dataset.on_bad=skip"
@@ -344,8 +326,8 @@ def _can_train(scene: Scene, counts: Sequence[int], broken: int, unreadable: int
 
 def _contradiction(agreement: Sequence[Agreement], sizes: dict[str, tuple[int, int]]) -> str | None:
     """The first kind of errors that is so large that poses and correspondences cannot both be right, in words."""
+    side = _median([max(size) for size in sizes.values()])
     for errors in agreement:
-        side = float(np.median([max(size) for size in sizes.values()]))
         if not errors.median_px <= LARGEST_ERROR * side:
             return (
                 f"correspondences and poses contradict each other: {errors.how}, median {errors.median_px:.0f} pixels "

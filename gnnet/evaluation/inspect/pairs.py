@@ -37,7 +37,7 @@ class PairMeasure(NamedTuple):
 
 
 class PairReader:
-    """Reads correspondences of a scene's pairs as training does, all that are there or some `MOST_CORRESPONDENCES`.
+    """Reads correspondences of a scene's pairs as training does, at most about `MOST_CORRESPONDENCES` of a pair.
 
     Args:
         scene: with pairs.

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import asdict, astuple
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
 
-from gnnet.evaluation.inspect.inspection import Distribution, ImageGroup, Inspection, PairGroup
+from gnnet.evaluation.inspect.inspection import Distribution, ImageGroup, Inspection
 from gnnet.evaluation.inspect.pairs import MOST_CORRESPONDENCES
-from gnnet.evaluation.tables import Column, Row, Table, Unit, Value, json_value, print_table, show
+from gnnet.evaluation.tables import Column, Row, Table, Unit, json_value, print_table, show
 from gnnet.files import write_json
 from gnnet.models.images import IMAGENET_MEAN, IMAGENET_STD
 
@@ -21,6 +21,7 @@ _SHOWN_PROBLEMS = 10
 _SHOWN_PAIRS = 30  # condition pairs
 _BAR = 40  # characters
 
+# The columns stand in the order of the fields of `ImageGroup`, `PairGroup` and `Agreement`, behind the row's name.
 _IMAGES = (
     Column("size", "pixels", Unit.TEXT),
     Column("focal", "focal", Unit.TEXT),
@@ -31,19 +32,15 @@ _IMAGES = (
     Column("with_depth", "depth", Unit.COUNT),
     Column("with_points", "points", Unit.COUNT),
 )
+_SHARES = (Column("spread", "spread\n%", Unit.SHARE), Column("overlap", "overlap\n%", Unit.SHARE))
 _PAIRS = (
     Column("pairs", "number", Unit.COUNT),
     Column("measured", "read", Unit.COUNT),
     Column("correspondences", "matches", Unit.COUNT),
-    Column("spread", "spread\n%", Unit.SHARE),
-    Column("overlap", "overlap\n%", Unit.SHARE),
+    *_SHARES,
     Column("error_px", "error\npx", Unit.NUMBER),
 )
-_DISTRIBUTIONS = (
-    Column("correspondences", "correspondences", Unit.COUNT),
-    Column("spread", "spread\n%", Unit.SHARE),
-    Column("overlap", "overlap\n%", Unit.SHARE),
-)
+_DISTRIBUTIONS = (Column("correspondences", "correspondences", Unit.COUNT), *_SHARES)
 _AGREEMENT = (
     Column("pairs", "pairs", Unit.COUNT),
     Column("median_px", "median", Unit.NUMBER),
@@ -103,9 +100,13 @@ def write_inspection(inspection: Inspection, path: str | Path, *, dataset: str, 
 
 
 def _tables(inspection: Inspection) -> Iterable[Table]:
-    yield _table("images", _IMAGES, [(group.condition, *_image_values(group)) for group in inspection.images])
+    yield _table("images", _IMAGES, map(_image_row, inspection.images))
     if inspection.pairs:
-        yield _table("pairs", _PAIRS, _pair_rows(inspection.pairs))
+        shown, rest = inspection.pairs[:_SHOWN_PAIRS], inspection.pairs[_SHOWN_PAIRS:]
+        rows = [(" ↔ ".join(group.conditions), *astuple(group)[1:]) for group in shown]
+        if rest:
+            rows.append((f"{len(rest)} more", sum(group.pairs for group in rest), *[""] * 5))
+        yield _table("pairs", _PAIRS, rows)
     distributions = (inspection.correspondences, inspection.spread, inspection.overlap)
     if any(values is not None for values in distributions):
         names = ("minimum", "25 %", "median", "75 %", "maximum")
@@ -115,10 +116,9 @@ def _tables(inspection: Inspection) -> Iterable[Table]:
             "correspondences. Both of the image of the pair where it is less; medians above. "
             f"Depth and fixed cameras give as many correspondences as asked for; here it is {MOST_CORRESPONDENCES:,}."
         )
-        yield _table("a pair", _DISTRIBUTIONS, list(zip(names, *figures, strict=True)), meaning)
+        yield _table("a pair", _DISTRIBUTIONS, zip(names, *figures, strict=True), meaning)
     if inspection.agreement:
-        errors = [(a.how, a.pairs, a.median_px, a.within_3_px) for a in inspection.agreement]
-        yield _table("error of the correspondences, pixels", _AGREEMENT, errors)
+        yield _table("error of the correspondences, pixels", _AGREEMENT, map(astuple, inspection.agreement))
     colours = inspection.colours
     if colours is not None:
         found = (f"{colours.images:,} images", *colours.mean, *colours.std)
@@ -127,29 +127,17 @@ def _tables(inspection: Inspection) -> Iterable[Table]:
         yield _table("colours", _COLOURS, texts)
 
 
-def _table(header: str, columns: tuple[Column, ...], rows: Sequence[tuple], meaning: str = "") -> Table:
+def _table(header: str, columns: tuple[Column, ...], rows: Iterable[tuple], meaning: str = "") -> Table:
     """A table of rows (name, value, …) without title and conditions."""
-    names = [column.name for column in columns]
-    made = tuple(Row(name, "", dict(zip(names, values, strict=True))) for name, *values in rows)
+    made = tuple(Row.of(columns, name, "", *values) for name, *values in rows)
     return Table("", columns, made, meaning=meaning, row_header=header)
 
 
-def _image_values(group: ImageGroup) -> tuple[Value, ...]:
-    size = "unknown" if group.size == (0, 0) else f"{group.size[0]}×{group.size[1]}"
-    focal = "–" if group.focal is None else "–".join(dict.fromkeys(f"{value:.0f}" for value in group.focal))
-    counts = (group.cameras, group.images, group.references, group.posed, group.with_depth, group.with_points)
-    return size, focal, *(count or math.nan for count in counts)
-
-
-def _pair_rows(groups: Sequence[PairGroup]) -> list[tuple]:
-    rows: list[tuple] = [
-        (" ↔ ".join(g.conditions), g.pairs, g.measured, g.correspondences, g.spread, g.overlap, g.error_px)
-        for g in groups[:_SHOWN_PAIRS]
-    ]
-    rest = groups[_SHOWN_PAIRS:]
-    if rest:
-        rows.append((f"{len(rest)} more", sum(g.pairs for g in rest), *[""] * 5))
-    return rows
+def _image_row(group: ImageGroup) -> tuple:
+    condition, size, focal, *counts = astuple(group)
+    pixels = "unknown" if size == (0, 0) else f"{size[0]}×{size[1]}"
+    lengths = "–" if focal is None else "–".join(dict.fromkeys(f"{value:.0f}" for value in focal))
+    return condition, pixels, lengths, *(count or math.nan for count in counts)
 
 
 def _print_bars(inspection: Inspection, console: Console) -> None:

@@ -69,11 +69,11 @@ def draw_from_above(axes: Axes, groups: Sequence[Cameras], *, letters: int = 11)
     style.chart(axes, xlabel="m", ylabel="m", letters=letters)
     size = float(np.interp(sum(len(group.xy) for group in groups), [50, 1000], [1.0, 0.5]))
     for group in groups:
-        xy, look = group.xy - origin, group.look
-        if np.isfinite(xy).any():
-            look = look | {"markersize": size * look["markersize"]}
-            axes.plot(*xy.T, linestyle="none", label=group.label, **look)
-        if group.forward is not None and np.isfinite(xy).any():
+        xy, look = group.xy - origin, group.look | {"markersize": size * group.look["markersize"]}
+        if not np.isfinite(xy).any():
+            continue
+        axes.plot(*xy.T, linestyle="none", label=group.label, **look)
+        if group.forward is not None:
             axes.quiver(
                 *xy.T, *group.forward.T, color=look["color"], alpha=0.7, zorder=1, scale=16, width=0.004, headwidth=1,
                 headlength=0, headaxislength=0,
@@ -120,19 +120,16 @@ def top_view(scene: Scene, *, most_places: int = 6) -> Figure:
 
 def _looks(images: Sequence[SceneImage]) -> tuple[np.ndarray, dict[str, dict[str, Any]]]:
     """The label of each image (N,), and the colour and marker of each label, whose combination is used once."""
-    conditions = {image.condition for image in images}
-    queries = [not image.is_reference for image in images]
-    plain: set[str] = set()
-    if len(conditions) > 1:
-        labels = np.array([image.condition for image in images])
-        plain = {image.condition for image in images if image.is_reference}
-    elif any(queries) and not all(queries):
-        labels = np.where(queries, "queries", "references")
-        plain = {"references"}
-    else:
-        labels = np.array([f"place {image.place}" for image in images])
-    looks = {label: {"color": style.GREY, "marker": "."} for label in sorted(plain)}
-    for number, label in enumerate(sorted(set(labels.tolist()) - plain)):
+    references = np.array([image.is_reference for image in images])
+    labels, plain = np.array([image.condition for image in images]), references
+    if len(set(labels.tolist())) == 1:
+        if references.any() and not references.all():
+            labels = np.where(references, "references", "queries")
+        else:
+            labels, plain = np.array([f"place {image.place}" for image in images]), np.zeros_like(references)
+    grey = set(labels[plain].tolist())
+    looks = {label: {"color": style.GREY, "marker": "."} for label in sorted(grey)}
+    for number, label in enumerate(sorted(set(labels.tolist()) - grey)):
         marker = style.MARKERS[(number + number // len(style.COLOURS)) % len(style.MARKERS)]
         looks[label] = {"color": style.COLOURS[number % len(style.COLOURS)], "marker": marker}
     return labels, looks
@@ -170,8 +167,9 @@ def positions_from_above(
     references, estimates, truths = centers @ ground, found @ ground, true @ ground
     is_far = np.linalg.norm(estimates - truths, axis=-1) > (math.inf if far is None else far)
     failed = np.isnan(estimates).any(-1) & np.isfinite(truths).all(-1)
-    with_queries = np.isin(map_places, places) if len(set(places) & set(map.places)) else np.ones(len(centers), bool)
-    panels = place_panels(references[with_queries], map_places[with_queries], 6)
+    with_queries = np.isin(map_places, places)
+    shown = with_queries if with_queries.any() else ~with_queries
+    panels = place_panels(references[shown], map_places[shown], 6)
     far_label = "" if far is None else f"query, over {format_round(far)} off"
     forward = attitudes[:, 2] @ ground
     groups = (
@@ -220,9 +218,7 @@ def _centers_and_rotations(poses: Iterable[Pose | None]) -> tuple[np.ndarray, np
 def ground_axes(rotations: np.ndarray, centers: np.ndarray) -> np.ndarray:
     """Two unit axes (2, 3) of the ground, x along the main direction in which the cameras are spread.
 
-    Args:
-        rotations: (N, 3, 3) from the world to the cameras.
-        centers: (N, 3) in the world.
+    Cameras have rotations (N, 3, 3) from the world, and centres (N, 3) in it.
     """
     up = -rotations[:, 1].mean(0)
     offsets = centers - centers.mean(0)

@@ -114,7 +114,6 @@ def convergence_basin(
     converged: Mapping[str, Array],
     counts: Array,
     *,
-    unit: str = "m",
     quantity: str = "initial offset",
     title: str = "Share of initial poses that converge",
     path: str | Path | None = None,
@@ -124,7 +123,7 @@ def convergence_basin(
     Bands are 95 % Wilson intervals: how far off a share may be, for the number of poses it rests on.
 
     Args:
-        ring_edges: (K + 1,) rising offsets in `unit`; ring k holds the initial poses between edges k and k + 1.
+        ring_edges: (K + 1,) rising offsets in metres; ring k holds the initial poses between edges k and k + 1.
         converged: by method, shares (K,) in 0 to 1; nan where unknown.
         counts: (K,) number of initial poses in each ring; written above the curves.
 
@@ -137,7 +136,7 @@ def convergence_basin(
     trials = as_numbers(counts, "counts", len(edges) - 1).astype(int)
     centres = (edges[1:] + edges[:-1]) / 2
     figure, ((axes,),) = style.new_figure(720, 440)
-    style.chart(axes, xlabel=f"{quantity} [{unit}]", ylabel="converged [%]")
+    style.chart(axes, xlabel=f"{quantity} [m]", ylabel="converged [%]")
     for k, (method, values) in enumerate(converged.items()):
         shares = as_numbers(values, f"converged[{method!r}]", len(trials))
         if ((shares < 0) | (shares > 1)).any():
@@ -154,7 +153,7 @@ def convergence_basin(
     axes.set(ylim=(-3, 116), xlim=(edges[0], edges[-1]), yticks=range(0, 101, 20))
     axes.set_xticks(edges, [f"{edge:g}" for edge in edges])
     if len(set(trials)) == 1:
-        axes.set_xlabel(f"{quantity} [{unit}], {trials[0]} initial poses a ring")
+        axes.set_xlabel(f"{quantity} [m], {trials[0]} initial poses a ring")
     else:
         rotation = 90 if np.diff(edges).min() < 0.08 * (edges[-1] - edges[0]) else 0
         for centre, count in zip(centres, trials, strict=True):

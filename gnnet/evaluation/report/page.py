@@ -66,8 +66,7 @@ def write_html_report(
     """
     folder = Path(folder)
     errors = localization_errors(localizations, queries)
-    shown = _worst_first(localizations, errors)[: max(0, worst)]
-    ranks = {i: rank for rank, i in enumerate(shown, start=1)}
+    ranks = {i: rank for rank, i in enumerate(_worst_first(localizations, errors)[: max(0, worst)], start=1)}
     by_name = sorted(range(len(localizations)), key=lambda i: localizations[i].name)
     columns = rich_table(report).columns if report.rows else []
     template = Environment(

@@ -2,6 +2,7 @@
 
 Every picture is returned as a figure and, given a `path`, written there (`style.save`). Images are (3, H, W), uint8 or
 float in [0, 1]; points are COLMAP pixels (the centre of the first pixel is (0.5, 0.5)); tensors may be on any device.
+An array of another shape than is said here is a ValueError that names it.
 """
 
 from __future__ import annotations
@@ -77,9 +78,6 @@ def matches(
 
     Args:
         errors: (N,) pixels, which colour the lines; from `_ERROR_LIMIT` on (inf, nan) they have one colour.
-
-    Raises:
-        ValueError: if a shape is not as said.
     """
     images = as_image(image_a, "image_a"), as_image(image_b, "image_b")
     xy_a = as_numbers(keypoints_a, "keypoints_a", "N", 2)
@@ -180,13 +178,11 @@ def before_after(
     Args:
         xy_truth, xy_before, xy_after: (N, 2); a point with nan does not project and is left out.
         before, after: pose errors to add to the titles, such as `0.52 m, 4.1°`.
-
-    Raises:
-        ValueError: if a shape is not as said.
     """
     truth, panels = as_numbers(xy_truth, "xy_truth", "N", 2), []
-    for pose, points, error in (("initial", xy_before, before), ("refined", xy_after, after)):
-        xy = as_numbers(points, "xy_before" if pose == "initial" else "xy_after", len(truth), 2)
+    both = ("initial", "xy_before", xy_before, before), ("refined", "xy_after", xy_after, after)
+    for pose, name, points, error in both:
+        xy = as_numbers(points, name, len(truth), 2)
         median = median_distance(xy, truth, "no point")
         title = f"{pose} pose: {error} ({median})" if error else f"{pose} pose: {median}"
         panels.append(Projections(title, xy, truth, refined=pose == "refined"))
@@ -231,7 +227,7 @@ def overview(rows: Sequence[OverviewRow], *, path: str | Path | None = None) -> 
     Features have comparable colours in all rows: their components are found jointly.
 
     Raises:
-        ValueError: if there is no row, or a shape is not as `OverviewRow` says.
+        ValueError: if there is no row.
     """
     if not rows:
         raise ValueError("overview has no rows; expected one OverviewRow or more")
@@ -322,7 +318,7 @@ def pca_colours(maps: Sequence[Array]) -> list[np.ndarray]:
     grey; a missing third component is constant.
 
     Raises:
-        ValueError: if a map is not (C, h, w) with the C of the first, or holds values that are not finite.
+        ValueError: if a map has not the C of the first, or holds values that are not finite.
     """
     arrays = [as_numbers(features, "a feature map", "C", "h", "w") for features in maps]
     for array in arrays:
@@ -343,11 +339,7 @@ def pca_colours(maps: Sequence[Array]) -> list[np.ndarray]:
 
 
 def as_image(image: Array, name: str) -> np.ndarray:
-    """(H, W, 3) uint8 of an image (3, H, W), uint8 or float in [0, 1].
-
-    Raises:
-        ValueError: if it is neither.
-    """
+    """(H, W, 3) uint8 of an image (3, H, W), or a ValueError if it is neither uint8 nor float in [0, 1]."""
     values = image.detach().cpu() if isinstance(image, Tensor) else torch.as_tensor(np.asarray(image))
     if values.ndim != 3 or values.shape[0] != 3:
         raise ValueError(f"{name} has shape {tuple(values.shape)}; expected one RGB image (3, H, W)")
@@ -362,15 +354,7 @@ def as_image(image: Array, name: str) -> np.ndarray:
 
 
 def as_numbers(values: Array, name: str, *shape: int | str) -> np.ndarray:
-    """A float64 array of a tensor on any device, an array or a list.
-
-    Args:
-        name: of the argument, for the error.
-        shape: its lengths; a letter stands for any length.
-
-    Raises:
-        ValueError: if it has another shape.
-    """
+    """A float64 array of a `shape`, where a letter stands for any length; `name` is the argument's, for the error."""
     if isinstance(values, Tensor):
         values = values.detach().to("cpu", torch.float64).numpy()
     array = np.asarray(values, dtype=np.float64)

@@ -165,11 +165,11 @@ def test_convergence_basin_shows_shares_and_counts(tmp_path):
     (axes,) = figure.axes
     trained = next(line for line in axes.lines if line.get_label() == "trained")
     np.testing.assert_allclose(trained.get_xdata(), [0.05, 0.15, 0.4])
-    np.testing.assert_allclose(trained.get_ydata(), [100, 80, np.nan])  # no start lies in the last ring
+    np.testing.assert_allclose(trained.get_ydata(), [100, 80, np.nan])  # no initial pose lies in the last ring
     assert [text.get_text() for text in axes.texts] == ["n=40", "n=40", "n=0"]
     assert axes.get_xlabel() == "initial offset [m]"
-    equal = charts.convergence_basin([0, 8, 16], {"gn": [1, 0.5]}, [20, 20], unit="px")
-    assert equal.axes[0].get_xlabel() == "initial offset [px], 20 initial poses a ring"
+    equal = charts.convergence_basin([0, 8, 16], {"gn": [1, 0.5]}, [20, 20])
+    assert equal.axes[0].get_xlabel() == "initial offset [m], 20 initial poses a ring"
 
 
 def test_bands_of_the_basin_are_wilson_intervals():
