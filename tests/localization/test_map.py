@@ -250,7 +250,7 @@ def test_other_files_are_no_maps(tmp_path, scene):
         with pytest.raises(ValueError, match="other holds other arrays than a map"):
             act(path)
         path.write_bytes(b"pictures" * 1000)
-        with pytest.raises(ValueError, match="other is no array file"):
+        with pytest.raises(ValueError, match="other is no map or index"):
             act(path)
         ArrayFile.create(path, {"done": ("u1", (3,))}, {}).close()
 
