@@ -46,7 +46,7 @@ def checked(scene: Scene, bad: BadInput, *, progress: bool = True) -> Scene:
     rows = scene.images.rows[~np.isin(scene.images.rows, list(broken))]
     for row, message in _image_problems(columns, rows, sizes, scene.points.numpy()):
         broken.add(row)
-        bad.report(ValueError(f"{columns.paths[row]}: {message}"))
+        bad.report(ValueError(f"{columns.views.paths[row]}: {message}"))
     images = scene.images.without(broken) if broken else scene.images
     pairs = _check_pairs(scene.pairs, scene.images, images, sizes, bad, progress)
     for kind, before, after in (("images", scene.images, images), ("pairs", scene.pairs, pairs)):
@@ -66,9 +66,9 @@ def _check_files(images: ImageTable, bad: BadInput, progress: bool) -> tuple[np.
 
     def look(row: int) -> tuple[int, tuple[int, int] | Exception]:
         try:
-            size = image_size(Path(columns.paths[row]))
-            camera = columns.camera[row, :2] if columns.flags[row] & CAMERA else None
-            _require_size(f"image {columns.paths[row]}", size, camera)
+            size = image_size(Path(columns.views.paths[row]))
+            camera = columns.views.camera[row, :2] if columns.views.flags[row] & CAMERA else None
+            _require_size(f"image {columns.views.paths[row]}", size, camera)
             _check_depth(columns, int(columns.depth_row[row]), camera)
         except (OSError, ValueError) as error:
             return row, error
@@ -95,10 +95,10 @@ def _check_depth(columns: ImageColumns, row: int, image_camera: np.ndarray | Non
     """Raise if the depth map's file is broken, or not of the size of its own camera or else the image's."""
     if row < 0:
         return
-    path = Path(columns.depth_paths[row])
+    path = Path(columns.depths.paths[row])
     if path.suffix.lower() != ".png":
         raise ValueError(f"depth map {path} is no .png; expected a 16-bit PNG in millimetres")
-    own = columns.depth_camera[row, :2] if columns.depth_flags[row] & CAMERA else image_camera
+    own = columns.depths.camera[row, :2] if columns.depths.flags[row] & CAMERA else image_camera
     try:
         _require_size(f"depth map {path}", image_size(path), own)
     except (OSError, ValueError) as error:
@@ -118,13 +118,12 @@ def _image_problems(
 ) -> Iterator[tuple[int, str]]:
     """Rows of images whose numbers cannot be right, and what is wrong; one problem an image."""
     messages: dict[int, str] = {}
-    depth_rows = columns.depth_row[rows]
-    with_depth, depth_rows = rows[depth_rows >= 0], depth_rows[depth_rows >= 0]
-    for owners, flags, cameras, poses, what in (
-        (rows, columns.flags[rows], columns.camera[rows], columns.pose[rows], ""),
-        (with_depth, columns.depth_flags[depth_rows], columns.depth_camera[depth_rows],
-         columns.depth_pose[depth_rows], "depth "),
-    ):  # fmt: skip
+    with_depth = rows[columns.depth_row[rows] >= 0]
+    for owners, views, of_views, what in (
+        (rows, columns.views, rows, ""),
+        (with_depth, columns.depths, columns.depth_row[with_depth], "depth "),
+    ):
+        flags, cameras, poses = views.flags[of_views], views.camera[of_views], views.pose[of_views]
         for i in np.flatnonzero((flags & CAMERA > 0) & ~_are_cameras(cameras)).tolist():
             numbers = " ".join(f"{value:.6g}" for value in cameras[i])
             messages.setdefault(
@@ -161,14 +160,7 @@ def _are_poses(poses: np.ndarray) -> np.ndarray:
 
 
 def _observation_problem(columns: ImageColumns, row: int, size: np.ndarray, finite: np.ndarray) -> str | None:
-    """What is wrong with the points and keypoints that an image observes; None if nothing is.
-
-    Args:
-        columns: all images.
-        row: of the image.
-        size: (2,) its width and height in pixels.
-        finite: (P,) whether each of the scene's points is finite.
-    """
+    """What is wrong with an image's points and keypoints, if anything; `size` (2,) in pixels, `finite` (P,) points."""
     seen, flags = slice(*columns.observations[row : row + 2].tolist()), columns.flags[row]
     if flags & POINT_IDS:
         ids = columns.point_ids[seen]
@@ -192,16 +184,7 @@ def _observation_problem(columns: ImageColumns, row: int, size: np.ndarray, fini
 def _check_pairs(
     pairs: PairTable, before: ImageTable, images: ImageTable, sizes: np.ndarray, bad: BadInput, progress: bool
 ) -> PairTable:
-    """The pairs that are left; a pair that goes with a broken image is no problem of its own.
-
-    Args:
-        pairs: to be checked.
-        before: images before the broken ones were taken out.
-        images: images that are left.
-        sizes: (N, 2) in pixels of all images in the columns.
-        bad: gets each problem.
-        progress: show a progress bar.
-    """
+    """The pairs that are left; one that goes with an image which was there `before` is no problem of its own."""
     broken: set[int] = set()
     columns = pairs.columns
     names, named = columns.names, before.holds(columns.names)
@@ -212,6 +195,7 @@ def _check_pairs(
         bad.report(ValueError(f"pair {a} ↔ {b}: the scene has no image {missing}; leave out the pair"))
     kept = pairs.between(images)
     if names is images.columns.names:
+        paths = images.columns.views.paths
         fixed = kept.rows[columns.flags[kept.rows] & STATIC > 0]
         unlike = (sizes[columns.image_a[fixed]] != sizes[columns.image_b[fixed]]).any(1)
         for row in fixed[unlike].tolist():
@@ -219,7 +203,7 @@ def _check_pairs(
             broken.add(row)
             bad.report(
                 ValueError(
-                    f"{images.columns.paths[i]} is {sizes[i, 0]}×{sizes[i, 1]} pixels, {images.columns.paths[j]} is "
+                    f"{paths[i]} is {sizes[i, 0]}×{sizes[i, 1]} pixels, {paths[j]} is "
                     f"{sizes[j, 0]}×{sizes[j, 1]}; images of a fixed camera must have one size: resize them alike"
                 )
             )

@@ -11,10 +11,10 @@ import sys
 import zlib
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from gnnet.scenes.problems import BadInput, OnBad
 from gnnet.scenes.scene import Scene
 from gnnet.scenes.table import ImageTable, PairTable
 
-VERSION = 3  # of what an index holds; raise it when that, or what `check` or a file format makes of a file, changes
+VERSION = 4  # of what an index holds; raise it when that, or what `check` or a file format makes of a file, changes
 _MAX_CHECKSUM = 1 << 26  # bytes; of a larger array only the size is checked
 _log = logging.getLogger(__name__)
 
@@ -209,17 +209,12 @@ def _checksum(array: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).data)
 
 
-def _packed(columns: ImageColumns | PairColumns, prefix: str, leave_out: str = "") -> dict[str, np.ndarray]:
-    """Arrays of columns by `prefix.column`; strings are two arrays."""
+def _packed(columns: Any, prefix: str, leave_out: str = "") -> dict[str, np.ndarray]:
+    """Arrays of columns by `prefix.column`; a column of several parts is as many arrays."""
     arrays: dict[str, np.ndarray] = {}
-    for field in fields(columns):
-        value, name = getattr(columns, field.name), f"{prefix}.{field.name}"
-        if field.name == leave_out:
-            continue
-        if isinstance(value, Strings):
-            arrays |= {f"{name}.text": value.text, f"{name}.offsets": value.offsets}
-        else:
-            arrays[name] = value
+    for name in (field.name for field in fields(columns) if field.name != leave_out):
+        column = getattr(columns, name)
+        arrays |= _packed(column, f"{prefix}.{name}") if is_dataclass(column) else {f"{prefix}.{name}": column}
     return arrays
 
 
@@ -254,13 +249,11 @@ def _load(path: Path, key: list[Any]) -> Scene | None:
         return None
 
 
-def _columns(kind: type, arrays: dict[str, np.ndarray], prefix: str, **known: Strings) -> Any:
+def _columns(kind: Any, arrays: dict[str, np.ndarray], prefix: str, **known: Strings) -> Any:
     """The columns that `_packed` made arrays of."""
     values: dict[str, Any] = dict(known)
-    for field in fields(kind):
-        name = f"{prefix}.{field.name}"
-        if f"{name}.text" in arrays:
-            values[field.name] = Strings(arrays[f"{name}.text"], arrays[f"{name}.offsets"])
-        elif field.name not in known:
-            values[field.name] = arrays[name]
+    for name, column in get_type_hints(kind).items():
+        if name not in known:
+            path = f"{prefix}.{name}"
+            values[name] = _columns(column, arrays, path) if is_dataclass(column) else arrays[path]
     return kind(**values)
