@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -17,6 +17,11 @@ def subfolders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def named_folders(root: Path, is_one: Callable[[Path], bool]) -> dict[str, Path]:
+    """Folders of a dataset by the prefix of their images' names: the root if it `is_one`, else those in it that are."""
+    return {"": root} if is_one(root) else {f"{f.name}/": f for f in subfolders(root) if is_one(f)}
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -15,7 +15,7 @@ from gnnet.files import parse_numbers
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.sampling import evenly
-from gnnet.scenes.formats.colmap import FARTHEST, Model, ModelImage, is_rotation
+from gnnet.scenes.formats.colmap import FARTHEST, Model, ModelImage, pose_at_center
 from gnnet.scenes.problems import BadInput
 
 _CHUNK = 50_000  # lines that are parsed at once
@@ -104,12 +104,11 @@ def _read_images(
                 continue
             if found[0] in taken:
                 raise ValueError(f"{source} names {found[0]} again; expected each image once")
-            values = parse_numbers(words[2:9], 7, source, _IMAGE)
-            if not is_rotation(values[:4]) or np.abs(values[4:]).max() > FARTHEST:
+            pose = pose_at_center(parse_numbers(words[2:9], 7, source, _IMAGE))
+            if pose is None:
                 raise ValueError(f"{source}: {line[:80]!r}; expected {_IMAGE}, in metres")
             taken.add(found[0])
-            quaternion, center = torch.from_numpy(values[:4]), torch.from_numpy(values[4:])
-            images[-1] = _Image(*found, Pose.from_center(Pose.from_quaternion(quaternion, center).rotation, center))
+            images[-1] = _Image(*found, pose)
     if len(images) < count:
         raise ValueError(f"{path} is damaged: it ends after {len(images)} of {count} images (dataset.root)")
     return images

@@ -14,8 +14,7 @@ import torch
 
 from gnnet.files import Line, parse_numbers, read_lines
 from gnnet.geometry.camera import Camera
-from gnnet.geometry.pose import Pose
-from gnnet.scenes.formats.colmap import FARTHEST, LARGEST, Model, is_rotation, read_model
+from gnnet.scenes.formats.colmap import LARGEST, Model, pose_at_center, read_model
 from gnnet.scenes.formats.images import image_files
 from gnnet.scenes.problems import BadInput
 from gnnet.scenes.scene import SceneImage
@@ -149,9 +148,7 @@ def read_slice(
     return Slice(number, images, model.points)
 
 
-def _with_model_cameras(
-    intrinsics: dict[str, Camera], model: Model, source: Path, bad: BadInput
-) -> dict[str, Camera]:
+def _with_model_cameras(intrinsics: dict[str, Camera], model: Model, source: Path, bad: BadInput) -> dict[str, Camera]:
     """Cameras by name, from `intrinsics.txt` and checked against the model, or else from the model."""
     known, checked = dict(intrinsics), set()
     for image in model.images:
@@ -234,13 +231,11 @@ def _add_listed_poses(
     for _, words, source in _lines(path, _EXPECTED_POSE, bad):
         with bad.skipping():
             image = _find(home, images, kind, words[0], cameras, path)
-            values = parse_numbers(words[1:], 7, source, _EXPECTED_POSE)
-            if not is_rotation(values[:4]) or np.abs(values[4:]).max() > FARTHEST:
+            pose = pose_at_center(parse_numbers(words[1:], 7, source, _EXPECTED_POSE))
+            if pose is None:
                 raise ValueError(f"{source} has {' '.join(words[1:])[:80]}; expected {_EXPECTED_POSE}")
             if image is None:
                 continue
-            quaternion, center = torch.from_numpy(values[:4]), torch.from_numpy(values[4:])
-            pose = Pose.from_center(Pose.from_quaternion(quaternion, center).rotation, center)
             if image.cam_from_world is not None and not torch.allclose(image.cam_from_world.matrix(), pose.matrix()):
                 raise ValueError(f"{source} gives {image.name} another pose than before; expected one pose an image")
             images[image.name] = replace(image, cam_from_world=pose, is_reference=kind == "database")

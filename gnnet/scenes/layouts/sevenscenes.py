@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 from gnnet.files import read_lines, read_text
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
-from gnnet.scenes.formats.images import subfolders
+from gnnet.scenes.formats.images import named_folders
 from gnnet.scenes.layouts.rgbd import parse_pose
 from gnnet.scenes.pairing import overlapping_pairs, pairs_at_gaps
 from gnnet.scenes.problems import BadInput, OnBad
@@ -112,14 +112,10 @@ def load_sevenscenes(
 
 def _scenes(root: Path) -> dict[str, Path]:
     """Folders of the scenes, by the prefix of their images' names."""
-    named = {"": root} if _is_scene(root) else {f"{f.name}/": f for f in subfolders(root) if _is_scene(f)}
+    named = named_folders(root, lambda folder: any((folder / split).is_file() for split in _SPLITS))
     if not named:
         raise FileNotFoundError(f"{root.absolute()} holds no scene of 7-Scenes (dataset.root); expected\n{_TREE}")
     return named
-
-
-def _is_scene(folder: Path) -> bool:
-    return any((folder / split).is_file() for split in _SPLITS)
 
 
 def _sequences(folder: Path, bad: BadInput) -> dict[str, bool]:
@@ -147,11 +143,9 @@ def _read_sequence(
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist, but a split names it; unpack {sequence}.zip there")
     found = [(_FRAME.fullmatch(path.name), path) for path in sorted(folder.iterdir(), reverse=True)]
-    numbered = {int(match[1]): path for match, path in found if match}
+    numbered = {int(match[1]): path for match, path in found if match and int(match[1]) % stride == 0}
     images = {}
     for number, path in sorted(numbered.items()):
-        if number % stride:
-            continue
         with bad.skipping():
             stem = path.name.partition(".")[0]
             pose_path, depth_path = folder / f"{stem}.pose.txt", folder / f"{stem}.depth.png"
@@ -174,7 +168,7 @@ def _read_sequence(
 def _pairs_across(sequences: list[list[SceneImage]], distance: float, min_overlap: float) -> list[Pair]:
     """Pair each image with the most similar view, by position and direction, in any other sequence."""
     images = [image for sequence in sequences for image in sequence]
-    number = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
+    number = np.repeat(np.arange(len(sequences)), list(map(len, sequences)))
     if distance <= 0 or not images:
         return []
     poses = Pose.stack([image.cam_from_world for image in images if image.cam_from_world is not None])
