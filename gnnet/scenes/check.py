@@ -64,22 +64,21 @@ def _check_files(images: ImageTable, bad: BadInput, progress: bool) -> tuple[np.
     broken: set[int] = set()
     Image.init()  # not by several threads at once
 
-    def look(row: int) -> tuple[int, tuple[int, int] | Exception]:
+    def look(row: int) -> tuple[int, int] | Exception:
         try:
             size = image_size(Path(columns.views.paths[row]))
             camera = columns.views.camera[row, :2] if columns.views.flags[row] & CAMERA else None
             _require_size(f"image {columns.views.paths[row]}", size, camera)
             _check_depth(columns, int(columns.depth_row[row]), camera)
+            return size
         except (OSError, ValueError) as error:
-            return row, error
-        return row, size
+            return error
 
+    rows = images.rows.tolist()
     with ThreadPoolExecutor(_THREADS) as pool:
         try:
-            found = pool.map(look, images.rows.tolist())
-            for row, size in track(
-                found, "Checking images", total=len(images), disable=not progress, transient=True
-            ):  # fmt: skip
+            found = track(pool.map(look, rows), "Checking images", len(rows), disable=not progress, transient=True)
+            for row, size in zip(rows, found, strict=True):
                 if isinstance(size, Exception):
                     broken.add(row)
                     bad.report(size)

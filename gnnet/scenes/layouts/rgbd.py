@@ -53,8 +53,7 @@ def load_rgbd(
             away, are left out.
         places: into how many stretches along time each sequence is cut for splitting; neighbouring
             stretches may still see the same surfaces. Pairs across stretches are left out.
-        on_bad: `raise` at the first broken item, or `skip` (leave it out).
-        progress: show a progress bar.
+        on_bad, progress: see `gnnet.scenes.layouts`.
 
     Raises:
         FileNotFoundError: no such layout, or a file that is missing.

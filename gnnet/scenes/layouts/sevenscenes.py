@@ -73,8 +73,7 @@ def load_sevenscenes(
             training sequences, if that is so many metres away at most; 0 pairs within sequences only.
         min_overlap: pairs whose views share less, judged by their poses as if the room were 1 to 4 m
             away, are left out.
-        on_bad: `raise` at the first broken item, or `skip` (leave it out).
-        progress: show a progress bar.
+        on_bad, progress: see `gnnet.scenes.layouts`.
 
     Raises:
         FileNotFoundError: no such layout, or a file that is missing.
@@ -152,16 +151,10 @@ def _read_sequence(
             words = read_text(pose_path, "4×4 numbers, depth camera to world").split()
             if not depth_path.is_file():
                 raise FileNotFoundError(f"{path} has no depth map {depth_path}; put it there, or remove the frame")
-            images[number] = SceneImage(
-                name=f"{prefix}{sequence}/{path.name}",
-                path=path,
-                condition="reference",
-                place=scene.absolute().name,
-                camera=_COLOR_CAMERA,
-                cam_from_world=_COLOR_FROM_DEPTH @ parse_pose(words, str(pose_path)),
-                is_reference=is_map,
-                depth=Depth(depth_path, camera=_DEPTH_CAMERA, image_from_depth=_COLOR_FROM_DEPTH),
-            )
+            name, place = f"{prefix}{sequence}/{path.name}", scene.absolute().name
+            pose = _COLOR_FROM_DEPTH @ parse_pose(words, str(pose_path))
+            depth = Depth(depth_path, _DEPTH_CAMERA, _COLOR_FROM_DEPTH)
+            images[number] = SceneImage(name, path, "reference", place, _COLOR_CAMERA, pose, is_map, depth=depth)
     return images
 
 
