@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from gnnet.scenes.columns import CAMERA, FILE, KEYPOINTS, POINT_IDS, POSE, STATIC, ImageColumns
+from gnnet.scenes.columns import CAMERA, FILE, KEYPOINTS, POINT_IDS, POSE, STATIC, ImageColumns, Views
 from gnnet.scenes.formats.correspondences import read_correspondence_header
 from gnnet.scenes.formats.images import image_size
 from gnnet.scenes.problems import BadInput
@@ -116,35 +116,32 @@ def _image_problems(
     columns: ImageColumns, rows: np.ndarray, sizes: np.ndarray, points: np.ndarray
 ) -> Iterator[tuple[int, str]]:
     """Rows of images whose numbers cannot be right, and what is wrong; one problem an image."""
-    messages: dict[int, str] = {}
-    with_depth = rows[columns.depth_row[rows] >= 0]
-    for owners, views, of_views, what in (
-        (rows, columns.views, rows, ""),
-        (with_depth, columns.depths, columns.depth_row[with_depth], "depth "),
-    ):
-        flags, cameras, poses = views.flags[of_views], views.camera[of_views], views.pose[of_views]
-        for i in np.flatnonzero((flags & CAMERA > 0) & ~_are_cameras(cameras)).tolist():
-            numbers = " ".join(f"{value:.6g}" for value in cameras[i])
-            messages.setdefault(
-                int(owners[i]),
-                f"its {what}camera is width, height, fx, fy, cx, cy, k1, k2, p1, p2 = {numbers}; expected finite "
-                "numbers, sizes and focal lengths above 0: mend the intrinsics, or leave out the image",
-            )
-        for i in np.flatnonzero((flags & POSE > 0) & ~_are_poses(poses)).tolist():
-            numbers = " ".join(f"{value:.4g}" for value in poses[i])
-            messages.setdefault(
-                int(owners[i]),
-                f"its {what}pose has rotation and translation {numbers}; expected finite numbers and a rotation "
-                f"(RᵀR = I to {_ROTATION_TOLERANCE:g}, det +1): mend its pose file, or leave out the image",
-            )
+    of_images, of_depths = _view_problems(columns.views, ""), _view_problems(columns.depths, "depth ")
     finite = np.isfinite(points).all(1)
-    seen = columns.observations[rows + 1] > columns.observations[rows]
-    for row in rows[seen].tolist():
-        if row not in messages:
-            problem = _observation_problem(columns, row, sizes[row], finite)
-            if problem is not None:
-                messages[row] = problem
-    yield from sorted(messages.items())
+    for row, depth_row in zip(rows.tolist(), columns.depth_row[rows].tolist(), strict=True):
+        problem = of_images.get(row) or of_depths.get(depth_row)
+        problem = problem or _observation_problem(columns, row, sizes[row], finite)
+        if problem:
+            yield row, problem
+
+
+def _view_problems(views: Views, what: str) -> dict[int, str]:
+    """What is wrong with the camera, or else the pose, by row of the views where something is."""
+    messages: dict[int, str] = {}
+    for row in np.flatnonzero((views.flags & CAMERA > 0) & ~_are_cameras(views.camera)).tolist():
+        numbers = " ".join(f"{value:.6g}" for value in views.camera[row])
+        messages[row] = (
+            f"its {what}camera is width, height, fx, fy, cx, cy, k1, k2, p1, p2 = {numbers}; expected finite "
+            "numbers, sizes and focal lengths above 0: mend the intrinsics, or leave out the image"
+        )
+    for row in np.flatnonzero((views.flags & POSE > 0) & ~_are_poses(views.pose)).tolist():
+        numbers = " ".join(f"{value:.4g}" for value in views.pose[row])
+        messages.setdefault(
+            row,
+            f"its {what}pose has rotation and translation {numbers}; expected finite numbers and a rotation "
+            f"(RᵀR = I to {_ROTATION_TOLERANCE:g}, det +1): mend its pose file, or leave out the image",
+        )
+    return messages
 
 
 def _are_cameras(cameras: np.ndarray) -> np.ndarray:
@@ -161,6 +158,8 @@ def _are_poses(poses: np.ndarray) -> np.ndarray:
 def _observation_problem(columns: ImageColumns, row: int, size: np.ndarray, finite: np.ndarray) -> str | None:
     """What is wrong with an image's points and keypoints, if anything; `size` (2,) in pixels, `finite` (P,) points."""
     seen, flags = slice(*columns.observations[row : row + 2].tolist()), columns.flags[row]
+    if seen.start == seen.stop:
+        return None
     if flags & POINT_IDS:
         ids = columns.point_ids[seen]
         if ids.min() < 0 or ids.max() >= len(finite):

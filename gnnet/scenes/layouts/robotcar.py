@@ -94,8 +94,7 @@ def load_robotcar(
 
     queries = read_queries(home, tuple(intrinsics), wanted, references, lost, on_disk, bad)
     plain_image = partial(_plain_image, home, intrinsics)
-    posed = {name: plain_image(name, queries.places[name], pose) for name, pose in queries.poses.items()}
-    images = references | posed
+    images = references | {name: plain_image(name, *query) for name, query in queries.posed.items()}
     pairs = _read_pairs(files, intrinsics, bad, progress)
     if not references:
         images |= _references_in_blocks(pairs, plain_image)

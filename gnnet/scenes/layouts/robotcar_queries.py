@@ -28,15 +28,13 @@ class Queries:
     """What the data set tells of its queries.
 
     Args:
-        poses: `cam_from_world` by image name.
-        places: place by image name, for the images with pose.
+        posed: place and `cam_from_world` by image name.
         locations: place by `moment`, as lists give it, for places that have references.
         lost: names of images with pose, and moments, that belong to a model that was left out.
         any_lost: whether a model was left out.
     """
 
-    poses: dict[str, Pose]
-    places: dict[str, str]
+    posed: dict[str, tuple[str, Pose]]
     locations: dict[tuple[str, str], str]
     lost: frozenset[str | tuple[str, str]]
     any_lost: bool
@@ -73,7 +71,8 @@ def read_queries(
     places = {name: place for name, place in near.items() if moment(name) not in gone}
     places |= {name: locations[moment(name)] for name in poses if moment(name) in locations}
     gone |= set(poses) - set(places)
-    return Queries({n: poses[n] for n in places}, places, locations, frozenset(gone), bool(lost))
+    posed = {name: (place, poses[name]) for name, place in places.items()}
+    return Queries(posed, locations, frozenset(gone), bool(lost))
 
 
 def read_test_queries(home: Path, wanted: Callable[[str], bool], queries: Queries, bad: BadInput) -> dict[str, str]:
