@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 from rich.progress import track
 
-from gnnet.scenes.columns import CAMERA, FILE, KEYPOINTS, POINT_IDS, POSE, STATIC, ImageColumns
+from gnnet.scenes.columns import CAMERA, FILE, KEYPOINTS, POINT_IDS, POSE, STATIC, ImageColumns, Views
 from gnnet.scenes.formats.correspondences import read_correspondence_header
 from gnnet.scenes.formats.images import image_size
 from gnnet.scenes.problems import BadInput
@@ -46,7 +46,7 @@ def checked(scene: Scene, bad: BadInput, *, progress: bool = True) -> Scene:
     rows = scene.images.rows[~np.isin(scene.images.rows, list(broken))]
     for row, message in _image_problems(columns, rows, sizes, scene.points.numpy()):
         broken.add(row)
-        bad.report(ValueError(f"{columns.paths[row]}: {message}"))
+        bad.report(ValueError(f"{columns.views.paths[row]}: {message}"))
     images = scene.images.without(broken) if broken else scene.images
     pairs = _check_pairs(scene.pairs, scene.images, images, sizes, bad, progress)
     for kind, before, after in (("images", scene.images, images), ("pairs", scene.pairs, pairs)):
@@ -64,22 +64,21 @@ def _check_files(images: ImageTable, bad: BadInput, progress: bool) -> tuple[np.
     broken: set[int] = set()
     Image.init()  # not by several threads at once
 
-    def look(row: int) -> tuple[int, tuple[int, int] | Exception]:
+    def look(row: int) -> tuple[int, int] | Exception:
         try:
-            size = image_size(Path(columns.paths[row]))
-            camera = columns.camera[row, :2] if columns.flags[row] & CAMERA else None
-            _require_size(f"image {columns.paths[row]}", size, camera)
+            size = image_size(Path(columns.views.paths[row]))
+            camera = columns.views.camera[row, :2] if columns.views.flags[row] & CAMERA else None
+            _require_size(f"image {columns.views.paths[row]}", size, camera)
             _check_depth(columns, int(columns.depth_row[row]), camera)
+            return size
         except (OSError, ValueError) as error:
-            return row, error
-        return row, size
+            return error
 
+    rows = images.rows.tolist()
     with ThreadPoolExecutor(_THREADS) as pool:
         try:
-            found = pool.map(look, images.rows.tolist())
-            for row, size in track(
-                found, "Checking images", total=len(images), disable=not progress, transient=True
-            ):  # fmt: skip
+            found = track(pool.map(look, rows), "Checking images", len(rows), disable=not progress, transient=True)
+            for row, size in zip(rows, found, strict=True):
                 if isinstance(size, Exception):
                     broken.add(row)
                     bad.report(size)
@@ -95,10 +94,10 @@ def _check_depth(columns: ImageColumns, row: int, image_camera: np.ndarray | Non
     """Raise if the depth map's file is broken, or not of the size of its own camera or else the image's."""
     if row < 0:
         return
-    path = Path(columns.depth_paths[row])
+    path = Path(columns.depths.paths[row])
     if path.suffix.lower() != ".png":
         raise ValueError(f"depth map {path} is no .png; expected a 16-bit PNG in millimetres")
-    own = columns.depth_camera[row, :2] if columns.depth_flags[row] & CAMERA else image_camera
+    own = columns.depths.camera[row, :2] if columns.depths.flags[row] & CAMERA else image_camera
     try:
         _require_size(f"depth map {path}", image_size(path), own)
     except (OSError, ValueError) as error:
@@ -117,36 +116,32 @@ def _image_problems(
     columns: ImageColumns, rows: np.ndarray, sizes: np.ndarray, points: np.ndarray
 ) -> Iterator[tuple[int, str]]:
     """Rows of images whose numbers cannot be right, and what is wrong; one problem an image."""
-    messages: dict[int, str] = {}
-    depth_rows = columns.depth_row[rows]
-    with_depth, depth_rows = rows[depth_rows >= 0], depth_rows[depth_rows >= 0]
-    for owners, flags, cameras, poses, what in (
-        (rows, columns.flags[rows], columns.camera[rows], columns.pose[rows], ""),
-        (with_depth, columns.depth_flags[depth_rows], columns.depth_camera[depth_rows],
-         columns.depth_pose[depth_rows], "depth "),
-    ):  # fmt: skip
-        for i in np.flatnonzero((flags & CAMERA > 0) & ~_are_cameras(cameras)).tolist():
-            numbers = " ".join(f"{value:.6g}" for value in cameras[i])
-            messages.setdefault(
-                int(owners[i]),
-                f"its {what}camera is width, height, fx, fy, cx, cy, k1, k2, p1, p2 = {numbers}; expected finite "
-                "numbers, sizes and focal lengths above 0: mend the intrinsics, or leave out the image",
-            )
-        for i in np.flatnonzero((flags & POSE > 0) & ~_are_poses(poses)).tolist():
-            numbers = " ".join(f"{value:.4g}" for value in poses[i])
-            messages.setdefault(
-                int(owners[i]),
-                f"its {what}pose has rotation and translation {numbers}; expected finite numbers and a rotation "
-                f"(RᵀR = I to {_ROTATION_TOLERANCE:g}, det +1): mend its pose file, or leave out the image",
-            )
+    of_images, of_depths = _view_problems(columns.views, ""), _view_problems(columns.depths, "depth ")
     finite = np.isfinite(points).all(1)
-    seen = columns.observations[rows + 1] > columns.observations[rows]
-    for row in rows[seen].tolist():
-        if row not in messages:
-            problem = _observation_problem(columns, row, sizes[row], finite)
-            if problem is not None:
-                messages[row] = problem
-    yield from sorted(messages.items())
+    for row, depth_row in zip(rows.tolist(), columns.depth_row[rows].tolist(), strict=True):
+        problem = of_images.get(row) or of_depths.get(depth_row)
+        problem = problem or _observation_problem(columns, row, sizes[row], finite)
+        if problem:
+            yield row, problem
+
+
+def _view_problems(views: Views, what: str) -> dict[int, str]:
+    """What is wrong with the camera, or else the pose, by row of the views where something is."""
+    messages: dict[int, str] = {}
+    for row in np.flatnonzero((views.flags & CAMERA > 0) & ~_are_cameras(views.camera)).tolist():
+        numbers = " ".join(f"{value:.6g}" for value in views.camera[row])
+        messages[row] = (
+            f"its {what}camera is width, height, fx, fy, cx, cy, k1, k2, p1, p2 = {numbers}; expected finite "
+            "numbers, sizes and focal lengths above 0: mend the intrinsics, or leave out the image"
+        )
+    for row in np.flatnonzero((views.flags & POSE > 0) & ~_are_poses(views.pose)).tolist():
+        numbers = " ".join(f"{value:.4g}" for value in views.pose[row])
+        messages.setdefault(
+            row,
+            f"its {what}pose has rotation and translation {numbers}; expected finite numbers and a rotation "
+            f"(RᵀR = I to {_ROTATION_TOLERANCE:g}, det +1): mend its pose file, or leave out the image",
+        )
+    return messages
 
 
 def _are_cameras(cameras: np.ndarray) -> np.ndarray:
@@ -161,15 +156,10 @@ def _are_poses(poses: np.ndarray) -> np.ndarray:
 
 
 def _observation_problem(columns: ImageColumns, row: int, size: np.ndarray, finite: np.ndarray) -> str | None:
-    """What is wrong with the points and keypoints that an image observes; None if nothing is.
-
-    Args:
-        columns: all images.
-        row: of the image.
-        size: (2,) its width and height in pixels.
-        finite: (P,) whether each of the scene's points is finite.
-    """
+    """What is wrong with an image's points and keypoints, if anything; `size` (2,) in pixels, `finite` (P,) points."""
     seen, flags = slice(*columns.observations[row : row + 2].tolist()), columns.flags[row]
+    if seen.start == seen.stop:
+        return None
     if flags & POINT_IDS:
         ids = columns.point_ids[seen]
         if ids.min() < 0 or ids.max() >= len(finite):
@@ -192,16 +182,7 @@ def _observation_problem(columns: ImageColumns, row: int, size: np.ndarray, fini
 def _check_pairs(
     pairs: PairTable, before: ImageTable, images: ImageTable, sizes: np.ndarray, bad: BadInput, progress: bool
 ) -> PairTable:
-    """The pairs that are left; a pair that goes with a broken image is no problem of its own.
-
-    Args:
-        pairs: to be checked.
-        before: images before the broken ones were taken out.
-        images: images that are left.
-        sizes: (N, 2) in pixels of all images in the columns.
-        bad: gets each problem.
-        progress: show a progress bar.
-    """
+    """The pairs that are left; one that goes with an image which was there `before` is no problem of its own."""
     broken: set[int] = set()
     columns = pairs.columns
     names, named = columns.names, before.holds(columns.names)
@@ -212,6 +193,7 @@ def _check_pairs(
         bad.report(ValueError(f"pair {a} ↔ {b}: the scene has no image {missing}; leave out the pair"))
     kept = pairs.between(images)
     if names is images.columns.names:
+        paths = images.columns.views.paths
         fixed = kept.rows[columns.flags[kept.rows] & STATIC > 0]
         unlike = (sizes[columns.image_a[fixed]] != sizes[columns.image_b[fixed]]).any(1)
         for row in fixed[unlike].tolist():
@@ -219,7 +201,7 @@ def _check_pairs(
             broken.add(row)
             bad.report(
                 ValueError(
-                    f"{images.columns.paths[i]} is {sizes[i, 0]}×{sizes[i, 1]} pixels, {images.columns.paths[j]} is "
+                    f"{paths[i]} is {sizes[i, 0]}×{sizes[i, 1]} pixels, {paths[j]} is "
                     f"{sizes[j, 0]}×{sizes[j, 1]}; images of a fixed camera must have one size: resize them alike"
                 )
             )

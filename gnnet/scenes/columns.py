@@ -1,9 +1,9 @@
-"""Columns of numbers and text that hold a scene's images and pairs, and the values made of their rows."""
+"""Columns of numbers and text that hold a scene's images and pairs; a value is made of a row when it is asked for."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +15,8 @@ from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.scenes.values import Depth, Pair, SceneImage
 
-# Flags of an image; a depth map has those of camera and pose.
-REFERENCE, CAMERA, POSE, POINT_IDS, KEYPOINTS = 1, 2, 4, 8, 16
+CAMERA, POSE = 1, 2  # flags of a view
+REFERENCE, POINT_IDS, KEYPOINTS = 1, 2, 4  # flags of an image
 STATIC, FILE = 1, 2  # flags of a pair
 
 
@@ -30,15 +30,13 @@ class Strings:
     @classmethod
     def of(cls, strings: Iterable[str]) -> Strings:
         encoded = [os.fsencode(string) for string in strings]  # file names may be no UTF-8
-        offsets = np.zeros(len(encoded) + 1, np.int64)
-        np.cumsum([len(e) for e in encoded], out=offsets[1:])
-        return cls(np.frombuffer(b"".join(encoded), np.uint8), offsets)
+        return cls(np.frombuffer(b"".join(encoded), np.uint8), _starts(encoded))
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
     def __getitem__(self, row: int) -> str:
-        return self.take(np.array([row]))[0]
+        return os.fsdecode(self.text[self.offsets[row] : self.offsets[row + 1]].tobytes())
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.take(np.arange(len(self))))
@@ -53,36 +51,148 @@ class Strings:
 
     def take(self, rows: np.ndarray) -> list[str]:
         """The strings of some rows (K,), 0 or above."""
-        begins, ends = self.offsets[rows].tolist(), self.offsets[rows + 1].tolist()
-        return [os.fsdecode(self.text[begin:end].tobytes()) for begin, end in zip(begins, ends, strict=True)]
+        return [self[row] for row in rows.tolist()]
+
+
+@dataclass(frozen=True, eq=False)
+class Labels:
+    """A string for each of N rows, of which few differ: the different ones, and each row's place (N,) among them."""
+
+    strings: Strings
+    codes: np.ndarray
+
+    @classmethod
+    def of(cls, labels: Iterable[str]) -> Labels:
+        found: dict[str, int] = {}
+        codes = np.array([found.setdefault(label, len(found)) for label in labels], dtype=np.int32)
+        return cls(Strings.of(found), codes)
+
+    def __getitem__(self, row: int) -> str:
+        return self.strings[self.codes[row]]
+
+    def present(self, rows: np.ndarray) -> tuple[str, ...]:
+        """The different labels of some rows (K,), sorted."""
+        return tuple(sorted(self.strings.take(np.unique(self.codes[rows]))))
+
+    def among(self, wanted: Iterable[str]) -> np.ndarray:
+        """Whether each row's label is one of `wanted`, (N,)."""
+        wanted = set(wanted)
+        return np.array([string in wanted for string in self.strings], dtype=bool)[self.codes]
+
+
+@dataclass(frozen=True, eq=False)
+class Views:
+    """Files that cameras took; what is not known is zero and has no flag.
+
+    Cameras (N, 10) are size and parameters, poses (N, 12) rotation (row by row) and translation.
+    """
+
+    paths: Strings
+    flags: np.ndarray
+    camera: np.ndarray
+    pose: np.ndarray
+
+    @classmethod
+    def of(cls, views: Sequence[tuple[Path, Camera | None, Pose | None]]) -> Views:
+        flags, cameras, poses = np.zeros(len(views), np.uint8), np.zeros((len(views), 10)), np.zeros((len(views), 12))
+        for row, (_, camera, pose) in enumerate(views):
+            if camera is not None:
+                flags[row] |= CAMERA
+                cameras[row, :2], cameras[row, 2:] = camera.size.numpy(), camera.parameters.numpy()
+            if pose is not None:
+                flags[row] |= POSE
+                poses[row, :9], poses[row, 9:] = pose.rotation.numpy().reshape(-1), pose.translation.numpy()
+        return cls(Strings.of(str(path) for path, _, _ in views), flags, cameras, poses)
+
+    def __getitem__(self, row: int) -> tuple[Path, Camera | None, Pose | None]:
+        # Copies, as a view, when pickled, would take the whole column with it.
+        camera, pose = torch.from_numpy(self.camera[row].copy()), torch.from_numpy(self.pose[row].copy())
+        return (
+            Path(self.paths[row]),
+            Camera(camera[:2], camera[2:]) if self.flags[row] & CAMERA else None,
+            Pose(pose[:9].view(3, 3), pose[9:]) if self.flags[row] & POSE else None,
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class ImageColumns:
-    """Columns of N images, D depth maps and M observations; what is not known is zero and has no flag.
+    """Columns of N images, D depth maps and M observations.
 
-    Cameras (…, 10) are size and parameters, poses (…, 12) rotation (row by row) and translation.
-    `observations` (N+1,) tells where each image's `point_ids` (M,) and `keypoints` (M, 2) begin;
-    `depth_row` (N,) is -1 without depth.
+    `observations` (N+1,) tells where each image's `point_ids` (M,) and `keypoints` (M, 2) begin, which are zeros
+    where an image has the other alone; `depth_row` (N,) is -1 without depth.
     """
 
     names: Strings
-    paths: Strings
-    conditions: Strings
-    condition: np.ndarray
-    places: Strings
-    place: np.ndarray
+    views: Views
+    conditions: Labels
+    places: Labels
     flags: np.ndarray
-    camera: np.ndarray
-    pose: np.ndarray
     observations: np.ndarray
     point_ids: np.ndarray
     keypoints: np.ndarray
     depth_row: np.ndarray
-    depth_paths: Strings
-    depth_flags: np.ndarray
-    depth_camera: np.ndarray
-    depth_pose: np.ndarray
+    depths: Views
+
+    @classmethod
+    def of(cls, images: Mapping[str, SceneImage]) -> ImageColumns:
+        """Pack images.
+
+        Raises:
+            ValueError: if one stands under another name, or has not as many keypoints as points.
+        """
+        for name, image in images.items():
+            ids, xy = image.point_ids, image.keypoints
+            if image.name != name:
+                raise ValueError(f"image {image.name} stands under the name {name}")
+            if ids is not None and xy is not None and len(ids) != len(xy):
+                raise ValueError(f"image {name} observes {len(ids)} points at {len(xy)} keypoints; expected as many")
+        values = list(images.values())
+        observations = _starts([next((o for o in (i.point_ids, i.keypoints) if o is not None), ()) for i in values])
+        point_ids, keypoints = np.zeros(observations[-1], np.int64), np.zeros((observations[-1], 2))
+        flags = np.array([REFERENCE * image.is_reference for image in values], dtype=np.uint8)
+        for row, image in enumerate(values):
+            seen = slice(observations[row], observations[row + 1])
+            if image.point_ids is not None:
+                flags[row] |= POINT_IDS
+                point_ids[seen] = image.point_ids
+            if image.keypoints is not None:
+                flags[row] |= KEYPOINTS
+                keypoints[seen] = np.reshape(image.keypoints, (-1, 2))
+        depths = [image.depth for image in values if image.depth is not None]
+        depth_row = np.full(len(values), -1, np.int32)
+        depth_row[[image.depth is not None for image in values]] = np.arange(len(depths))
+        return cls(
+            names=Strings.of(images),
+            views=Views.of([(image.path, image.camera, image.cam_from_world) for image in values]),
+            conditions=Labels.of(image.condition for image in values),
+            places=Labels.of(image.place for image in values),
+            flags=flags,
+            observations=observations,
+            point_ids=point_ids,
+            keypoints=keypoints,
+            depth_row=depth_row,
+            depths=Views.of([(depth.path, depth.camera, depth.image_from_depth) for depth in depths]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, row: int) -> SceneImage:
+        """The image of a row; its observations are views of the columns."""
+        flags, seen = self.flags[row], slice(self.observations[row], self.observations[row + 1])
+        path, camera, cam_from_world = self.views[row]
+        return SceneImage(
+            name=self.names[row],
+            path=path,
+            condition=self.conditions[row],
+            place=self.places[row],
+            camera=camera,
+            cam_from_world=cam_from_world,
+            is_reference=bool(flags & REFERENCE),
+            point_ids=self.point_ids[seen] if flags & POINT_IDS else None,
+            keypoints=self.keypoints[seen] if flags & KEYPOINTS else None,
+            depth=Depth(*self.depths[self.depth_row[row]]) if self.depth_row[row] >= 0 else None,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,181 +202,43 @@ class PairColumns:
     names: Strings
     image_a: np.ndarray
     image_b: np.ndarray
-    places: Strings
-    place: np.ndarray
+    places: Labels
     paths: Strings
     flags: np.ndarray
     count: np.ndarray
 
-
-def _coded(values: list[str]) -> tuple[Strings, np.ndarray]:
-    """The different values, and for each value its row (N,) among them."""
-    codes: dict[str, int] = {}
-    rows = np.array([codes.setdefault(value, len(codes)) for value in values], dtype=np.int32)
-    return Strings.of(codes), rows
-
-
-def pack_images(images: Mapping[str, SceneImage]) -> ImageColumns:
-    """Columns of images.
-
-    Raises:
-        ValueError: if one stands under another name, or has not as many keypoints as points.
-    """
-    values = list(images.values())
-    for name, image in images.items():
-        ids, keypoints = image.point_ids, image.keypoints
-        if image.name != name:
-            raise ValueError(f"image {image.name} stands under the name {name}")
-        if ids is not None and keypoints is not None and len(ids) != len(keypoints):
-            raise ValueError(f"image {name} observes {len(ids)} points at {len(keypoints)} keypoints; expected as many")
-    conditions, condition = _coded([image.condition for image in values])
-    places, place = _coded([image.place for image in values])
-    depths = [image.depth for image in values if image.depth is not None]
-    depth_row = np.full(len(values), -1, np.int32)
-    depth_row[[image.depth is not None for image in values]] = np.arange(len(depths))
-    return ImageColumns(
-        names=Strings.of(images),
-        paths=Strings.of(str(image.path) for image in values),
-        conditions=conditions,
-        condition=condition,
-        places=places,
-        place=place,
-        flags=np.array([_image_flags(image) for image in values], dtype=np.uint8),
-        camera=_pack_cameras([image.camera for image in values]),
-        pose=_pack_poses([image.cam_from_world for image in values]),
-        **_pack_observations(values),
-        depth_row=depth_row,
-        depth_paths=Strings.of(str(depth.path) for depth in depths),
-        depth_flags=np.array(
-            [CAMERA * (d.camera is not None) | POSE * (d.image_from_depth is not None) for d in depths],
-            dtype=np.uint8,
-        ),
-        depth_camera=_pack_cameras([depth.camera for depth in depths]),
-        depth_pose=_pack_poses([depth.image_from_depth for depth in depths]),
-    )
-
-
-def _image_flags(image: SceneImage) -> int:
-    known = (image.is_reference or None, image.camera, image.cam_from_world, image.point_ids, image.keypoints)
-    return sum(1 << bit for bit, value in enumerate(known) if value is not None)
-
-
-def _pack_observations(images: list[SceneImage]) -> dict[str, np.ndarray]:
-    """The three columns of observations; where an image has points alone or keypoints alone, the others are zeros."""
-    counts = [max(len(o) if o is not None else 0 for o in (i.point_ids, i.keypoints)) for i in images]
-    offsets = np.zeros(len(images) + 1, np.int64)
-    np.cumsum(counts, out=offsets[1:])
-    point_ids, keypoints = np.zeros(offsets[-1], np.int64), np.zeros((offsets[-1], 2))
-    for image, begin, end in zip(images, offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
-        if image.point_ids is not None:
-            point_ids[begin:end] = np.asarray(image.point_ids)
-        if image.keypoints is not None:
-            keypoints[begin:end] = np.asarray(image.keypoints).reshape(-1, 2)
-    return {"observations": offsets, "point_ids": point_ids, "keypoints": keypoints}
-
-
-def _pack_cameras(cameras: list[Camera | None]) -> np.ndarray:
-    packed = np.zeros((len(cameras), 10))
-    for row, camera in enumerate(cameras):
-        if camera is not None:
-            packed[row, :2], packed[row, 2:] = camera.size.numpy(), camera.parameters.numpy()
-    return packed
-
-
-def _pack_poses(poses: list[Pose | None]) -> np.ndarray:
-    packed = np.zeros((len(poses), 12))
-    for row, pose in enumerate(poses):
-        if pose is not None:
-            packed[row, :9], packed[row, 9:] = pose.rotation.numpy().reshape(-1), pose.translation.numpy()
-    return packed
-
-
-def pack_pairs(pairs: Sequence[Pair], names: Strings) -> PairColumns:
-    """Columns of pairs; they share the images' `names`, unless a pair names an image that is not there."""
-    pairs = list(pairs)
-    rows = dict(names.rows)
-    image_a, image_b = (
-        np.array([rows.setdefault(name, len(rows)) for name in side], dtype=np.int32)
-        for side in ([pair.image_a for pair in pairs], [pair.image_b for pair in pairs])
-    )
-    places, place = _coded([pair.place for pair in pairs])
-    return PairColumns(
-        names=names if len(rows) == len(names) else Strings.of(rows),
-        image_a=image_a,
-        image_b=image_b,
-        places=places,
-        place=place,
-        paths=Strings.of("" if pair.correspondences is None else str(pair.correspondences) for pair in pairs),
-        flags=np.array([STATIC * p.static | FILE * (p.correspondences is not None) for p in pairs], dtype=np.uint8),
-        count=np.array([pair.count for pair in pairs], dtype=np.int64),
-    )
-
-
-def make_images(columns: ImageColumns, rows: np.ndarray) -> list[SceneImage]:
-    """The images of some rows; observations are views of the columns."""
-    begins, ends = columns.observations[rows].tolist(), columns.observations[rows + 1].tolist()
-    flags, depth_rows = columns.flags[rows].tolist(), columns.depth_row[rows].tolist()
-    cameras, poses = columns.camera[rows], columns.pose[rows]
-    texts = zip(
-        columns.names.take(rows),
-        columns.paths.take(rows),
-        columns.conditions.take(columns.condition[rows]),
-        columns.places.take(columns.place[rows]),
-        strict=True,
-    )
-    images = []
-    for i, (name, path, condition, place) in enumerate(texts):
-        flag, seen = flags[i], slice(begins[i], ends[i])
-        images.append(
-            SceneImage(
-                name=name,
-                path=Path(path),
-                condition=condition,
-                place=place,
-                camera=_make_camera(cameras[i]) if flag & CAMERA else None,
-                cam_from_world=_make_pose(poses[i]) if flag & POSE else None,
-                is_reference=bool(flag & REFERENCE),
-                point_ids=columns.point_ids[seen] if flag & POINT_IDS else None,
-                keypoints=columns.keypoints[seen] if flag & KEYPOINTS else None,
-                depth=_make_depth(columns, depth_rows[i]) if depth_rows[i] >= 0 else None,
-            )
+    @classmethod
+    def of(cls, pairs: Sequence[Pair], names: Strings) -> PairColumns:
+        """Pack pairs; they share the images' `names`, unless a pair names an image that is not there."""
+        rows = dict(names.rows)
+        image_a, image_b = (
+            np.array([rows.setdefault(name, len(rows)) for name in side], dtype=np.int32)
+            for side in ([pair.image_a for pair in pairs], [pair.image_b for pair in pairs])
         )
-    return images
-
-
-def _make_depth(columns: ImageColumns, row: int) -> Depth:
-    flag = int(columns.depth_flags[row])
-    return Depth(
-        path=Path(columns.depth_paths[row]),
-        camera=_make_camera(columns.depth_camera[row]) if flag & CAMERA else None,
-        image_from_depth=_make_pose(columns.depth_pose[row]) if flag & POSE else None,
-    )
-
-
-def _make_camera(row: np.ndarray) -> Camera:
-    numbers = torch.from_numpy(row.copy())  # a view, when pickled, would take the whole column with it
-    return Camera(numbers[:2], numbers[2:])
-
-
-def _make_pose(row: np.ndarray) -> Pose:
-    numbers = torch.from_numpy(row.copy())
-    return Pose(numbers[:9].view(3, 3), numbers[9:])
-
-
-def make_pairs(columns: PairColumns, rows: np.ndarray) -> list[Pair]:
-    """The pairs of some rows."""
-    flags, counts = columns.flags[rows].tolist(), columns.count[rows].tolist()
-    texts = zip(
-        columns.names.take(columns.image_a[rows]),
-        columns.names.take(columns.image_b[rows]),
-        columns.places.take(columns.place[rows]),
-        columns.paths.take(rows),
-        strict=True,
-    )
-    return [
-        Pair(
-            image_a=a, image_b=b, place=place, correspondences=Path(path) if flags[i] & FILE else None,
-            static=bool(flags[i] & STATIC), count=counts[i],
+        return cls(
+            names=names if len(rows) == len(names) else Strings.of(rows),
+            image_a=image_a,
+            image_b=image_b,
+            places=Labels.of(pair.place for pair in pairs),
+            paths=Strings.of("" if pair.correspondences is None else str(pair.correspondences) for pair in pairs),
+            flags=np.array([STATIC * p.static | FILE * (p.correspondences is not None) for p in pairs], dtype=np.uint8),
+            count=np.array([pair.count for pair in pairs], dtype=np.int64),
         )
-        for i, (a, b, place, path) in enumerate(texts)
-    ]  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.count)
+
+    def __getitem__(self, row: int) -> Pair:
+        return Pair(
+            image_a=self.names[self.image_a[row]],
+            image_b=self.names[self.image_b[row]],
+            place=self.places[row],
+            correspondences=Path(self.paths[row]) if self.flags[row] & FILE else None,
+            static=bool(self.flags[row] & STATIC),
+            count=int(self.count[row]),
+        )
+
+
+def _starts(parts: Iterable[Sized]) -> np.ndarray:
+    """Where each of N parts begins when they stand one after another, and the end of the last, (N+1,) int64."""
+    return np.cumsum([0, *map(len, parts)], dtype=np.int64)

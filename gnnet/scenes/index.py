@@ -11,10 +11,10 @@ import sys
 import zlib
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from gnnet.scenes.problems import BadInput, OnBad
 from gnnet.scenes.scene import Scene
 from gnnet.scenes.table import ImageTable, PairTable
 
-VERSION = 3  # of what an index holds; raise it when that, or what `check` or a file format makes of a file, changes
+VERSION = 4  # of what an index holds; raise it when that, or what `check` or a file format makes of a file, changes
 _MAX_CHECKSUM = 1 << 26  # bytes; of a larger array only the size is checked
 _log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def open_scene(
     if index_dir is None or identity is None:
         return read()
     index_dir = Path(index_dir).absolute()
-    readable = re.sub(r"[^\w.-]+", "-", f"{_unwrapped(reader).__name__}-{root.absolute().name}")[:60]
+    readable = re.sub(r"[^\w.-]+", "-", f"{_parts(reader)[0].__name__}-{root.absolute().name}")[:60]
     path = index_dir / f"{readable}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.index"
     with ExitStack() as held:
         try:
@@ -79,7 +79,7 @@ def open_scene(
 
 def _load_or_read(path: Path, reader: Callable[..., Scene], root: Path, read: Callable[[], Scene]) -> Scene:
     folders, existed = _folders(reader, root), root.exists()
-    module = sys.modules.get(_unwrapped(reader).__module__)
+    module = sys.modules.get(_parts(reader)[0].__module__)
     versions = [VERSION, str(getattr(module, "READER_VERSION", 0))]
     state = fingerprint(folders, leave_out=path.parent)
     scene = _load(path, [*versions, state])
@@ -106,33 +106,27 @@ def _read(reader: Callable[..., Scene], root: Path, on_bad: OnBad, progress: boo
     return checked(scene, BadInput(on_bad), progress=progress)
 
 
-def _unwrapped(reader: Callable[..., Scene]) -> Callable[..., Scene]:
-    while isinstance(reader, partial):
-        reader = reader.func
-    return reader
-
-
-def _bound(reader: Callable[..., Scene]) -> dict[str, object]:
-    """Settings that partials bind; positional ones by their number."""
+def _parts(reader: Callable[..., Scene]) -> tuple[Callable[..., Scene], dict[str, object]]:
+    """A reader's function, and the settings that a partial binds to it; positional ones by their number."""
     if not isinstance(reader, partial):
-        return {}
-    return {**_bound(reader.func), **{str(i): value for i, value in enumerate(reader.args)}, **reader.keywords}
+        return reader, {}
+    return reader.func, {**{str(i): value for i, value in enumerate(reader.args)}, **reader.keywords}
 
 
 def _identity(reader: Callable[..., Scene], root: Path, on_bad: OnBad) -> str | None:
     """What tells one index from another; None where the reader has no name to be known by."""
-    function = _unwrapped(reader)
+    function, bound = _parts(reader)
     name = getattr(function, "__qualname__", "<unnamed>")
     if "<" in name:
         return None
-    settings = sorted((key, repr(value)) for key, value in _bound(reader).items() if key not in ("on_bad", "progress"))
+    settings = sorted((key, repr(value)) for key, value in bound.items() if key not in ("on_bad", "progress"))
     return repr((function.__module__, name, settings, on_bad, str(root.absolute())))
 
 
 def _folders(reader: Callable[..., Scene], root: Path) -> list[Path]:
     """The root, and folders elsewhere that the reader's settings name."""
     root = root.absolute()
-    named = [root / value for value in _bound(reader).values() if isinstance(value, str | Path) and value]
+    named = [root / value for value in _parts(reader)[1].values() if isinstance(value, str | Path) and value]
     normal = [Path(os.path.normpath(path)) for path in named]
     return [root, *sorted({path for path in normal if path.is_dir() and not path.is_relative_to(root)})]
 
@@ -209,17 +203,12 @@ def _checksum(array: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(array).data)
 
 
-def _packed(columns: ImageColumns | PairColumns, prefix: str, leave_out: str = "") -> dict[str, np.ndarray]:
-    """Arrays of columns by `prefix.column`; strings are two arrays."""
+def _packed(columns: Any, prefix: str, leave_out: str = "") -> dict[str, np.ndarray]:
+    """Arrays of columns by `prefix.column`; a column of several parts is as many arrays."""
     arrays: dict[str, np.ndarray] = {}
-    for field in fields(columns):
-        value, name = getattr(columns, field.name), f"{prefix}.{field.name}"
-        if field.name == leave_out:
-            continue
-        if isinstance(value, Strings):
-            arrays |= {f"{name}.text": value.text, f"{name}.offsets": value.offsets}
-        else:
-            arrays[name] = value
+    for name in (field.name for field in fields(columns) if field.name != leave_out):
+        column = getattr(columns, name)
+        arrays |= _packed(column, f"{prefix}.{name}") if is_dataclass(column) else {f"{prefix}.{name}": column}
     return arrays
 
 
@@ -254,13 +243,11 @@ def _load(path: Path, key: list[Any]) -> Scene | None:
         return None
 
 
-def _columns(kind: type, arrays: dict[str, np.ndarray], prefix: str, **known: Strings) -> Any:
+def _columns(kind: Any, arrays: dict[str, np.ndarray], prefix: str, **known: Strings) -> Any:
     """The columns that `_packed` made arrays of."""
     values: dict[str, Any] = dict(known)
-    for field in fields(kind):
-        name = f"{prefix}.{field.name}"
-        if f"{name}.text" in arrays:
-            values[field.name] = Strings(arrays[f"{name}.text"], arrays[f"{name}.offsets"])
-        elif field.name not in known:
-            values[field.name] = arrays[name]
+    for name, column in get_type_hints(kind).items():
+        if name not in known:
+            path = f"{prefix}.{name}"
+            values[name] = _columns(column, arrays, path) if is_dataclass(column) else arrays[path]
     return kind(**values)

@@ -210,7 +210,7 @@ def _read_images(
         with bad.skipping():
             if camera_id not in cameras:
                 raise file.damaged(f"image {image_id} has camera {camera_id}, which the file of cameras does not")
-            if not (is_rotation(quaternion) and (np.abs(translation) < FARTHEST).all()):
+            if not (_is_rotation(quaternion) and (np.abs(translation) < FARTHEST).all()):
                 raise file.damaged(f"image {image_id} has pose {pose}")
             camera = cameras[camera_id]
             if camera is not None:
@@ -220,6 +220,14 @@ def _read_images(
     return tuple(images)
 
 
-def is_rotation(quaternion: np.ndarray) -> bool:
+def _is_rotation(quaternion: np.ndarray) -> bool:
     """Whether four numbers are a quaternion of about unit length, and not damage."""
     return bool((np.abs(quaternion) < 2).all() and 0.5 < np.linalg.norm(quaternion) < 2)
+
+
+def pose_at_center(numbers: np.ndarray) -> Pose | None:
+    """`cam_from_world` of a quaternion w x y z and the camera's centre in metres (7,); None if they are damage."""
+    if not _is_rotation(numbers[:4]) or np.abs(numbers[4:]).max() > FARTHEST:
+        return None
+    quaternion, center = torch.from_numpy(numbers[:4]), torch.from_numpy(numbers[4:])
+    return Pose.from_center(Pose.from_quaternion(quaternion, center).rotation, center)

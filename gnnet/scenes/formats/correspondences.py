@@ -63,8 +63,7 @@ def _count(path: Path, arrays: dict[str, MatlabArray]) -> int:
     """The number of points, on which the shapes of all three arrays must agree."""
     counts = {}
     for key in ("pt_i", "pt_j"):
-        array = arrays[key]
-        shape = array.shape
+        array, shape = arrays[key], arrays[key].shape
         if len(shape) == 2 and shape[1] != 2 and shape[0] == 2:
             shape = shape[::-1]  # written from Python as N×2, so turned by MATLAB's order
         if array.kind not in "fiu" or len(shape) != 2 or shape[1] != 2 or shape[0] == 0:
@@ -72,10 +71,9 @@ def _count(path: Path, arrays: dict[str, MatlabArray]) -> int:
                 f"{path}: {key} is {array.type_name} of shape {array.shape}; expected N×2 numbers, N at least 1"
             )
         counts[key] = shape[0]
-    count = counts["pt_i"]
+    count, weight = counts["pt_i"], arrays["dist_from_center"]
     if counts["pt_j"] != count:
         raise ValueError(f"{path}: pt_i has {count} points, pt_j has {counts['pt_j']}; expected as many")
-    weight = arrays["dist_from_center"]
     if weight.kind not in "fiu" or math.prod(weight.shape) != count:
         raise ValueError(
             f"{path}: dist_from_center is {weight.type_name} of shape {weight.shape}; "
@@ -106,8 +104,7 @@ def _image_path(path: Path, key: str, array: MatlabArray) -> str:
     text = text.replace("\\", "/").removeprefix("./")
     name = PurePosixPath(text)
     printable = text[:80].encode("unicode_escape").decode()
-    if not name.parts or not text.isprintable() or len(text) > MAX_PATH:
-        raise ValueError(f"{path}: {key} is '{printable}'; {expected}")
-    if name.is_absolute() or ".." in name.parts or ":" in name.parts[0]:
+    outside = not name.parts or name.is_absolute() or ".." in name.parts or ":" in name.parts[0]
+    if outside or not text.isprintable() or len(text) > MAX_PATH:
         raise ValueError(f"{path}: {key} is '{printable}'; {expected}")
     return str(name)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+_LOOKED_AT = 5  # images that tell the usual size
+_TAIL = 4096  # bytes at a file's end that hold its end mark; some cameras write notes after it
 _END_MARKS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 
 
@@ -17,6 +19,11 @@ def subfolders(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def named_folders(root: Path, is_one: Callable[[Path], bool]) -> dict[str, Path]:
+    """Folders of a dataset by the prefix of their images' names: the root if it `is_one`, else those in it that are."""
+    return {"": root} if is_one(root) else {f"{f.name}/": f for f in subfolders(root) if is_one(f)}
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -57,12 +64,8 @@ def image_size(path: Path) -> tuple[int, int]:
     return size
 
 
-def usual_size(paths: Sequence[Path], *, looked_at: int = 5) -> tuple[int, int]:
-    """Width and height in pixels that most of the first images have, as one may be of another size or damaged.
-
-    Args:
-        paths: files of images.
-        looked_at: number of readable images that are looked at.
+def usual_size(paths: Sequence[Path]) -> tuple[int, int]:
+    """Width and height in pixels that most of the first readable images have, as one may be of another size.
 
     Raises:
         FileNotFoundError, ValueError: if no image can be read; the message is that of the last one.
@@ -74,7 +77,7 @@ def usual_size(paths: Sequence[Path], *, looked_at: int = 5) -> tuple[int, int]:
             sizes.append(image_size(path))
         except (OSError, ValueError) as error:  # said where all images are checked
             problem = error
-        if len(sizes) == looked_at:
+        if len(sizes) == _LOOKED_AT:
             break
     if not sizes:
         raise problem
@@ -97,8 +100,7 @@ def _scan_start(file: BinaryIO) -> int:
             return position
 
 
-def _has_end(file: BinaryIO, mark: bytes, *, start: int, within: int = 4096) -> bool:
-    """Whether the mark is in the last `within` bytes, after `start`; some cameras write notes after it."""
-    size = file.seek(0, 2)
-    file.seek(max(start, size - within))
+def _has_end(file: BinaryIO, mark: bytes, *, start: int) -> bool:
+    """Whether the mark is in the last bytes, after `start`."""
+    file.seek(max(start, file.seek(0, 2) - _TAIL))
     return mark in file.read()

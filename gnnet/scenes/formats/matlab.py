@@ -11,7 +11,6 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -120,27 +119,18 @@ def _v5_arrays(content: bytes) -> dict[str, MatlabArray]:
         if len(body) < 8 + size:
             raise ValueError(f"the file ends within the element at byte {position}")
         position += len(body)
-        if code == _COMPRESSED:
-            named = _v5_array(partial(_inflated, body[8:]), order)
-        elif code == _MATRIX:
-            named = _v5_array(partial(_first, body), order)
-        else:
-            continue  # notes of MATLAB's own
-        arrays[named[0]] = named[1]
+        if code in (_COMPRESSED, _MATRIX):  # the others are notes of MATLAB's own
+            name, array = _v5_array(body, code == _COMPRESSED, order)
+            arrays[name] = array
     return arrays
 
 
-def _first(content: bytes, size: int) -> bytes:
-    return content[:size]
+def _v5_array(body: bytes, compressed: bool, order: str) -> tuple[str, MatlabArray]:
+    """Name and array of a matrix element."""
 
+    def first_bytes(size: int) -> bytes:  # no more of them, so that a small file cannot fill the memory
+        return zlib.decompressobj().decompress(body[8:], size) if compressed else body[:size]
 
-def _inflated(compressed: bytes, size: int) -> bytes:
-    """At most `size` bytes, so that a small file cannot fill the memory."""
-    return zlib.decompressobj().decompress(compressed, size)
-
-
-def _v5_array(first_bytes: Callable[[int], bytes], order: str) -> tuple[str, MatlabArray]:
-    """Name and array of a matrix element; `first_bytes(n)` gives its first n bytes."""
     head = first_bytes(2048)  # flags, shape and name come first, and are short
     if struct.unpack_from(order + "I", head)[0] != _MATRIX:
         raise ValueError("an element holds no matrix")

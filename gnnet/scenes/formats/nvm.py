@@ -15,7 +15,7 @@ from gnnet.files import parse_numbers
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.sampling import evenly
-from gnnet.scenes.formats.colmap import FARTHEST, Model, ModelImage, is_rotation
+from gnnet.scenes.formats.colmap import FARTHEST, Model, ModelImage, pose_at_center
 from gnnet.scenes.problems import BadInput
 
 _CHUNK = 50_000  # lines that are parsed at once
@@ -27,14 +27,6 @@ _POINT = "x y z r g b n, then n times: image, feature, x, y"
 
 _log = logging.getLogger(__name__)
 _Lines = Iterator[tuple[int, str]]
-
-
-class _Image(NamedTuple):
-    """A wanted image: its name, its intrinsics, and its pose."""
-
-    name: str
-    camera: Camera
-    cam_from_world: Pose
 
 
 class _Measurements(NamedTuple):
@@ -77,7 +69,8 @@ def read_nvm(path: Path, image_of: Callable[[str, str], tuple[str, Camera] | Non
     by_image = np.argsort(seen.image, kind="stable")
     ends = np.searchsorted(seen.image[by_image], np.arange(len(images) + 1))
     rows = [by_image[ends[i] : ends[i + 1]] for i in range(len(images))]
-    found = (ModelImage(*image, seen.point[r], xy[r]) for image, r in zip(images, rows, strict=True) if image)
+    seen_by = zip(images, rows, strict=True)
+    found = (image._replace(point_rows=seen.point[r], keypoints=xy[r]) for image, r in seen_by if image is not None)
     return Model(tuple(found), seen.points)
 
 
@@ -91,9 +84,9 @@ def _read_count(lines: _Lines, path: Path, what: str) -> int:
 
 def _read_images(
     lines: _Lines, path: Path, image_of: Callable[[str, str], tuple[str, Camera] | None], bad: BadInput
-) -> list[_Image | None]:
-    """All images in the file's order; None where an image is damaged or not wanted."""
-    images: list[_Image | None] = []
+) -> list[ModelImage | None]:
+    """All images in the file's order, as yet without points; None where an image is damaged or not wanted."""
+    images: list[ModelImage | None] = []
     count, taken = _read_count(lines, path, "images"), set()
     for number, line in islice(lines, count):
         images.append(None)
@@ -104,12 +97,11 @@ def _read_images(
                 continue
             if found[0] in taken:
                 raise ValueError(f"{source} names {found[0]} again; expected each image once")
-            values = parse_numbers(words[2:9], 7, source, _IMAGE)
-            if not is_rotation(values[:4]) or np.abs(values[4:]).max() > FARTHEST:
+            pose = pose_at_center(parse_numbers(words[2:9], 7, source, _IMAGE))
+            if pose is None:
                 raise ValueError(f"{source}: {line[:80]!r}; expected {_IMAGE}, in metres")
             taken.add(found[0])
-            quaternion, center = torch.from_numpy(values[:4]), torch.from_numpy(values[4:])
-            images[-1] = _Image(*found, Pose.from_center(Pose.from_quaternion(quaternion, center).rotation, center))
+            images[-1] = ModelImage(*found, pose, np.zeros(0, np.int64), np.zeros((0, 2)))
     if len(images) < count:
         raise ValueError(f"{path} is damaged: it ends after {len(images)} of {count} images (dataset.root)")
     return images
@@ -130,11 +122,10 @@ def _read_points(lines: _Lines, path: Path, wanted: np.ndarray, bad: BadInput) -
             found.append(_parse_points([line for _, line in chunk], wanted))
         except ValueError:  # line by line, to name the broken ones
             for number, line in chunk:
-                with bad.skipping():
-                    try:
-                        found.append(_parse_points([line], wanted))
-                    except ValueError as error:
-                        raise ValueError(f"{path} line {number}: {line[:80]!r}: {error}") from None
+                try:
+                    found.append(_parse_points([line], wanted))
+                except ValueError as error:
+                    bad.report(ValueError(f"{path} line {number}: {line[:80]!r}: {error}"))
     first = np.cumsum([0] + [len(part.points) for part in found])[: len(found)]
     shifted = [part._replace(point=part.point + row) for part, row in zip(found, first, strict=True)]
     return _Measurements(*(np.concatenate(arrays) for arrays in zip(none, *shifted, strict=True)))
@@ -164,7 +155,7 @@ def _parse_points(lines: list[str], wanted: np.ndarray) -> _Measurements:
     return _Measurements(points[seen], (np.cumsum(seen) - 1)[point[kept]], image[kept].astype(np.int64), xy[kept])
 
 
-def _origin(seen: _Measurements, images: list[_Image | None], path: Path) -> np.ndarray:
+def _origin(seen: _Measurements, images: list[ModelImage | None], path: Path) -> np.ndarray:
     """What to add to each measurement (M, 2), so that it counts from its image's top-left corner."""
     if not len(seen.image):
         return np.zeros((0, 2))

@@ -7,7 +7,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -42,14 +41,6 @@ _TREE = """\
 It comes from: Extended CMU Seasons, visuallocalization.net; cross-season correspondences, Larsson et al., CVPR 2019."""
 
 _log = logging.getLogger(__name__)
-
-
-class _Layout(NamedTuple):
-    """The folder of the slices, those chosen (ascending), and the correspondence files of each."""
-
-    images: Path
-    slices: tuple[int, ...]
-    files: dict[int, list[Path]]
 
 
 def load_cmu(
@@ -89,28 +80,27 @@ def load_cmu(
         places: into how many stretches a slice that is read alone is cut.
         min_shared_points: fewer common points make no covisible pair.
         pairs_per_image: number of others that each database image is paired with, those that share most points.
-        on_bad: `raise` at the first broken item, or `skip` (leave it out).
-        progress: show progress bars.
+        on_bad, progress: see `gnnet.scenes.layouts`.
 
     Raises:
         FileNotFoundError: no such layout, a slice that is not there, or a file or image that is missing.
         ValueError: a malformed file or setting, or no usable image is left.
     """
     bad, cameras = BadInput(on_bad), _check_cameras(cameras)
-    layout = _find_layout(Path(root), images, slices)
-    read = _read_slices(layout, cameras, bad, progress)
-    named, points = _joined(read, places if len(layout.slices) == 1 else 1)
-    pairs = _listed_pairs(layout, named, cameras, bad, progress)
+    folder, files = _find_slices(Path(root), images, slices)
+    read = _read_slices(folder, list(files), cameras, bad, progress)
+    named, points = _joined(read, places if len(files) == 1 else 1)
+    pairs = _listed_pairs(folder, files, named, cameras, bad, progress)
     named = _placed_by_partner(named, pairs)
     for part in read:
         observed = [named[n] for n in part.images if n in named and named[n].point_ids is not None]
-        if observed and not layout.files[part.number]:
+        if observed and not files[part.number]:
             pairs += covisible_pairs(observed, min_shared_points, pairs_per_image, progress)
     groups = condition_groups({image.condition for image in named.values()})
     pairs = within_places(pairs, {image.name: image.place for image in named.values()})
     return Scene(
         "cmu", named, pairs, points, groups, tuple(bad.problems),
-        retrieve_within=("camera", "place") if len(layout.slices) > 1 else ("camera",),  # stretches of a slice are ours
+        retrieve_within=("camera", "place") if len(files) > 1 else ("camera",),  # stretches of a slice are ours
         dataset="cmu",
     )  # fmt: skip
 
@@ -122,33 +112,37 @@ def _check_cameras(cameras: Iterable[str]) -> tuple[str, ...]:
     return cameras
 
 
-def _read_slices(layout: _Layout, cameras: tuple[str, ...], bad: BadInput, progress: bool) -> list[Slice]:
+def _read_slices(
+    folder: Path, numbers: list[int], cameras: tuple[str, ...], bad: BadInput, progress: bool
+) -> list[Slice]:
     """The chosen slices that can be read; at least one of them has an image."""
-    intrinsics = read_intrinsics(layout.images, bad)
+    intrinsics = read_intrinsics(folder, bad)
     read: list[Slice] = []
-    for number in track(layout.slices, "Reading slices", disable=not progress, transient=True):
+    for number in track(numbers, "Reading slices", disable=not progress, transient=True):
         with bad.skipping():
-            read.append(read_slice(layout.images, number, cameras, intrinsics, bad))
+            read.append(read_slice(folder, number, cameras, intrinsics, bad))
     if not any(part.images for part in read):
         raise ValueError(
-            f"{layout.images.absolute()} holds no usable image of {', '.join(cameras)} in the slices "
-            f"{', '.join(map(str, layout.slices))} (dataset.cameras, dataset.slices){bad.first}"
+            f"{folder.absolute()} holds no usable image of {', '.join(cameras)} in the slices "
+            f"{', '.join(map(str, numbers))} (dataset.cameras, dataset.slices){bad.first}"
         )
     return read
 
 
-def _find_layout(root: Path, images: str, slices: int | str | Iterable[int | str] | None) -> _Layout:
+def _find_slices(
+    root: Path, images: str, slices: int | str | Iterable[int | str] | None
+) -> tuple[Path, dict[int, list[Path]]]:
+    """The folder of the slices, and the correspondence files of each that is chosen, by its number, ascending."""
     home = root / "cmu" if (root / "cmu").is_dir() else root
     for folder in (home / images, home):
         # Whole numbers: slice2 is not slice20.
         present = [n for n, p in _numbered(folder, r"slice([1-9]\d{0,5})") if p.is_dir()]
         if present:
-            chosen = _choose_slices(slices, sorted(present), folder)
-            files: dict[int, list[Path]] = {number: [] for number in chosen}
+            files: dict[int, list[Path]] = {number: [] for number in _choose_slices(slices, sorted(present), folder)}
             for number, path in _numbered(home / "correspondence", r"correspondence_slice([1-9]\d{0,5})_.*\.mat"):
                 if number in files:
                     files[number].append(path)
-            return _Layout(folder, chosen, files)
+            return folder, files
     raise FileNotFoundError(
         f"Extended CMU Seasons: no folder slice<N> in {(home / images).absolute()} (dataset.root is {root}); "
         f"expected\n{_TREE}"
@@ -227,17 +221,18 @@ def _time(image: SceneImage) -> int:
 
 
 def _listed_pairs(
-    layout: _Layout, images: dict[str, SceneImage], cameras: tuple[str, ...], bad: BadInput, progress: bool
-) -> list[Pair]:
+    folder: Path, files: dict[int, list[Path]], images: dict[str, SceneImage], cameras: tuple[str, ...],
+    bad: BadInput, progress: bool,
+) -> list[Pair]:  # fmt: skip
     """Pairs of the correspondence files, without their place."""
-    listed = [(number, path) for number, paths in layout.files.items() for path in paths]
+    listed = [(number, path) for number, paths in files.items() for path in paths]
     pairs = []
     for number, path in track(listed, "Reading pairs", disable=not progress, transient=True):
         with bad.skipping():
             header = read_correspondence_header(path)
             names = [PurePosixPath(name).name for name in (header.name_a, header.name_b)]
             if all(parse_name(name, path).camera in cameras for name in names):
-                a, b = (_image_of(layout.images / f"slice{number}", name, images, path) for name in names)
+                a, b = (_image_of(folder / f"slice{number}", name, images, path) for name in names)
                 pairs.append(Pair(a, b, "", path, count=header.number))
     return pairs
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, date, datetime
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,8 +15,7 @@ import torch
 
 from gnnet.files import Line, parse_numbers, read_lines
 from gnnet.geometry.camera import Camera
-from gnnet.geometry.pose import Pose
-from gnnet.scenes.formats.colmap import FARTHEST, LARGEST, Model, is_rotation, read_model
+from gnnet.scenes.formats.colmap import LARGEST, Model, pose_at_center, read_model
 from gnnet.scenes.formats.images import image_files
 from gnnet.scenes.problems import BadInput
 from gnnet.scenes.scene import SceneImage
@@ -91,21 +91,16 @@ def condition_groups(conditions: Iterable[str]) -> dict[str, tuple[str, ...]]:
 
 def read_intrinsics(folder: Path, bad: BadInput) -> dict[str, Camera]:
     """Read cameras by name from `intrinsics.txt` in the folder of the slices or above it; none without such a file."""
-    path = next((p for p in (folder / "intrinsics.txt", folder.parent / "intrinsics.txt") if p.exists()), None)
-    cameras: dict[str, Camera] = {}
-    if path is None:
-        return cameras
-    with bad.skipping():
-        for _, words, source in read_lines(path, _EXPECTED_INTRINSICS):
+    path, cameras = folder / "intrinsics.txt", {}
+    for _, words, source in _lines(path if path.exists() else folder.parent / path.name, _EXPECTED_INTRINSICS, bad):
+        with bad.skipping():
             if words[0] not in ("c0", "c1"):
                 continue  # the file explains itself
-            with bad.skipping():
-                values = parse_numbers(words[2:], 10, source, _EXPECTED_INTRINSICS)
-                size = values[:2]
-                if words[1] != "OPENCV" or not ((size >= 1) & (size <= LARGEST)).all() or not (values[2:4] > 0).all():
-                    raise ValueError(f"{source} is {' '.join(words)[:120]!r}; expected {_EXPECTED_INTRINSICS}")
-                width, height = (int(side) for side in size)
-                cameras[words[0]] = Camera.from_colmap("OPENCV", width, height, values[2:], dtype=torch.float64)
+            size, parameters = np.split(parse_numbers(words[2:], 10, source, _EXPECTED_INTRINSICS), [2])
+            if words[1] != "OPENCV" or size.min() < 1 or size.max() > LARGEST or parameters[:2].min() <= 0:
+                raise ValueError(f"{source} is {' '.join(words)[:120]!r}; expected {_EXPECTED_INTRINSICS}")
+            width, height = map(int, size)
+            cameras[words[0]] = Camera.from_colmap("OPENCV", width, height, parameters, dtype=torch.float64)
     return cameras
 
 
@@ -114,13 +109,8 @@ def read_slice(
 ) -> Slice:
     """All images of the wanted cameras in `database` and `query`, with what the model and the lists know of them.
 
-    Args:
-        folder: holds the folders of the slices.
-        number: number of the slice.
-        cameras: `c0`, `c1` or both.
-        intrinsics: by camera; for a camera that is not there, the model's are taken.
-        bad: gets a damaged model, a camera that is not known, broken lines, and images that are listed but
-            not there.
+    For a camera that is not among the `intrinsics`, the model's are taken. `bad` gets a damaged model, a camera that
+    is not known, broken lines, and images that are listed but not there.
     """
     home = folder / f"slice{number}"
     model = Model((), np.zeros((0, 3)))
@@ -129,29 +119,25 @@ def read_slice(
             model = read_model(home / "sparse", bad)
     known = _with_model_cameras(intrinsics, model, home / "sparse", bad)
     images = _images_on_disk(home, cameras, known, bad)
-    truth = home / f"ground-truth-database-images-{home.name}.txt"
-    _add_listed_poses(home, images, "database", truth, cameras, bad)
+    find = partial(_find, home, images, cameras)
+    _add_listed_poses(images, partial(find, "database"), home / f"ground-truth-database-images-{home.name}.txt", bad)
     for path in sorted((home / "camera-poses").glob("*.txt")):
-        _add_listed_poses(home, images, "query", path, cameras, bad)
-    _check_test_list(home, images, cameras, bad)
+        _add_listed_poses(images, partial(find, "query"), path, bad)
+    test_list = home / f"test-images-{home.name}.txt"
+    for _, words, _ in _lines(test_list, "a query's name a line", bad):
+        with bad.skipping():
+            find("query", words[0], test_list)  # its pose may not be released
     for image in model.images:
         with bad.skipping():
-            found = _find(home, images, "database", image.name, cameras, home / "sparse" / "images.bin")
+            found = find("database", image.name, home / "sparse" / "images.bin")
             if found is not None:
-                images[found.name] = replace(
-                    found,
-                    camera=intrinsics.get(parse_name(image.name, home).camera, image.camera),
-                    cam_from_world=image.cam_from_world,
-                    is_reference=True,
-                    point_ids=image.point_rows,
-                    keypoints=image.keypoints,
-                )
+                camera = intrinsics.get(parse_name(image.name, home).camera, image.camera)
+                reference = image._replace(name=found.name, camera=camera)
+                images[found.name] = reference.as_reference(found.path, condition=found.condition, place=found.place)
     return Slice(number, images, model.points)
 
 
-def _with_model_cameras(
-    intrinsics: dict[str, Camera], model: Model, source: Path, bad: BadInput
-) -> dict[str, Camera]:
+def _with_model_cameras(intrinsics: dict[str, Camera], model: Model, source: Path, bad: BadInput) -> dict[str, Camera]:
     """Cameras by name, from `intrinsics.txt` and checked against the model, or else from the model."""
     known, checked = dict(intrinsics), set()
     for image in model.images:
@@ -196,11 +182,11 @@ def _images_on_disk(
             match = _NAME.fullmatch(path.name)
             if match is None or match[1] not in cameras:
                 continue
-            if match[1] not in known:
+            if match[1] in known:
+                name = f"{home.name}/{kind}/{path.name}"
+                images[name] = SceneImage(name, path, condition_of(int(match[2])), home.name, known[match[1]])
+            else:
                 unknown.setdefault(match[1], path)
-                continue
-            name = f"{home.name}/{kind}/{path.name}"
-            images[name] = SceneImage(name, path, condition_of(int(match[2])), home.name, known[match[1]])
     for camera, path in unknown.items():
         bad.report(
             FileNotFoundError(
@@ -212,7 +198,7 @@ def _images_on_disk(
 
 
 def _find(
-    home: Path, images: dict[str, SceneImage], kind: str, name: str, cameras: tuple[str, ...], source: Path
+    home: Path, images: dict[str, SceneImage], cameras: tuple[str, ...], kind: str, name: str, source: Path
 ) -> SceneImage | None:
     """The image of the slice that a file names, None if its camera is not wanted.
 
@@ -228,30 +214,20 @@ def _find(
 
 
 def _add_listed_poses(
-    home: Path, images: dict[str, SceneImage], kind: str, path: Path, cameras: tuple[str, ...], bad: BadInput
+    images: dict[str, SceneImage], find: Callable[[str, Path], SceneImage | None], path: Path, bad: BadInput
 ) -> None:
-    """Add the poses that a file lists, of references (`database`) or queries; the file may be missing or empty."""
+    """Add the poses that a file lists; the file may be missing or empty."""
     for _, words, source in _lines(path, _EXPECTED_POSE, bad):
         with bad.skipping():
-            image = _find(home, images, kind, words[0], cameras, path)
-            values = parse_numbers(words[1:], 7, source, _EXPECTED_POSE)
-            if not is_rotation(values[:4]) or np.abs(values[4:]).max() > FARTHEST:
+            image = find(words[0], path)
+            pose = pose_at_center(parse_numbers(words[1:], 7, source, _EXPECTED_POSE))
+            if pose is None:
                 raise ValueError(f"{source} has {' '.join(words[1:])[:80]}; expected {_EXPECTED_POSE}")
             if image is None:
                 continue
-            quaternion, center = torch.from_numpy(values[:4]), torch.from_numpy(values[4:])
-            pose = Pose.from_center(Pose.from_quaternion(quaternion, center).rotation, center)
             if image.cam_from_world is not None and not torch.allclose(image.cam_from_world.matrix(), pose.matrix()):
                 raise ValueError(f"{source} gives {image.name} another pose than before; expected one pose an image")
-            images[image.name] = replace(image, cam_from_world=pose, is_reference=kind == "database")
-
-
-def _check_test_list(home: Path, images: dict[str, SceneImage], cameras: tuple[str, ...], bad: BadInput) -> None:
-    """Report queries of `test-images-slice<N>.txt` that are not there; their poses may not be released."""
-    path = home / f"test-images-{home.name}.txt"
-    for _, words, _ in _lines(path, "a query's name a line", bad):
-        with bad.skipping():
-            _find(home, images, "query", words[0], cameras, path)
+            images[image.name] = replace(image, cam_from_world=pose, is_reference=image.path.parent.name == "database")
 
 
 def _lines(path: Path, expected: str, bad: BadInput) -> list[Line]:

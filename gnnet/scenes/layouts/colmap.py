@@ -41,8 +41,7 @@ def load_colmap(
             model has no places of its own, so neighbouring stretches may still see common points.
         min_shared_points: fewer common points make no pair.
         pairs_per_image: number of others that each image is paired with, those that share most points.
-        on_bad: `raise`, or `skip` to leave out images that are not on disk (`Scene.problems`).
-        progress: show progress bars.
+        on_bad, progress: see `gnnet.scenes.layouts`.
 
     Raises:
         FileNotFoundError: no model, more than one, or images of the model that are not on disk.
@@ -65,14 +64,8 @@ def load_colmap(
             f"{model_dir} holds no two images that share {min_shared_points} points; "
             "lower min_shared_points, or reconstruct with more matches"
         )
-    return Scene(
-        name=f"colmap {name}",
-        images={image.name: image for image in scene_images},
-        pairs=pairs,
-        points=torch.from_numpy(model.points),
-        problems=tuple(bad.problems),
-        dataset="colmap",
-    )
+    named, points = {image.name: image for image in scene_images}, torch.from_numpy(model.points)
+    return Scene(f"colmap {name}", named, pairs, points, problems=tuple(bad.problems), dataset="colmap")
 
 
 def _images_on_disk(model: Model, model_dir: Path, image_dir: Path, bad: BadInput) -> list[SceneImage]:

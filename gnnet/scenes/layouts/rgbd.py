@@ -12,7 +12,7 @@ from rich.progress import track
 from gnnet.files import parse_numbers, read_lines, read_text
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
-from gnnet.scenes.formats.images import image_files, subfolders, usual_size
+from gnnet.scenes.formats.images import image_files, named_folders, usual_size
 from gnnet.scenes.pairing import pairs_at_gaps
 from gnnet.scenes.problems import BadInput, OnBad
 from gnnet.scenes.scene import Depth, Pair, Scene, SceneImage
@@ -53,8 +53,7 @@ def load_rgbd(
             away, are left out.
         places: into how many stretches along time each sequence is cut for splitting; neighbouring
             stretches may still see the same surfaces. Pairs across stretches are left out.
-        on_bad: `raise` at the first broken item, or `skip` (leave it out).
-        progress: show a progress bar.
+        on_bad, progress: see `gnnet.scenes.layouts`.
 
     Raises:
         FileNotFoundError: no such layout, or a file that is missing.
@@ -63,9 +62,7 @@ def load_rgbd(
     root, bad = Path(root), BadInput(on_bad)
     if places < 1:
         raise ValueError(f"dataset.places is {places}; expected 1 (each sequence a place) or more")
-    named = {f"{folder.name}/": folder for folder in subfolders(root) if _is_sequence(folder, images)}
-    if _is_sequence(root, images):
-        named = {"": root}
+    named = named_folders(root, lambda folder: _is_sequence(folder, images))
     if not named:
         raise FileNotFoundError(f"{root.absolute()} holds no posed RGB-D sequence (dataset.root); expected\n{_TREE}")
     found: dict[str, SceneImage] = {}
@@ -123,18 +120,9 @@ def _read_sequence(
             if not depth_path.is_file():
                 raise FileNotFoundError(f"{file} has no depth map {depth_path}; put it there, or remove the image")
             stretch = i * len(stretches) // len(files)
-            stretches[stretch].append(
-                SceneImage(
-                    name=f"{prefix}{file.name}",
-                    path=file,
-                    condition="reference",
-                    place=f"{folder.absolute().name}/{stretch}",
-                    camera=camera,
-                    cam_from_world=pose,
-                    is_reference=True,
-                    depth=Depth(depth_path),
-                )
-            )
+            name, place = f"{prefix}{file.name}", f"{folder.absolute().name}/{stretch}"
+            image = SceneImage(name, file, "reference", place, camera, pose, is_reference=True, depth=Depth(depth_path))
+            stretches[stretch].append(image)
     return stretches
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Container, Iterable
+from dataclasses import replace
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -26,7 +29,7 @@ from gnnet.scenes.layouts.robotcar_models import (
     read_colmap_models,
     read_merged_model,
 )
-from gnnet.scenes.layouts.robotcar_queries import UNKNOWN, Chosen, Queries, read_queries, read_test_queries
+from gnnet.scenes.layouts.robotcar_queries import UNKNOWN, Queries, read_queries, read_test_queries
 from gnnet.scenes.pairing import within_places
 from gnnet.scenes.problems import BadInput, OnBad
 from gnnet.scenes.scene import Pair, Scene, SceneImage
@@ -73,8 +76,7 @@ def load_robotcar(
         place_size: metres, used with the merged model only.
         test_queries: also the images of robotcar_v2_test.txt, without pose; their place is
             `unknown` where `queries_per_location` does not tell it.
-        on_bad: `raise`, or `skip` to leave out broken files, lines and images (`Scene.problems`).
-        progress: show progress bars.
+        on_bad, progress: see `gnnet.scenes.layouts`.
 
     Raises:
         FileNotFoundError: if folders, correspondences, intrinsics or images are missing.
@@ -82,22 +84,24 @@ def load_robotcar(
     """
     bad, home = BadInput(on_bad), _find_home(Path(root))
     cameras = _check_cameras(cameras)
-    files, wanted = _choose(home, conditions)
+    files, chosen = _choose(home, conditions)
     on_disk = _list_images(home)
     intrinsics = _read_intrinsics(home, cameras, on_disk, bad)
     references, points, lost = _read_references(home, intrinsics, place_size, bad, progress)
-    images = dict(references)
-    chosen = Chosen(tuple(intrinsics), wanted)
-    queries = read_queries(home, chosen, references, lost, on_disk, bad)
-    for name, pose in queries.poses.items():
-        images[name] = _plain_image(home, name, queries.places[name], intrinsics, pose)
-    pairs = _read_pairs(files, tuple(intrinsics), bad, progress)
+
+    def wanted(name: str) -> bool:
+        return camera_of(name) in intrinsics and (chosen is None or condition_of(name) in chosen)
+
+    queries = read_queries(home, tuple(intrinsics), wanted, references, lost, on_disk, bad)
+    plain_image = partial(_plain_image, home, intrinsics)
+    images = references | {name: plain_image(name, *query) for name, query in queries.posed.items()}
+    pairs = _read_pairs(files, intrinsics, bad, progress)
     if not references:
-        images |= _references_in_blocks(home, pairs, intrinsics)
-    images, pairs = _join(home, images, pairs, intrinsics, queries)
+        images |= _references_in_blocks(pairs, plain_image)
+    images, pairs = _join(images, pairs, plain_image, queries)
     if test_queries:
-        for name, place in read_test_queries(home, chosen, queries, bad).items():
-            images.setdefault(name, _plain_image(home, name, place, intrinsics))
+        for name, place in read_test_queries(home, wanted, queries, bad).items():
+            images.setdefault(name, plain_image(name, place))
     images, pairs = _on_disk_only(home, images, pairs, on_disk, bad)
     groups = _groups({image.condition for image in images.values()})
     return Scene("robotcar", images, pairs, points, groups, tuple(bad.problems), ("camera",), "robotcar")
@@ -105,10 +109,8 @@ def load_robotcar(
 
 def _find_home(root: Path) -> Path:
     home = root / "robotcar" if (root / "robotcar").is_dir() else root
-    missing = "folder" if not home.is_dir() else None
-    for name in ("images", "correspondence"):
-        if missing is None and not (home / name).is_dir():
-            missing = f"folder {name}/"
+    needed = {"folder": home, "folder images/": home / "images", "folder correspondence/": home / "correspondence"}
+    missing = next((what for what, folder in needed.items() if not folder.is_dir()), None)
     if missing is not None:
         raise FileNotFoundError(
             f"RobotCar Seasons: no {missing} at {home.absolute()} (dataset.root is {root}); expected\n{_TREE}"
@@ -215,24 +217,22 @@ def _read_references(
 
 
 def _plain_image(
-    home: Path, name: str, place: str, intrinsics: dict[str, Camera], pose: Pose | None = None
+    home: Path, intrinsics: dict[str, Camera], name: str, place: str, pose: Pose | None = None
 ) -> SceneImage:  # fmt: skip
     return SceneImage(name, home / "images" / name, condition_of(name), place, intrinsics[camera_of(name)], pose)
 
 
-def _references_in_blocks(home: Path, pairs: list[Pair], intrinsics: dict[str, Camera]) -> dict[str, SceneImage]:
+def _references_in_blocks(pairs: list[Pair], plain_image: Callable[[str, str], SceneImage]) -> dict[str, SceneImage]:
+    """References that pairs name, in places of `_BLOCK` moments each."""
     names = {name for pair in pairs for name in (pair.image_a, pair.image_b) if condition_of(name) == REFERENCE}
-    order = {stamp: i for i, stamp in enumerate(sorted({by_time(name)[0] for name in names}))}
-    return {
-        name: SceneImage(
-            name, home / "images" / name, REFERENCE, f"block{order[by_time(name)[0]] // _BLOCK:03d}",
-            intrinsics[camera_of(name)], is_reference=True,
-        )
-        for name in sorted(names)
-    }  # fmt: skip
+    images = {}
+    for number, (_, at_once) in enumerate(groupby(sorted(names, key=by_time), moment)):
+        for name in at_once:
+            images[name] = replace(plain_image(name, f"block{number // _BLOCK:03d}"), is_reference=True)
+    return dict(sorted(images.items()))
 
 
-def _read_pairs(files: list[Path], cameras: tuple[str, ...], bad: BadInput, progress: bool) -> list[Pair]:
+def _read_pairs(files: list[Path], cameras: Container[str], bad: BadInput, progress: bool) -> list[Pair]:
     """Pairs of the correspondence files, for the chosen cameras, without their place."""
     pairs = []
     for path in track(files, "Reading pairs", disable=not progress, transient=True):
@@ -245,28 +245,26 @@ def _read_pairs(files: list[Path], cameras: tuple[str, ...], bad: BadInput, prog
 
 
 def _join(
-    home: Path, images: dict[str, SceneImage], pairs: list[Pair], intrinsics: dict[str, Camera], queries: Queries
+    images: dict[str, SceneImage], pairs: list[Pair], plain_image: Callable[[str, str], SceneImage], queries: Queries
 ) -> tuple[dict[str, SceneImage], list[Pair]]:
     """Images with those that only pairs name, in the place of their partner, and the pairs with their places."""
     images, kept = dict(images), []
     for pair in pairs:
         names = (pair.image_a, pair.image_b)
         unknown = [name for name in names if name not in images]
-        if any(queries.belongs_to_lost(name) for name in unknown):
-            continue
-        partner = next((images[name].place for name in names if name in images), UNKNOWN)
-        for name in unknown:
-            place = queries.locations.get(moment(name), partner)
-            images[name] = _plain_image(home, name, place, intrinsics)
-        kept.append(pair)
+        if not any(queries.belongs_to_lost(name) for name in unknown):
+            partner = next((images[name].place for name in names if name in images), UNKNOWN)
+            for name in unknown:
+                images[name] = plain_image(name, queries.locations.get(moment(name), partner))
+            kept.append(pair)
     return images, within_places(kept, {name: image.place for name, image in images.items()})
 
 
 def _on_disk_only(
     home: Path, images: dict[str, SceneImage], pairs: list[Pair], on_disk: frozenset[str], bad: BadInput
 ) -> tuple[dict[str, SceneImage], list[Pair]]:
-    missing = sorted(set(images) - on_disk)
-    absent = set(missing)
+    absent = set(images) - on_disk
+    missing = sorted(absent)
     kept = [pair for pair in pairs if pair.image_a not in absent and pair.image_b not in absent]
     if missing and bad.on_bad == "raise":
         raise FileNotFoundError(

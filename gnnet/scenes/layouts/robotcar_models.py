@@ -1,4 +1,7 @@
-"""RobotCar Seasons: names of images, and the reference images with their 3D points (a model a place, or one NVM)."""
+"""RobotCar Seasons: names of images, and the reference images with their 3D points (a model a place, or one NVM).
+
+`home` is the folder `robotcar`, here and in `robotcar_queries`.
+"""
 
 from __future__ import annotations
 
@@ -74,13 +77,7 @@ def read_colmap_models(
 ) -> tuple[dict[str, SceneImage], Tensor]:
     """References by name, and points (P, 3) that they see, of the models `NNN_aligned`; NNN is the place.
 
-    Args:
-        home: the folder `robotcar`.
-        folders: of the models.
-        cameras: of which images are wanted.
-        bad: gets a model that cannot be read, whose place is then left out; and an image whose name or pose
-            is damaged.
-        progress: show a progress bar.
+    `bad` gets a model that cannot be read, whose place is then left out; and an image whose name or pose is damaged.
     """
     references: dict[str, SceneImage] = {}
     points, count = [np.zeros((0, 3))], 0
@@ -122,13 +119,7 @@ def read_merged_model(
     """References by name and points (P, 3) of the merged NVM model; a place is a stretch of the drive.
 
     The data set's README says that (0, 0) is the image's top-left corner in its NVM models, as in COLMAP.
-
-    Args:
-        home: the folder `robotcar`.
-        path: the file.
-        intrinsics: of each wanted camera, by its name.
-        place_size: metres of the drive that make a place.
-        bad: gets damaged lines.
+    `intrinsics` are of the wanted cameras, by name; `place_size` metres make a place; `bad` gets damaged lines.
     """
 
     def image_of(name: str, source: str) -> tuple[str, Camera] | None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,13 +14,7 @@ from scipy.spatial import cKDTree
 from gnnet.files import parse_numbers, read_lines, read_text
 from gnnet.geometry.pose import Pose
 from gnnet.scenes.formats.colmap import FARTHEST
-from gnnet.scenes.layouts.robotcar_models import (
-    REFERENCE,
-    camera_of,
-    condition_of,
-    image_name,
-    moment,
-)
+from gnnet.scenes.layouts.robotcar_models import REFERENCE, camera_of, condition_of, image_name, moment
 from gnnet.scenes.pairing import centers_of
 from gnnet.scenes.problems import BadInput
 from gnnet.scenes.scene import SceneImage
@@ -29,31 +23,18 @@ UNKNOWN = "unknown"  # place of an image whose place no file tells
 _REACH = 50.0  # metres; if a model is left out, a query farther than this from all references belonged to it
 
 
-class Chosen(NamedTuple):
-    """The cameras, and the conditions (None: all), whose images are wanted."""
-
-    cameras: tuple[str, ...]
-    conditions: frozenset[str] | None
-
-    def has(self, name: str) -> bool:
-        """Whether an image is wanted."""
-        return camera_of(name) in self.cameras and (self.conditions is None or condition_of(name) in self.conditions)
-
-
 @dataclass(frozen=True)
 class Queries:
     """What the data set tells of its queries.
 
     Args:
-        poses: `cam_from_world` by image name.
-        places: place by image name, for the images with pose.
+        posed: place and `cam_from_world` by image name.
         locations: place by `moment`, as lists give it, for places that have references.
         lost: names of images with pose, and moments, that belong to a model that was left out.
         any_lost: whether a model was left out.
     """
 
-    poses: dict[str, Pose]
-    places: dict[str, str]
+    posed: dict[str, tuple[str, Pose]]
     locations: dict[tuple[str, str], str]
     lost: frozenset[str | tuple[str, str]]
     any_lost: bool
@@ -66,8 +47,8 @@ class Queries:
 
 
 def read_queries(
-    home: Path, chosen: Chosen, references: dict[str, SceneImage], lost: set[str], on_disk: frozenset[str],
-    bad: BadInput,
+    home: Path, cameras: tuple[str, ...], wanted: Callable[[str], bool], references: dict[str, SceneImage],
+    lost: set[str], on_disk: frozenset[str], bad: BadInput,
 ) -> Queries:  # fmt: skip
     """Read the queries of robotcar_v2_train.txt; without references, none gets a pose.
 
@@ -76,34 +57,32 @@ def read_queries(
     `queries_per_location` lists it in, else of that of the nearest reference.
 
     Args:
-        home: the folder `robotcar`.
-        chosen: cameras and conditions that are wanted.
-        references: reference images by name.
+        wanted: whether an image of this name is, by its camera and its condition.
         lost: places whose model was left out.
         on_disk: names of the images that exist.
-        bad: gets broken lines and files.
     """
     known = {reference.place for reference in references.values()}
     listed = _read_locations(home, bad)
     locations = {key: place for key, place in listed.items() if place in known}
     gone: set = {key for key, place in listed.items() if place in lost}
-    poses = _query_poses(home, chosen.cameras, on_disk, bad) if references else {}
-    poses = {name: pose for name, pose in poses.items() if chosen.has(name)}
-    places = _nearest_places(poses, references, reach=_REACH if lost else np.inf)
-    for name in poses:
-        if moment(name) in locations:
-            places[name] = locations[moment(name)]
-        elif moment(name) in gone:
-            places.pop(name, None)
+    poses = _query_poses(home, cameras, on_disk, bad) if references else {}
+    poses = {name: pose for name, pose in poses.items() if wanted(name)}
+    near = _nearest_places(poses, references, reach=_REACH if lost else np.inf)
+    places = {name: place for name, place in near.items() if moment(name) not in gone}
+    places |= {name: locations[moment(name)] for name in poses if moment(name) in locations}
     gone |= set(poses) - set(places)
-    return Queries({n: poses[n] for n in places}, places, locations, frozenset(gone), bool(lost))
+    posed = {name: (place, poses[name]) for name, place in places.items()}
+    return Queries(posed, locations, frozenset(gone), bool(lost))
 
 
-def read_test_queries(home: Path, chosen: Chosen, queries: Queries, bad: BadInput) -> dict[str, str]:
+def read_test_queries(home: Path, wanted: Callable[[str], bool], queries: Queries, bad: BadInput) -> dict[str, str]:
     """Places of the wanted images that robotcar_v2_test.txt names, `UNKNOWN` where no list tells them."""
-    names = [name for name in _read_names(home / "robotcar_v2_test.txt", bad) if chosen.has(name)]
-    names = [name for name in names if not queries.belongs_to_lost(name)]
-    return {name: queries.locations.get(moment(name), UNKNOWN) for name in names}
+    names = _read_names(home / "robotcar_v2_test.txt", bad)
+    return {
+        name: queries.locations.get(moment(name), UNKNOWN)
+        for name in names
+        if wanted(name) and not queries.belongs_to_lost(name)
+    }
 
 
 def _read_locations(home: Path, bad: BadInput) -> dict[tuple[str, str], str]:
@@ -127,24 +106,24 @@ def _read_names(path: Path, bad: BadInput) -> list[str]:
 
 
 def _query_poses(home: Path, cameras: tuple[str, ...], on_disk: frozenset[str], bad: BadInput) -> dict[str, Pose]:
-    path, listed = home / "robotcar_v2_train.txt", {}
-    if not path.exists():
-        return {}
-    with bad.skipping():
-        listed = _read_poses(path, bad)
-    poses = {name: pose for name, pose in listed.items() if camera_of(name) in cameras}
+    """Poses that the list gives, and those of the other cameras at the same moments that are on disk."""
+    path, poses = home / "robotcar_v2_train.txt", {}
+    if path.exists():
+        with bad.skipping():
+            poses = _read_poses(path, bad)
+    rear = {name: pose for name, pose in poses.items() if camera_of(name) == "rear"}
     others = [camera for camera in cameras if camera != "rear"]
-    if not others or not listed:
+    if not poses or not others:
         return poses
     with bad.skipping():
         car_from_rear = _read_extrinsics(home, "rear")
         for camera in others:
             with bad.skipping():
                 cam_from_rear = _read_extrinsics(home, camera).inverse() @ car_from_rear
-                for name, rear_from_world in listed.items():
+                for name, rear_from_world in rear.items():
                     other = f"{condition_of(name)}/{camera}/{PurePosixPath(name).name}"
-                    if camera_of(name) == "rear" and other in on_disk and other not in poses:
-                        poses[other] = cam_from_rear @ rear_from_world
+                    if other in on_disk:
+                        poses.setdefault(other, cam_from_rear @ rear_from_world)
     return poses
 
 

@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 from gnnet.files import read_lines, read_text
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
-from gnnet.scenes.formats.images import subfolders
+from gnnet.scenes.formats.images import named_folders
 from gnnet.scenes.layouts.rgbd import parse_pose
 from gnnet.scenes.pairing import overlapping_pairs, pairs_at_gaps
 from gnnet.scenes.problems import BadInput, OnBad
@@ -73,8 +73,7 @@ def load_sevenscenes(
             training sequences, if that is so many metres away at most; 0 pairs within sequences only.
         min_overlap: pairs whose views share less, judged by their poses as if the room were 1 to 4 m
             away, are left out.
-        on_bad: `raise` at the first broken item, or `skip` (leave it out).
-        progress: show a progress bar.
+        on_bad, progress: see `gnnet.scenes.layouts`.
 
     Raises:
         FileNotFoundError: no such layout, or a file that is missing.
@@ -112,14 +111,10 @@ def load_sevenscenes(
 
 def _scenes(root: Path) -> dict[str, Path]:
     """Folders of the scenes, by the prefix of their images' names."""
-    named = {"": root} if _is_scene(root) else {f"{f.name}/": f for f in subfolders(root) if _is_scene(f)}
+    named = named_folders(root, lambda folder: any((folder / split).is_file() for split in _SPLITS))
     if not named:
         raise FileNotFoundError(f"{root.absolute()} holds no scene of 7-Scenes (dataset.root); expected\n{_TREE}")
     return named
-
-
-def _is_scene(folder: Path) -> bool:
-    return any((folder / split).is_file() for split in _SPLITS)
 
 
 def _sequences(folder: Path, bad: BadInput) -> dict[str, bool]:
@@ -147,34 +142,26 @@ def _read_sequence(
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} does not exist, but a split names it; unpack {sequence}.zip there")
     found = [(_FRAME.fullmatch(path.name), path) for path in sorted(folder.iterdir(), reverse=True)]
-    numbered = {int(match[1]): path for match, path in found if match}
+    numbered = {int(match[1]): path for match, path in found if match and int(match[1]) % stride == 0}
     images = {}
     for number, path in sorted(numbered.items()):
-        if number % stride:
-            continue
         with bad.skipping():
             stem = path.name.partition(".")[0]
             pose_path, depth_path = folder / f"{stem}.pose.txt", folder / f"{stem}.depth.png"
             words = read_text(pose_path, "4×4 numbers, depth camera to world").split()
             if not depth_path.is_file():
                 raise FileNotFoundError(f"{path} has no depth map {depth_path}; put it there, or remove the frame")
-            images[number] = SceneImage(
-                name=f"{prefix}{sequence}/{path.name}",
-                path=path,
-                condition="reference",
-                place=scene.absolute().name,
-                camera=_COLOR_CAMERA,
-                cam_from_world=_COLOR_FROM_DEPTH @ parse_pose(words, str(pose_path)),
-                is_reference=is_map,
-                depth=Depth(depth_path, camera=_DEPTH_CAMERA, image_from_depth=_COLOR_FROM_DEPTH),
-            )
+            name, place = f"{prefix}{sequence}/{path.name}", scene.absolute().name
+            pose = _COLOR_FROM_DEPTH @ parse_pose(words, str(pose_path))
+            depth = Depth(depth_path, _DEPTH_CAMERA, _COLOR_FROM_DEPTH)
+            images[number] = SceneImage(name, path, "reference", place, _COLOR_CAMERA, pose, is_map, depth=depth)
     return images
 
 
 def _pairs_across(sequences: list[list[SceneImage]], distance: float, min_overlap: float) -> list[Pair]:
     """Pair each image with the most similar view, by position and direction, in any other sequence."""
     images = [image for sequence in sequences for image in sequence]
-    number = np.repeat(np.arange(len(sequences)), [len(sequence) for sequence in sequences])
+    number = np.repeat(np.arange(len(sequences)), list(map(len, sequences)))
     if distance <= 0 or not images:
         return []
     poses = Pose.stack([image.cam_from_world for image in images if image.cam_from_world is not None])

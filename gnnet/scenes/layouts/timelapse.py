@@ -49,8 +49,7 @@ def load_timelapse(
         folders: places to read; None reads all.
         partners: number of steps at which an image is paired with later and with earlier images of its place.
         max_shift: pixels; an image that is shifted by more is left out.
-        on_bad: `raise` at the first file that cannot be read, or `skip` (leave it out).
-        progress: show a progress bar.
+        on_bad, progress: see `gnnet.scenes.layouts`.
 
     Raises:
         FileNotFoundError: no folder, or no place with two images.
@@ -59,24 +58,22 @@ def load_timelapse(
     root, bad = Path(root), BadInput(on_bad)
     found = _folders(root, folders)
     files = [(place, path) for place, folder in found.items() for path in image_files(folder)]
-    looks: dict[str, list[tuple[Path, _Look]]] = {place: [] for place in found}
+    looks: dict[str, list[_Look]] = {place: [] for place in found}
     with ThreadPoolExecutor(8) as pool:
-        futures = [(place, path, pool.submit(_look_at, path)) for place, path in files]
-        for place, path, future in track(futures, "Looking at photographs", disable=not progress, transient=True):
+        futures = [(place, pool.submit(_look_at, path)) for place, path in files]
+        for place, future in track(futures, "Looking at photographs", disable=not progress, transient=True):
             with bad.skipping():
-                looks[place].append((path, future.result()))
+                looks[place].append(future.result())
     images: dict[str, SceneImage] = {}
     pairs: list[Pair] = []
     moved: list[str] = []
     for place, seen in looks.items():
-        seen = _of_one_size(place, seen, bad)
-        seen, messages = _without_moved(seen, max_shift)
-        moved += messages
+        seen = _without_moved(_of_one_size(place, seen, bad), max_shift, moved)
         if len(seen) < 2:
             continue
         of_place = [
-            SceneImage(f"{place}/{path.name}", path, condition, place)
-            for (path, _), condition in zip(seen, _conditions([look for _, look in seen]), strict=True)
+            SceneImage(f"{place}/{look.path.name}", look.path, condition, place)
+            for look, condition in zip(seen, _conditions(seen), strict=True)
         ]
         images |= {image.name: image for image in of_place}
         pairs += _pairs(of_place, partners)
@@ -112,6 +109,7 @@ def _folders(root: Path, chosen: Iterable[str] | None) -> dict[str, Path]:
 class _Look(NamedTuple):
     """An image in small: its size in pixels, median grey value, and equalised gradient magnitudes (h, w)."""
 
+    path: Path
     size: tuple[int, int]
     grey: float
     edges: np.ndarray
@@ -129,43 +127,41 @@ def _look_at(path: Path) -> _Look:
     grey = np.asarray(small, np.float32)
     dy, dx = np.gradient(grey)
     magnitude = np.hypot(dx, dy)
-    return _Look(size, float(np.median(grey)), magnitude / (magnitude + magnitude.mean() + 1.0))
+    return _Look(path, size, float(np.median(grey)), magnitude / (magnitude + magnitude.mean() + 1.0))
 
 
-def _of_one_size(place: str, seen: list[tuple[Path, _Look]], bad: BadInput) -> list[tuple[Path, _Look]]:
+def _of_one_size(place: str, seen: list[_Look], bad: BadInput) -> list[_Look]:
     """The images of the place's most frequent size; `bad` gets the others."""
-    if not seen:
-        return []
-    sizes = [look.size for _, look in seen]
-    usual = max(sorted(set(sizes)), key=sizes.count)
-    for path, look in seen:
+    sizes = [look.size for look in seen]
+    usual = max(sorted(set(sizes)), key=sizes.count, default=(0, 0))
+    for look in seen:
         if look.size != usual:
-            with bad.skipping():
-                raise ValueError(
-                    f"image {path} is {look.size[0]}×{look.size[1]} pixels, the others of {place} are "
+            bad.report(
+                ValueError(
+                    f"image {look.path} is {look.size[0]}×{look.size[1]} pixels, the others of {place} are "
                     f"{usual[0]}×{usual[1]}; a place's images must be of one camera and size: move it elsewhere"
                 )
-    return [entry for entry in seen if entry[1].size == usual]
+            )
+    return [look for look in seen if look.size == usual]
 
 
-def _without_moved(seen: list[tuple[Path, _Look]], max_shift: float) -> tuple[list[tuple[Path, _Look]], list[str]]:
-    """The images that are not shifted against the place's mean picture, and a message for each of the others."""
+def _without_moved(seen: list[_Look], max_shift: float, messages: list[str]) -> list[_Look]:
+    """The images that are not shifted against the place's mean picture; `messages` gets one for each of the others."""
     if len(seen) < 3:
-        return seen, []
-    mean = np.mean([look.edges for _, look in seen], axis=0)
-    kept: list[tuple[Path, _Look]] = []
-    messages: list[str] = []
-    for path, look in seen:
+        return seen
+    mean = np.mean([look.edges for look in seen], axis=0)
+    kept: list[_Look] = []
+    for look in seen:
         shift, height = _shift(look.edges, mean)
         pixels = shift * max(look.size) / _SIDE
         if pixels > max_shift and height > _CONFIDENT:
             messages.append(
-                f"image {path} is shifted by {pixels:.0f} pixels against the others of its folder: the camera had "
+                f"image {look.path} is shifted by {pixels:.0f} pixels against the others of its folder: the camera had "
                 "moved; put the images of each position into a folder of their own"
             )
         else:
-            kept.append((path, look))
-    return kept, messages
+            kept.append(look)
+    return kept
 
 
 def _shift(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
@@ -176,9 +172,8 @@ def _shift(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     correlation = np.fft.irfft2(spectrum_a * spectrum_b.conj(), a.shape) / power
     height, width = a.shape
     y, x = np.unravel_index(correlation.argmax(), a.shape)
-    return float(np.hypot((y + height // 2) % height - height // 2, (x + width // 2) % width - width // 2)), float(
-        correlation.max()
-    )
+    distance = np.hypot((y + height // 2) % height - height // 2, (x + width // 2) % width - width // 2)
+    return float(distance), float(correlation.max())
 
 
 def _conditions(looks: list[_Look]) -> list[str]:
