@@ -327,15 +327,16 @@ def make_localization_report(
 
     Queries without a known pose are left out; those that failed count with infinite errors.
     """
-    known = [(r, q) for r, q in zip(localizations, queries, strict=True) if q.cam_from_world is not None]
-    methods = {"nearest": [_errors(_nearest(localizer, r), q.cam_from_world) for r, q in known]}
-    methods[localizer.pose.name] = [_errors(r.initial, q.cam_from_world) for r, q in known]
+    pairs = zip(localizations, queries, strict=True)
+    known = [(r, q.condition, q.cam_from_world) for r, q in pairs if q.cam_from_world is not None]
+    methods = {"nearest": [_errors(_nearest(localizer, r), truth) for r, _, truth in known]}
+    methods[localizer.pose.name] = [_errors(r.initial, truth) for r, _, truth in known]
     if localizer.refiner is not None:
-        methods["refined"] = [_errors(r.cam_from_world, q.cam_from_world) for r, q in known]
-    present = sorted({q.condition for _, q in known})
+        methods["refined"] = [_errors(r.cam_from_world, truth) for r, _, truth in known]
+    present = sorted({condition for _, condition, _ in known})
     rows = []
     for condition in ("all", *(present if len(present) > 1 else ())) if known else ():
-        chosen = [i for i, (_, q) in enumerate(known) if condition in ("all", q.condition)]
+        chosen = [i for i, (_, own, _) in enumerate(known) if condition in ("all", own)]
         for method, errors in methods.items():
             position, rotation = torch.tensor([errors[i] for i in chosen], dtype=torch.float64).unbind(-1)
             summary = summarize_errors(position, rotation, thresholds=thresholds)

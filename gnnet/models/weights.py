@@ -213,8 +213,7 @@ def fingerprint(network: nn.Module | FeatureNetwork) -> str:
 
 
 def _imagenet_state_dict() -> StateDict:
-    # torchvision takes a second to import, and only this needs it.
-    from torchvision.models import VGG16_Weights
+    from torchvision.models import VGG16_Weights  # slow to import, and only this needs it
 
     weights = VGG16_Weights.IMAGENET1K_V1
     try:

@@ -107,7 +107,7 @@ def _find_model(root: Path, sparse: str | Path | None) -> Path:
     expected = (
         "  <dataset.root>/images/…           the photographs; another folder: dataset.images\n"
         "  <dataset.root>/sparse/            cameras, images, points3D as .bin or .txt; another: dataset.sparse\n"
-        'as COLMAP\'s automatic_reconstructor or hloc write it, see README "Your own data"'
+        'as COLMAP\'s automatic_reconstructor or hloc write it, see docs/datasets.md "Your own data"'
     )
     if found:
         raise FileNotFoundError(

@@ -24,7 +24,7 @@ _TREE = """\
     depth/*.png              same names but for the ending; 16 bits, millimetres, 0 unknown
     K.txt                    3×3 intrinsics of the images and of the depth maps, which are registered to them
     poses.txt                camera to world, metres: 16 numbers a line, row by row, a line for each image
-See README "Posed RGB-D"."""
+See docs/datasets.md "Posed RGB-D"."""
 _POSE = "a row-major 4×4 camera-to-world matrix (16 numbers, the last four 0 0 0 1)"
 
 

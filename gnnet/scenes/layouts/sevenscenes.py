@@ -28,7 +28,7 @@ _TREE = """\
       frame-000000.color.png       or .jpg
       frame-000000.depth.png       16 bits, millimetres, 65535 unknown
       frame-000000.pose.txt        4×4, depth camera to world
-See README "7-Scenes"."""
+See docs/datasets.md "7-Scenes"."""
 _SPLITS = {"TrainSplit.txt": True, "TestSplit.txt": False}  # whether the sequences of a split are the map
 _FARTHEST = 1e4  # metres from the origin; poses of a room beyond are broken
 _FRAME = re.compile(r"frame-(\d{1,9})\.color\.(png|jpg|jpeg)", re.ASCII)
