@@ -47,9 +47,6 @@ ALLOWED = {
     "lightning": (),
 }
 
-# Broken rules that are open now. Empty this list; a line that no longer occurs is printed as mended.
-KNOWN: frozenset[str] = frozenset()
-
 # Packages that only training needs: nothing that `gnnet.localization` imports, directly or not, may load one.
 TRAINING_PACKAGES = frozenset(
     ["pytorch_lightning", "lightning", "hydra", "omegaconf", "wandb", "h5py", "matplotlib", "jinja2", "torchmetrics"]
@@ -231,7 +228,7 @@ def violations() -> list[str]:
 
 
 def main() -> int:
-    """Print the graph and the broken rules; 1 if there are any that are not in `KNOWN`."""
+    """Print the graph and the broken rules; 1 if there are any."""
     table = Table(title="Imports from room to room", title_justify="left")
     for column in ("room", "modules", "imports"):
         table.add_column(column, justify="right" if column == "modules" else "left")
@@ -243,11 +240,9 @@ def main() -> int:
     console.print(table)
     found = violations()
     for line in found:
-        console.print(f"{'known' if line in KNOWN else 'BROKEN'}: {line}", soft_wrap=True, highlight=False)
-    for line in sorted(KNOWN - set(found)):
-        console.print(f"mended, take it out of KNOWN: {line}", soft_wrap=True, highlight=False)
+        console.print(f"broken: {line}", soft_wrap=True, highlight=False)
     console.print(f"{len(modules())} modules, {len(inner_imports())} imports among them, {len(found)} broken rules")
-    return int(bool(set(found) - KNOWN))
+    return int(bool(found))
 
 
 if __name__ == "__main__":
