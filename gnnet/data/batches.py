@@ -26,7 +26,7 @@ class PairBatch(NamedTuple):
     keypoints_b: Tensor
     weight: Tensor
     valid: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     skipped: Tensor
 
     def swap(self) -> PairBatch:
@@ -50,7 +50,7 @@ class MatchingPair(NamedTuple):
     keypoints_b: Tensor
     condition: str
     name: str
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls
 
 
 class Matches(NamedTuple):
@@ -90,7 +90,7 @@ class LocalizationBatch(NamedTuple):
     keypoints: Tensor
     valid: Tensor
     origin: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     condition: list[str]
     name: list[str]
 

@@ -95,6 +95,7 @@ class MatchingMetrics(Metric):
         thresholds: pixels within which a match is right.
     """
 
+    pairs: list[Tensor]  # torchmetrics makes one tensor of them when it gathers
     full_state_update = False
     is_differentiable = False
     higher_is_better = None
