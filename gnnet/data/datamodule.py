@@ -20,10 +20,10 @@ import pytorch_lightning as pl
 from pytorch_lightning.accelerators import CUDAAccelerator
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from gnnet.data.batches import PairBatch
+from gnnet.data.batches import PairBatch, collate
 from gnnet.data.matching_pairs import MatchingDataset
-from gnnet.data.pairs import PairDataset, collate_pairs
-from gnnet.data.queries import LocalizationDataset, collate_localization
+from gnnet.data.pairs import PairDataset
+from gnnet.data.queries import LocalizationDataset
 from gnnet.data.sampler import MixtureSampler, TrainingSampler, ValidationSampler
 from gnnet.sampling import evenly
 from gnnet.scenes.index import open_scene
@@ -65,7 +65,7 @@ class DataModule(pl.LightningDataModule):
             validation,
             batch_size=self.validation_batch_size,
             sampler=order,
-            collate_fn=collate_localization,
+            collate_fn=collate,
             **settings,
         )
 
@@ -258,7 +258,7 @@ class CorrespondenceData(DataModule):
             batch_size=self.batch_size,
             sampler=TrainingSampler(count, epoch_length=length, seed=self._seed, epoch=epoch),
             drop_last=True,
-            collate_fn=collate_pairs,
+            collate_fn=collate,
             **self._settings(),
         )
 
@@ -348,7 +348,7 @@ class MixtureData(DataModule):
             epoch=partial(self._current_epoch, batches),
         )
         pairs = _EndToEnd(list(self._drawn.values()))
-        return DataLoader(pairs, batch_sampler=sampler, collate_fn=collate_pairs, **self._settings())
+        return DataLoader(pairs, batch_sampler=sampler, collate_fn=collate, **self._settings())
 
 
 class _EndToEnd(Dataset):

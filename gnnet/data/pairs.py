@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
-from gnnet.data.batches import PairBatch, pad_rows, stack_images
+from gnnet.data.batches import PairBatch
 from gnnet.data.correspondences import PairPoints
 from gnnet.data.images import ImageView, even_subset, read_view
 from gnnet.data.timelapse import PlaceStructure
@@ -187,22 +186,3 @@ def _in_cuts(matches: Correspondences, cuts: list[np.ndarray], side: int) -> Cor
 def _within(xy: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Which points (N, 2) lie in an area of `size` (width, height), borders included, (N,)."""
     return np.all((xy >= 0) & (xy <= size), axis=1)
-
-
-def collate_pairs(items: list[PairBatch]) -> PairBatch:
-    """Stack pairs; shorter keypoint lists and smaller images are padded (bottom, right) with zeros."""
-    count = max(len(item.weight) for item in items)
-
-    def padded(field: str) -> Tensor:
-        return torch.stack([pad_rows(getattr(item, field), count) for item in items])
-
-    return PairBatch(
-        image_a=stack_images([item.image_a for item in items]),
-        image_b=stack_images([item.image_b for item in items]),
-        keypoints_a=padded("keypoints_a"),
-        keypoints_b=padded("keypoints_b"),
-        weight=padded("weight"),
-        valid=padded("valid"),
-        index=torch.stack([item.index for item in items]),
-        skipped=torch.stack([item.skipped for item in items]),
-    )

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from gnnet.data.batches import LocalizationBatch, View, pad_rows, stack_images
+from gnnet.data.batches import LocalizationBatch, View, collate
 from gnnet.data.images import read_view
 from gnnet.data.observed_points import observed_points, observes
-from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, pose_errors
 from gnnet.sampling import turns
 from gnnet.scenes.scene import Scene, SceneImage
@@ -62,7 +61,7 @@ class LocalizationDataset(Dataset):
     def one_of_each_condition(self) -> list[LocalizationBatch]:
         """Batches of one query, the first of each condition."""
         conditions = [self.scene.images[sample.query].condition for sample in self.samples]
-        return [collate_localization([self[0, conditions.index(condition)]]) for condition in self.conditions]
+        return [collate([self[0, conditions.index(condition)]]) for condition in self.conditions]
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -177,27 +176,3 @@ def _evenly(samples: list[LocalizationSample], scene: Scene, count: int | None) 
     conditions = [condition for _, (_, condition), _ in by_place]
     order = sorted(zip(turns(conditions), conditions, range(len(by_place)), strict=True))
     return [by_place[row][2] for _, _, row in order[:count]]
-
-
-def collate_localization(items: list[LocalizationBatch]) -> LocalizationBatch:
-    """Stack localization samples; shorter point lists and smaller images are padded with zeros."""
-    count = max(len(item.points) for item in items)
-
-    def views(views: list[View]) -> View:
-        return View(
-            image=stack_images([v.image for v in views]),
-            camera=Camera.stack([v.camera for v in views]),
-            cam_from_world=Pose.stack([v.cam_from_world for v in views]),
-        )
-
-    return LocalizationBatch(
-        query=views([item.query for item in items]),
-        reference=views([item.reference for item in items]),
-        points=torch.stack([pad_rows(item.points, count) for item in items]),
-        keypoints=torch.stack([pad_rows(item.keypoints, count) for item in items]),
-        valid=torch.stack([pad_rows(item.valid, count) for item in items]),
-        origin=torch.stack([item.origin for item in items]),
-        index=torch.stack([item.index for item in items]),
-        condition=[condition for item in items for condition in item.condition],
-        name=[name for item in items for name in item.name],
-    )
