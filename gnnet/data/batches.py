@@ -117,7 +117,7 @@ def collate(items: Sequence[Batch]) -> Batch:
     return type(items[0])(*map(_stack, zip(*items, strict=True)))
 
 
-def _stack(values: Sequence[Any]) -> Any:
+def _stack(values: tuple[Any, ...]) -> Any:
     """One field of all samples."""
     first = values[0]
     if isinstance(first, View):

@@ -60,14 +60,10 @@ class DataModule(pl.LightningDataModule):
         self, validation: Validation, order: Sampler | list[tuple[int, int]], **settings
     ) -> DataLoader:
         if isinstance(validation, MatchingDataset):  # pair by pair: the images of two pairs may differ in size
-            return DataLoader(validation, batch_size=None, sampler=order, **settings)
-        return DataLoader(
-            validation,
-            batch_size=self.validation_batch_size,
-            sampler=order,
-            collate_fn=collate,
-            **settings,
-        )
+            settings |= {"batch_size": None}
+        else:
+            settings |= {"batch_size": self.validation_batch_size, "collate_fn": collate}
+        return DataLoader(validation, sampler=order, **settings)
 
     def _settings(self) -> dict:
         """Keep the workers over the epochs; give a GPU memory that it copies fast."""
@@ -158,8 +154,7 @@ class CorrespondenceData(DataModule):
         **reader_settings,
     ) -> None:
         super().__init__(batch_size=batch_size, validation_batch_size=validation_batch_size, num_workers=num_workers)
-        reader = _with_settings(scene, reader_settings)
-        self._open = partial(open_scene, reader, index_dir=index_dir, on_bad=on_bad)
+        self._open = partial(open_scene, _with_settings(scene, reader_settings), index_dir=index_dir, on_bad=on_bad)
         self._root = root
         self._validation_root = validation_root
         self._conditions = conditions

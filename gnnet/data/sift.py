@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gnnet.data.batches import Matches
+from gnnet.sampling import turns
 
 LEVELS_PER_OCTAVE = 3  # of the extractor's scale space
 
@@ -65,12 +66,7 @@ def strongest_spread(features: SiftFeatures, count: int, *, cell: float = 32.0) 
     xy = features.keypoints[order]
     # The first row of each position, which np.unique tells; back in order of strength.
     xy = xy[np.sort(np.unique(xy.numpy(), axis=0, return_index=True)[1])]
-    squares = (xy / cell).floor().long()
-    square = squares[:, 1] * (int(squares[:, 0].max()) + 1 if len(squares) else 1) + squares[:, 0]
-    by_square = square.argsort(stable=True)
-    grouped = square[by_square].contiguous()
-    turn = torch.empty_like(square)
-    turn[by_square] = torch.arange(len(square)) - torch.searchsorted(grouped, grouped)
+    turn = torch.tensor(turns(map(tuple, (xy / cell).floor().tolist())))
     return xy[turn.argsort(stable=True)[:count]]
 
 

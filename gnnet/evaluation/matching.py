@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -18,7 +19,7 @@ from torchmetrics import Metric
 from gnnet.data.batches import Matches, MatchingPair
 from gnnet.data.sift import detect_sift, match_sift
 from gnnet.localization.matching import Matcher
-from gnnet.models.pyramid import FeaturePyramid
+from gnnet.models.pyramid import pair_features
 
 THRESHOLDS: tuple[float, ...] = (1.0, 3.0, 5.0, 10.0)  # pixels
 
@@ -42,12 +43,7 @@ class MatchingSummary(NamedTuple):
 def match_pair(network: nn.Module, pair: MatchingPair, matcher: Matcher = Matcher()) -> Matches:  # noqa: B008
     """Match the keypoints (N,) of image A in image B with a network's features, on its device if it has one."""
     device = next((t.device for t in (*network.parameters(), *network.buffers())), pair.image_a.device)
-    images = [image.to(device)[None] for image in (pair.image_a, pair.image_b)]
-    if images[0].shape == images[1].shape:
-        both = network(torch.cat(images))
-        a, b = (FeaturePyramid(tuple(m[i : i + 1] for m in both.maps), both.strides) for i in (0, 1))
-    else:
-        a, b = map(network, images)
+    a, b = pair_features(network, *(image.to(device)[None] for image in (pair.image_a, pair.image_b)))
     found = matcher.match(a, pair.keypoints_a.to(device)[None], b)
     return Matches(*(values[0] for values in found))
 
@@ -139,10 +135,7 @@ class MatchingMetrics(Metric):
         """All pairs of all processes together (`all`), then each condition that has pairs, if there are several."""
         pairs = torch.cat(self.pairs) if isinstance(self.pairs, list) and self.pairs else self.pairs
         pairs = torch.as_tensor(pairs, dtype=torch.float64).cpu().view(-1, 4 + 2 * len(self.thresholds))
-        pairs = pairs[pairs[:, 0].argsort(stable=True)]
-        new = torch.ones(len(pairs), dtype=torch.bool)
-        new[1:] = pairs[1:, 0] != pairs[:-1, 0]
-        pairs = pairs[new]
+        pairs = pairs[np.unique(pairs[:, 0], return_index=True)[1]]  # the first of each index
         present = [i for i in range(len(self.conditions)) if (pairs[:, 1] == i).any()]
         lines = [self._summarize("all", pairs)]
         if len(present) > 1:
