@@ -71,11 +71,7 @@ class DataModule(pl.LightningDataModule):
         return {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0, "pin_memory": on_gpu}
 
     def _batches(self, length: int) -> int:
-        """Batches that each process draws from an epoch of `length` pairs.
-
-        Raises:
-            ValueError: if there is none.
-        """
+        """Batches that each process draws from an epoch of `length` pairs; ValueError if there is none."""
         assert self.trainer is not None
         batches = length // self.trainer.world_size // self.batch_size
         if batches == 0:
@@ -86,11 +82,9 @@ class DataModule(pl.LightningDataModule):
         return batches
 
     def _current_epoch(self, batches: int) -> int:
-        """Number of the epoch that begins, where each has `batches` batches on each process.
-
-        It follows from the step, which is restored before a resumed run asks for data.
-        """
+        """Number of the epoch that begins, where each has `batches` batches on each process."""
         assert self.trainer is not None
+        # It follows from the step, which is restored before a resumed run asks for data.
         limit = self.trainer.limit_train_batches
         used = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         return self.trainer.global_step // math.ceil(used / self.trainer.accumulate_grad_batches)
@@ -363,11 +357,7 @@ class _EndToEnd(Dataset):
 
 
 def _try_samples(dataset: PairDataset | Validation, count: int) -> None:
-    """Read a few samples spread over a data set, so that what is broken is said before training.
-
-    Raises:
-        ValueError: what the data set says of a sample.
-    """
+    """Read a few samples spread over a data set; ValueError says what is broken, before training."""
     for index in evenly(len(dataset), count).tolist():
         try:
             dataset[0, index]
@@ -376,11 +366,7 @@ def _try_samples(dataset: PairDataset | Validation, count: int) -> None:
 
 
 def _with_settings(scene: Callable[..., Scene], settings: dict) -> Callable[..., Scene]:
-    """The reader with further settings.
-
-    Raises:
-        ValueError: for a setting that it does not have: dataset.NAME was misspelt.
-    """
+    """The reader with further settings; ValueError for one that it does not have: dataset.NAME was misspelt."""
     if not settings:
         return scene
     known = inspect.signature(scene).parameters

@@ -136,17 +136,9 @@ class PairDataset(Dataset):
         endless: bool,
         generator: np.random.Generator,
     ) -> list[np.ndarray]:
-        """The homography `image_from_square` of each image: of a few tries, the one that keeps most matches.
-
-        Each image is cut on its own, so that a feature's position in the image tells nothing.
-
-        Args:
-            views: both images.
-            matches: points that both images see, in pixels of the views.
-            side: of the squares, in pixels.
-            endless: `matches` are a sample of the correspondences that there are, not all of them.
-            generator: draws the cuts.
-        """
+        """The homography `image_from_square` of each image: of a few tries, the one that keeps most matches."""
+        # Each image is cut on its own, so that a feature's position in the image tells nothing. If matches are
+        # `endless`, those given are a sample of them.
         share = min(1.0, side**2 / np.prod(views[0].size)) if endless else 1.0
         wanted = max(1, min(self.correspondences, int(share * len(matches.weight))) // 4)
         likely = matches.weight.cumsum(dtype=np.float64)  # float32 rounds a draw up to the end, and beyond

@@ -76,7 +76,7 @@ def evaluate_networks(
             title = f"Matching on {place}: {len(validation)} pairs"
             matched[name] = compare_matching(
                 networks, batches, conditions=validation.conditions, device=device, title=title, settings=settings,
-                sift=baselines, upright=baselines,
+                sift=baselines,
             )  # fmt: skip
         else:
             title = f"Localization on {place}: {len(validation)} queries, {starts.describe()}"

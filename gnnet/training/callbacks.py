@@ -10,7 +10,7 @@ from torch import nn
 from gnnet.data.batches import LocalizationBatch, MatchingPair
 from gnnet.data.datamodule import Validation
 from gnnet.data.matching_pairs import MatchingDataset
-from gnnet.evaluation.matching import MatchingMetrics, MatchingSummary, match_pair
+from gnnet.evaluation.matching import THRESHOLDS, MatchingMetrics, MatchingSummary, match_pair
 from gnnet.evaluation.metrics import LocalizationMetrics, LocalizationSummary
 from gnnet.evaluation.starts import InitialPoses, localize_batch
 from gnnet.localization.matching import Matcher
@@ -81,7 +81,7 @@ class LocalizationValidation(pl.Callback):
         for validation, metrics in zip(_validations(trainer), self.metrics, strict=True):
             prefix = f"val/{validation.name}" if validation.name else "val"
             if isinstance(metrics, MatchingMetrics):  # what it computes is gathered: the same on every process
-                values |= matching_values(metrics.compute(), metrics.thresholds, prefix)
+                values |= matching_values(metrics.compute(), prefix)
                 scores.append(values[f"{prefix}/matched_{RIGHT:g}px"])
             else:
                 values |= localization_values(metrics.compute(), prefix)
@@ -94,7 +94,7 @@ def _validations(trainer: pl.Trainer) -> list[Validation]:
     return trainer.datamodule.validations  # type: ignore[attr-defined]  # Lightning sets it from outside
 
 
-def localization_values(summary: LocalizationSummary, prefix: str = "val") -> dict[str, float]:
+def localization_values(summary: LocalizationSummary, prefix: str) -> dict[str, float]:
     """What the callback logs of refined poses, by name."""
     values = {}
     for condition in (summary.overall, *summary.conditions):
@@ -108,14 +108,12 @@ def localization_values(summary: LocalizationSummary, prefix: str = "val") -> di
     return values
 
 
-def matching_values(
-    summaries: tuple[MatchingSummary, ...], thresholds: tuple[float, ...], prefix: str = "val"
-) -> dict[str, float]:
+def matching_values(summaries: tuple[MatchingSummary, ...], prefix: str) -> dict[str, float]:
     """What the callback logs of matched pairs, by name."""
     values = {}
     for summary in summaries:
         start = prefix if summary.condition == "all" else f"{prefix}/{summary.condition}"
-        for pixels, share, kept in zip(thresholds, summary.within, summary.kept_within, strict=True):
+        for pixels, share, kept in zip(THRESHOLDS, summary.within, summary.kept_within, strict=True):
             values[f"{start}/matched_{pixels:g}px"] = share
             if pixels == RIGHT:
                 values[f"{start}/kept_{pixels:g}px"] = kept
