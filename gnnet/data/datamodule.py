@@ -103,7 +103,7 @@ class CorrespondenceData(DataModule):
         validation_fraction: share of the places that validate; 0 takes none.
         validation_places: the places that validate; None lets the fraction decide.
         split_seed: decides which places validate; the same on every machine.
-        seed: of the draws of pairs, correspondences and crops.
+        seed: decides the draws of pairs, correspondences and crops.
         batch_size: pairs in a training step of each process.
         pairs_per_epoch: pairs between two validations, over all processes; None takes each pair once.
         correspondences: the most correspondences of a training pair.
@@ -184,7 +184,7 @@ class CorrespondenceData(DataModule):
 
         Args:
             stage: Lightning's; all stages are prepared together.
-            name: of the dataset in a mixture.
+            name: the dataset's name in a mixture.
 
         Raises:
             FileNotFoundError, ValueError: from the scene's reader, or if no pair is left to train on.
@@ -262,7 +262,7 @@ class MixtureData(DataModule):
         mixed: draw the source of every pair on its own; otherwise each batch is of one source.
         batch_size: pairs in a training step of each process.
         pairs_per_epoch: pairs between two validations, over all processes.
-        seed: of the order in which pairs are drawn.
+        seed: decides the order in which pairs are drawn.
         validation_batch_size: queries in a validation step.
         num_workers: processes that load data.
 

@@ -134,7 +134,7 @@ class DepthView:
     """A depth map, read, and the image that it belongs to.
 
     Args:
-        path: of the depth map.
+        path: the depth map's file.
         metres: (H, W) float32 depth along the optical axis; 0 is unknown.
         camera: took the depth map.
         image_from_depth: maps points of the depth camera to the image's camera; None: they are one.
@@ -247,14 +247,14 @@ def _surface_points(
 def _in_depth_map(view: DepthView, window: Window | None) -> tuple[int, int, int, int]:
     """The part of the depth map, in whole pixels and never empty, that holds all that a window of the image sees."""
     height, width = view.metres.shape
-    near = view.metres[::8, ::8]
-    near = near[near > 0]
-    if window is None or near.size == 0:
+    sample = view.metres[::8, ::8]
+    known = sample[sample > 0]
+    if window is None or known.size == 0:
         return 0, 0, width, height
     left, top, right, bottom = window
     corners = torch.tensor([[left, top], [right, top], [left, bottom], [right, bottom]], dtype=torch.float64)
     rays = _rays(view.image_camera, corners)
-    points = torch.cat([rays * float(near.min()), rays * float(near.max())])
+    points = torch.cat([rays * float(known.min()), rays * float(known.max())])
     xy, _ = _project(view.camera, view.to_depth(points))
     low = xy.amin(0).floor().long().clamp(min=0).minimum(torch.tensor([width, height]) - 1)
     high = xy.amax(0).ceil().long().minimum(torch.tensor([width, height])).maximum(low + 1)
@@ -280,13 +280,13 @@ def _tolerance(depth: np.ndarray) -> np.ndarray:
 def _hidden(view: DepthView, points: Tensor) -> np.ndarray:
     """Which points (N, 3) in the image's frame, seen by the depth camera, are hidden from the image's camera, (N,)."""
     # The ray from a point to the image's camera is blocked where it passes behind a surface that the depth camera sees.
-    near = view.metres[::4, ::4]
-    near = near[near > 0]
-    if view.image_from_depth is None or len(points) == 0 or near.size == 0:
+    sample = view.metres[::4, ::4]
+    known = sample[sample > 0]
+    if view.image_from_depth is None or len(points) == 0 or known.size == 0:
         return np.zeros(len(points), dtype=bool)
     points = view.to_depth(points)
     eye = view.image_from_depth.center()
-    stretch = (points[:, 2] / float(near.min())).clamp(min=1)  # from the point's depth to that of the nearest surface
+    stretch = (points[:, 2] / float(known.min())).clamp(min=1)  # from the point's depth to that of the nearest surface
     parallax = view.camera.parameters[:2].max() * eye.norm() / points[:, 2] * (stretch - 1)
     steps = int(np.clip(np.ceil(float(parallax.max()) / _MARCH), 1, 64))
     # Even steps in inverse depth are even steps in the depth map.

@@ -24,12 +24,12 @@ class MatchingDataset(Dataset):
     A photograph paired with itself is seen under a homography and another light instead.
 
     Args:
-        scene: with static pairs.
+        scene: holds static pairs.
         keypoints: at most so many a pair, strong ones from everywhere in the image.
         largest_side: images are shrunk to it, in pixels; None keeps them.
         max_pairs: so many are taken, evenly over conditions; None takes all.
-        seed: of the choice of pairs.
-        name: of the source, where there are several.
+        seed: decides which pairs are taken.
+        name: the source's name in a mixture; empty where there is no mixture.
 
     Raises:
         ValueError: if the scene has no static pair.
@@ -52,7 +52,7 @@ class MatchingDataset(Dataset):
         self.seed = seed
         self.pairs = _evenly([pair for pair in scene.pairs if pair.static], scene, max_pairs, seed)
         if not self.pairs:
-            raise ValueError(f"{scene.name} holds no pair of a still camera on which matching could be measured")
+            raise ValueError(f"{scene.name} holds no pair of a fixed camera on which matching could be measured")
 
     @property
     def conditions(self) -> tuple[str, ...]:

@@ -54,11 +54,11 @@ def observed_points(
     something to see, then anywhere, evenly spread.
 
     Args:
-        scene: that the reference is of.
+        scene: holds the reference and the 3D points.
         reference: with pose and camera, and with point ids or depth.
-        camera: of the reference's image in the size in which it is described, unbatched; keypoints are in its pixels.
+        camera: the reference's, in the size in which it is described, unbatched; keypoints are in its pixels.
         count: limit on the number of points.
-        generator: of the points drawn.
+        generator: draws the points.
 
     Raises:
         FileNotFoundError, ValueError: if image or depth map are missing or broken.

@@ -36,7 +36,7 @@ class PairDataset(Dataset):
         crop: side in pixels of the random squares that both images are cut to; None keeps them whole.
         warp: strength of the random homographies under which the squares are cut, see
             `random_homography`; 0 cuts upright squares at the image's own scale.
-        seed: of all draws.
+        seed: decides all draws.
         on_bad: `raise` ends the training at a broken pair; `skip` draws another in its place.
 
     Raises:

@@ -37,8 +37,8 @@ class LocalizationDataset(Dataset):
         points: at most so many 3D points a sample.
         largest_side: images (and cameras) are shrunk to it, in pixels; None keeps them.
         max_queries: at most so many queries, spread evenly over conditions and places; None takes all.
-        seed: of the points drawn.
-        name: of the source, where there are several.
+        seed: decides which points are drawn.
+        name: the source's name in a mixture; empty where there is no mixture.
     """
 
     def __init__(

@@ -86,8 +86,8 @@ def match_sift(
     and similarities are infinite.
 
     Args:
-        descriptors_a: of any detector, as learned ones of length 1 are matched in the same way.
-        descriptors_b: of the same detector.
+        descriptors_a: (N, D), by SIFT or any other detector.
+        descriptors_b: (M, D), by the same detector.
         keypoints_b: (M, 2) pixels at which b was detected.
         ratio: a match is kept if its distance is less than `ratio` times that to the second nearest
             (Lowe's test); 1 keeps all.

@@ -61,7 +61,7 @@ def evaluate_networks(
         starts: the initial poses.
         device: where the networks run.
         output: folder to write into.
-        settings: of the tables.
+        settings: kept in the tables.
         baselines: also evaluate raw grey values, and SIFT where keypoints are matched.
     """
     if baselines:

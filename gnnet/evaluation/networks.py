@@ -61,7 +61,7 @@ def compare_localization(
         starts: the initial poses.
         conditions: all conditions of the queries.
         device: where the networks run.
-        title, settings: of the table.
+        title, settings: kept in the table.
 
     Returns:
         The table: on each condition the initial poses, then every network. And, where initial poses are
@@ -133,7 +133,7 @@ def compare_matching(
         device: where the networks run.
         sift: add rows of SIFT, and of SIFT whose descriptors are not turned into the gradient's direction, which is
             the stronger between images of a fixed camera.
-        title, settings: of the table.
+        title, settings: kept in the table.
     """
     conditions = tuple(conditions)
     methods: dict[str, Callable[[MatchingPair], Matches]] = {
