@@ -26,8 +26,9 @@ from torch.utils.data import DataLoader, Dataset
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from gnnet.data.batches import collate
 from gnnet.data.images import read_image
-from gnnet.data.pairs import PairDataset, collate_pairs
+from gnnet.data.pairs import PairDataset
 from gnnet.scenes.layouts.colmap import load_colmap
 from gnnet.scenes.layouts.rgbd import load_rgbd
 from gnnet.scenes.layouts.sevenscenes import load_sevenscenes
@@ -64,7 +65,7 @@ def main() -> None:
             for workers in arguments.workers:
                 # In turns, because the speed of the machine drifts; the first round fills caches.
                 rounds = [
-                    (rate(pairs, arguments.pairs, workers, collate_pairs),
+                    (rate(pairs, arguments.pairs, workers, collate),
                      rate(Decoding(scene), arguments.pairs, workers, list))
                     for _ in range(3)
                 ][1:]  # fmt: skip

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ class PairBatch(NamedTuple):
     keypoints_b: Tensor
     weight: Tensor
     valid: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     skipped: Tensor
 
     def swap(self) -> PairBatch:
@@ -50,7 +51,7 @@ class MatchingPair(NamedTuple):
     keypoints_b: Tensor
     condition: str
     name: str
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nobody calls
 
 
 class Matches(NamedTuple):
@@ -90,7 +91,7 @@ class LocalizationBatch(NamedTuple):
     keypoints: Tensor
     valid: Tensor
     origin: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     condition: list[str]
     name: list[str]
 
@@ -105,12 +106,30 @@ class LocalizationBatch(NamedTuple):
         return LocalizationBatch(*map(move, self))
 
 
-def pad_rows(rows: Tensor, count: int) -> Tensor:
-    """Rows (N, ...) with zeros appended until they are `count`."""
-    return torch.cat([rows, rows.new_zeros(count - len(rows), *rows.shape[1:])])
+Batch = TypeVar("Batch", PairBatch, LocalizationBatch)
 
 
-def stack_images(images: list[Tensor]) -> Tensor:
-    """Images (3, H_i, W_i) as one batch, padded with zeros at the bottom and right."""
-    height, width = (max(image.shape[axis] for image in images) for axis in (-2, -1))
-    return torch.stack([F.pad(i, (0, width - i.shape[-1], 0, height - i.shape[-2])) for i in images])
+def collate(items: Sequence[Batch]) -> Batch:
+    """Stack samples, which have no batch axis.
+
+    Shorter rows and smaller images are padded with zeros, images (all that is uint8) at the bottom and right.
+    """
+    return type(items[0])(*map(_stack, zip(*items, strict=True)))
+
+
+def _stack(values: tuple[Any, ...]) -> Any:
+    """One field of all samples."""
+    first = values[0]
+    if isinstance(first, View):
+        return View(*map(_stack, zip(*values, strict=True)))
+    if isinstance(first, Camera | Pose):
+        return type(first).stack(list(values))
+    if isinstance(first, list):
+        return [entry for value in values for entry in value]
+    if first.dtype == torch.uint8:
+        height, width = (max(image.shape[axis] for image in values) for axis in (-2, -1))
+        return torch.stack([F.pad(i, (0, width - i.shape[-1], 0, height - i.shape[-2])) for i in values])
+    if first.ndim == 0:
+        return torch.stack(values)
+    count = max(map(len, values))
+    return torch.stack([torch.cat([rows, rows.new_zeros(count - len(rows), *rows.shape[1:])]) for rows in values])

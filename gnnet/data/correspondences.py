@@ -62,7 +62,7 @@ class PairPoints:
         Args:
             count: about so many points of a fixed camera or of depth maps; files and 3D points give all.
             generator: draws the points.
-            window: of image a; points of a fixed camera or of depth maps lie in it, or near its border.
+            window: part of image a in which points of a fixed camera or of depth maps lie, or near its border.
         """
         return self._all if self._draw is None else self._draw(count=count, generator=generator, window=window)
 

@@ -20,10 +20,10 @@ import pytorch_lightning as pl
 from pytorch_lightning.accelerators import CUDAAccelerator
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from gnnet.data.batches import PairBatch
+from gnnet.data.batches import PairBatch, collate
 from gnnet.data.matching_pairs import MatchingDataset
-from gnnet.data.pairs import PairDataset, collate_pairs
-from gnnet.data.queries import LocalizationDataset, collate_localization
+from gnnet.data.pairs import PairDataset
+from gnnet.data.queries import LocalizationDataset
 from gnnet.data.sampler import MixtureSampler, TrainingSampler, ValidationSampler
 from gnnet.sampling import evenly
 from gnnet.scenes.index import open_scene
@@ -60,14 +60,10 @@ class DataModule(pl.LightningDataModule):
         self, validation: Validation, order: Sampler | list[tuple[int, int]], **settings
     ) -> DataLoader:
         if isinstance(validation, MatchingDataset):  # pair by pair: the images of two pairs may differ in size
-            return DataLoader(validation, batch_size=None, sampler=order, **settings)
-        return DataLoader(
-            validation,
-            batch_size=self.validation_batch_size,
-            sampler=order,
-            collate_fn=collate_localization,
-            **settings,
-        )
+            settings |= {"batch_size": None}
+        else:
+            settings |= {"batch_size": self.validation_batch_size, "collate_fn": collate}
+        return DataLoader(validation, sampler=order, **settings)
 
     def _settings(self) -> dict:
         """Keep the workers over the epochs; give a GPU memory that it copies fast."""
@@ -75,11 +71,7 @@ class DataModule(pl.LightningDataModule):
         return {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0, "pin_memory": on_gpu}
 
     def _batches(self, length: int) -> int:
-        """Batches that each process draws from an epoch of `length` pairs.
-
-        Raises:
-            ValueError: if there is none.
-        """
+        """Batches that each process draws from an epoch of `length` pairs; ValueError if there is none."""
         assert self.trainer is not None
         batches = length // self.trainer.world_size // self.batch_size
         if batches == 0:
@@ -90,11 +82,9 @@ class DataModule(pl.LightningDataModule):
         return batches
 
     def _current_epoch(self, batches: int) -> int:
-        """Number of the epoch that begins, where each has `batches` batches on each process.
-
-        It follows from the step, which is restored before a resumed run asks for data.
-        """
+        """Number of the epoch that begins, where each has `batches` batches on each process."""
         assert self.trainer is not None
+        # It follows from the step, which is restored before a resumed run asks for data.
         limit = self.trainer.limit_train_batches
         used = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         return self.trainer.global_step // math.ceil(used / self.trainer.accumulate_grad_batches)
@@ -113,7 +103,7 @@ class CorrespondenceData(DataModule):
         validation_fraction: share of the places that validate; 0 takes none.
         validation_places: the places that validate; None lets the fraction decide.
         split_seed: decides which places validate; the same on every machine.
-        seed: of the draws of pairs, correspondences and crops.
+        seed: decides the draws of pairs, correspondences and crops.
         batch_size: pairs in a training step of each process.
         pairs_per_epoch: pairs between two validations, over all processes; None takes each pair once.
         correspondences: the most correspondences of a training pair.
@@ -158,8 +148,7 @@ class CorrespondenceData(DataModule):
         **reader_settings,
     ) -> None:
         super().__init__(batch_size=batch_size, validation_batch_size=validation_batch_size, num_workers=num_workers)
-        reader = _with_settings(scene, reader_settings)
-        self._open = partial(open_scene, reader, index_dir=index_dir, on_bad=on_bad)
+        self._open = partial(open_scene, _with_settings(scene, reader_settings), index_dir=index_dir, on_bad=on_bad)
         self._root = root
         self._validation_root = validation_root
         self._conditions = conditions
@@ -195,7 +184,7 @@ class CorrespondenceData(DataModule):
 
         Args:
             stage: Lightning's; all stages are prepared together.
-            name: of the dataset in a mixture.
+            name: the dataset's name in a mixture.
 
         Raises:
             FileNotFoundError, ValueError: from the scene's reader, or if no pair is left to train on.
@@ -258,7 +247,7 @@ class CorrespondenceData(DataModule):
             batch_size=self.batch_size,
             sampler=TrainingSampler(count, epoch_length=length, seed=self._seed, epoch=epoch),
             drop_last=True,
-            collate_fn=collate_pairs,
+            collate_fn=collate,
             **self._settings(),
         )
 
@@ -273,7 +262,7 @@ class MixtureData(DataModule):
         mixed: draw the source of every pair on its own; otherwise each batch is of one source.
         batch_size: pairs in a training step of each process.
         pairs_per_epoch: pairs between two validations, over all processes.
-        seed: of the order in which pairs are drawn.
+        seed: decides the order in which pairs are drawn.
         validation_batch_size: queries in a validation step.
         num_workers: processes that load data.
 
@@ -348,7 +337,7 @@ class MixtureData(DataModule):
             epoch=partial(self._current_epoch, batches),
         )
         pairs = _EndToEnd(list(self._drawn.values()))
-        return DataLoader(pairs, batch_sampler=sampler, collate_fn=collate_pairs, **self._settings())
+        return DataLoader(pairs, batch_sampler=sampler, collate_fn=collate, **self._settings())
 
 
 class _EndToEnd(Dataset):
@@ -368,11 +357,7 @@ class _EndToEnd(Dataset):
 
 
 def _try_samples(dataset: PairDataset | Validation, count: int) -> None:
-    """Read a few samples spread over a data set, so that what is broken is said before training.
-
-    Raises:
-        ValueError: what the data set says of a sample.
-    """
+    """Read a few samples spread over a data set; ValueError says what is broken, before training."""
     for index in evenly(len(dataset), count).tolist():
         try:
             dataset[0, index]
@@ -381,11 +366,7 @@ def _try_samples(dataset: PairDataset | Validation, count: int) -> None:
 
 
 def _with_settings(scene: Callable[..., Scene], settings: dict) -> Callable[..., Scene]:
-    """The reader with further settings.
-
-    Raises:
-        ValueError: for a setting that it does not have: dataset.NAME was misspelt.
-    """
+    """The reader with further settings; ValueError for one that it does not have: dataset.NAME was misspelt."""
     if not settings:
         return scene
     known = inspect.signature(scene).parameters

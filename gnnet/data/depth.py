@@ -19,6 +19,7 @@ _TOLERANCE = (0.02, 0.02)  # two depths of one surface differ by at most so many
 _LARGEST_STEP = 0.06  # share of the depth by which a pixel's neighbourhood may vary; more is the edge of an object
 _CELLS = 2  # cells of the grid for each point wanted, since many points are not seen in the other image
 _TRIES = 3  # random pixels tried in each cell
+_LIFTS = 10  # iterations that find where a ray meets the surface
 _MARCH = 2.0  # pixels of the depth map between two steps of the search for what hides a point
 Window = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of an image
 _NEIGHBOURS = np.array([(x, y) for y in (-1, 0, 1) for x in (-1, 0, 1)])
@@ -103,7 +104,7 @@ def depth_points(image: SceneImage, *, count: int, generator: np.random.Generato
     return view.cam_from_world.inverse().transform(points[rows]).numpy(), keypoints[rows].numpy()
 
 
-def lift_keypoints(image: SceneImage, keypoints: np.ndarray, *, iterations: int = 10) -> tuple[np.ndarray, np.ndarray]:
+def lift_keypoints(image: SceneImage, keypoints: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """World points (N, 3), float64 metres, on the rays of an image's keypoints (N, 2), and their validity (N,).
 
     If the depth map has a camera of its own, where a ray meets the surface is found by iteration. A point is
@@ -117,7 +118,7 @@ def lift_keypoints(image: SceneImage, keypoints: np.ndarray, *, iterations: int 
     rays = _rays(view.image_camera, torch.from_numpy(np.asarray(keypoints, dtype=np.float64)))
     known = view.metres[view.metres > 0]
     depth = torch.full((len(rays),), float(np.median(known)) if known.size else 1.0, dtype=torch.float64)
-    for _ in range(iterations):
+    for _ in range(_LIFTS):
         previous = depth
         xy, inside = _project(view.camera, view.to_depth(rays * depth[:, None]))
         patch = _patch(view.metres, xy)
@@ -133,7 +134,7 @@ class DepthView:
     """A depth map, read, and the image that it belongs to.
 
     Args:
-        path: of the depth map.
+        path: the depth map's file.
         metres: (H, W) float32 depth along the optical axis; 0 is unknown.
         camera: took the depth map.
         image_from_depth: maps points of the depth camera to the image's camera; None: they are one.
@@ -246,14 +247,14 @@ def _surface_points(
 def _in_depth_map(view: DepthView, window: Window | None) -> tuple[int, int, int, int]:
     """The part of the depth map, in whole pixels and never empty, that holds all that a window of the image sees."""
     height, width = view.metres.shape
-    near = view.metres[::8, ::8]
-    near = near[near > 0]
-    if window is None or near.size == 0:
+    sample = view.metres[::8, ::8]
+    known = sample[sample > 0]
+    if window is None or known.size == 0:
         return 0, 0, width, height
     left, top, right, bottom = window
     corners = torch.tensor([[left, top], [right, top], [left, bottom], [right, bottom]], dtype=torch.float64)
     rays = _rays(view.image_camera, corners)
-    points = torch.cat([rays * float(near.min()), rays * float(near.max())])
+    points = torch.cat([rays * float(known.min()), rays * float(known.max())])
     xy, _ = _project(view.camera, view.to_depth(points))
     low = xy.amin(0).floor().long().clamp(min=0).minimum(torch.tensor([width, height]) - 1)
     high = xy.amax(0).ceil().long().minimum(torch.tensor([width, height])).maximum(low + 1)
@@ -277,18 +278,15 @@ def _tolerance(depth: np.ndarray) -> np.ndarray:
 
 
 def _hidden(view: DepthView, points: Tensor) -> np.ndarray:
-    """Which points (N, 3) in the image's frame, seen by the depth camera, are hidden from the image's camera, (N,).
-
-    The ray from each point to the image's camera is followed over the depth map. It counts as blocked where
-    it passes behind a surface that the depth camera sees.
-    """
-    near = view.metres[::4, ::4]
-    near = near[near > 0]
-    if view.image_from_depth is None or len(points) == 0 or near.size == 0:
+    """Which points (N, 3) in the image's frame, seen by the depth camera, are hidden from the image's camera, (N,)."""
+    # The ray from a point to the image's camera is blocked where it passes behind a surface that the depth camera sees.
+    sample = view.metres[::4, ::4]
+    known = sample[sample > 0]
+    if view.image_from_depth is None or len(points) == 0 or known.size == 0:
         return np.zeros(len(points), dtype=bool)
     points = view.to_depth(points)
     eye = view.image_from_depth.center()
-    stretch = (points[:, 2] / float(near.min())).clamp(min=1)  # from the point's depth to that of the nearest surface
+    stretch = (points[:, 2] / float(known.min())).clamp(min=1)  # from the point's depth to that of the nearest surface
     parallax = view.camera.parameters[:2].max() * eye.norm() / points[:, 2] * (stretch - 1)
     steps = int(np.clip(np.ceil(float(parallax.max()) / _MARCH), 1, 64))
     # Even steps in inverse depth are even steps in the depth map.

@@ -13,6 +13,7 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2.functional import resize
 
 from gnnet.geometry.camera import Camera
+from gnnet.sampling import turns
 from gnnet.scenes.scene import SceneImage
 
 _PNG_MARK = b"\x89PNG\r\n\x1a\n"
@@ -124,8 +125,6 @@ def even_subset(
     columns = int(size[0] // cell) + 1
     cells = (xy[:, 1] // cell).astype(np.int64) * columns + (xy[:, 0] // cell).astype(np.int64)
     # Exponential clocks: the first to ring is one with probability proportional to its preference.
-    turn = generator.exponential(size=len(xy)) / (1 if preference is None else np.maximum(preference, 1e-6))
-    order = np.lexsort((turn, cells))
-    first = np.r_[True, np.diff(cells[order]) != 0]
-    rank = np.arange(len(order)) - np.maximum.accumulate(np.where(first, np.arange(len(order)), 0))
-    return order[np.lexsort((turn[order], rank))[:count]]
+    time = generator.exponential(size=len(xy)) / (1 if preference is None else np.maximum(preference, 1e-6))
+    order = np.argsort(time)
+    return order[np.argsort(turns(cells[order].tolist()), kind="stable")[:count]]

@@ -6,10 +6,11 @@ import hashlib
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from gnnet.data.batches import MatchingPair
-from gnnet.data.images import limit_size, read_image
+from gnnet.data.images import read_view
 from gnnet.data.photometric import Photometric
 from gnnet.data.sift import detect_sift, strongest_spread
 from gnnet.data.warps import cut_image, map_points, random_homography
@@ -18,17 +19,17 @@ from gnnet.scenes.scene import Pair, Scene
 
 
 class MatchingDataset(Dataset):
-    """Pairs of a still camera's images with SIFT keypoints of the first, which are at the same pixels in the second.
+    """Pairs of a fixed camera's images with SIFT keypoints of the first, which are at the same pixels in the second.
 
     A photograph paired with itself is seen under a homography and another light instead.
 
     Args:
-        scene: with static pairs.
+        scene: holds static pairs.
         keypoints: at most so many a pair, strong ones from everywhere in the image.
         largest_side: images are shrunk to it, in pixels; None keeps them.
         max_pairs: so many are taken, evenly over conditions; None takes all.
-        seed: of the choice of pairs.
-        name: of the source, where there are several.
+        seed: decides which pairs are taken.
+        name: the source's name in a mixture; empty where there is no mixture.
 
     Raises:
         ValueError: if the scene has no static pair.
@@ -51,7 +52,7 @@ class MatchingDataset(Dataset):
         self.seed = seed
         self.pairs = _evenly([pair for pair in scene.pairs if pair.static], scene, max_pairs, seed)
         if not self.pairs:
-            raise ValueError(f"{scene.name} holds no pair of a still camera on which matching could be measured")
+            raise ValueError(f"{scene.name} holds no pair of a fixed camera on which matching could be measured")
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -60,36 +61,33 @@ class MatchingDataset(Dataset):
 
     def one_of_each_condition(self) -> dict[str, int]:
         """For each condition the index of its first pair."""
-        first: dict[str, int] = {}
-        for index, pair in enumerate(self.pairs):
-            first.setdefault(self._condition(pair), index)
-        return dict(sorted(first.items()))
+        conditions = [self._condition(pair) for pair in self.pairs]
+        return {condition: conditions.index(condition) for condition in self.conditions}
 
     def _condition(self, pair: Pair) -> str:
-        return "-".join(sorted(self.scene.images[name].condition for name in (pair.image_a, pair.image_b)))
+        return "-".join(_conditions(pair, self.scene))
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def __getitem__(self, key: tuple[int, int]) -> MatchingPair:
-        pair = self.pairs[key[1]]
+        index = key[1]
+        pair = self.pairs[index]
         try:
-            images = [
-                limit_size(read_image(self.scene.images[name].path), self.largest_side)[0]
-                for name in (pair.image_a, pair.image_b)
-            ]
-            keypoints_a = keypoints_b = strongest_spread(detect_sift(images[0], upright=True), self.keypoints)
+            a, b = (
+                read_view(self.scene.images[name], self.largest_side).pixels for name in (pair.image_a, pair.image_b)
+            )
+            keypoints_a = keypoints_b = strongest_spread(detect_sift(a, upright=True), self.keypoints)
             if pair.image_a == pair.image_b:
-                images[1], keypoints_a, keypoints_b = self._seen_otherwise(images[0], keypoints_a, key[1])
+                b, keypoints_a, keypoints_b = self._seen_otherwise(a, keypoints_a, index)
         except Exception as error:
             raise RuntimeError(
                 f"pair {pair.image_a} ↔ {pair.image_b} of {self.scene.name} cannot be used: {error}"
             ) from error
-        return MatchingPair(
-            *images, keypoints_a, keypoints_b, self._condition(pair), f"{pair.image_a} {pair.image_b}", key[1]
-        )
+        name = f"{pair.image_a} {pair.image_b}"
+        return MatchingPair(a, b, keypoints_a, keypoints_b, self._condition(pair), name, index)
 
-    def _seen_otherwise(self, image: torch.Tensor, keypoints: torch.Tensor, index: int):
+    def _seen_otherwise(self, image: Tensor, keypoints: Tensor, index: int) -> tuple[Tensor, Tensor, Tensor]:
         """A square of the image under a homography and another light, and the keypoints that are in it."""
         generator = np.random.default_rng((self.seed, index))
         extent = image.shape[-1], image.shape[-2]
@@ -97,8 +95,12 @@ class MatchingDataset(Dataset):
         homography = random_homography(extent, np.array(extent) / 2, size, 0.7, generator)
         lit = Photometric.conditions()(cut_image(image, homography, size)[None], torch.Generator().manual_seed(index))
         xy = map_points(np.linalg.inv(homography), keypoints.double().numpy())
-        inside = ((xy >= 0) & (xy <= size)).all(1)
-        return (lit[0] * 255).round().to(torch.uint8), keypoints[inside], torch.from_numpy(xy[inside]).float()
+        inside = torch.from_numpy(((xy >= 0) & (xy <= size)).all(1))
+        return (lit[0] * 255).round().to(torch.uint8), keypoints[inside], torch.from_numpy(xy)[inside].float()
+
+
+def _conditions(pair: Pair, scene: Scene) -> tuple[str, ...]:
+    return tuple(sorted(scene.images[name].condition for name in (pair.image_a, pair.image_b)))
 
 
 def _evenly(pairs: list[Pair], scene: Scene, count: int | None, seed: int) -> list[Pair]:
@@ -106,5 +108,5 @@ def _evenly(pairs: list[Pair], scene: Scene, count: int | None, seed: int) -> li
     if count is None or len(pairs) <= count:
         return pairs
     order = sorted(pairs, key=lambda p: hashlib.sha256(f"{seed}/{p.image_a}/{p.image_b}".encode()).digest())
-    turn = turns(tuple(sorted(scene.images[name].condition for name in (p.image_a, p.image_b))) for p in order)
+    turn = turns(_conditions(pair, scene) for pair in order)
     return [order[row] for row in sorted(range(len(order)), key=lambda row: turn[row])[:count]]

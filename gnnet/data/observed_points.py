@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gnnet.data.depth import depth_points, lift_keypoints
-from gnnet.data.images import read_image
+from gnnet.data.images import read_view
 from gnnet.data.sift import detect_sift, strongest_spread
 from gnnet.geometry.camera import Camera
 from gnnet.scenes.scene import Scene, SceneImage
@@ -54,15 +54,16 @@ def observed_points(
     something to see, then anywhere, evenly spread.
 
     Args:
-        scene: that the reference is of.
+        scene: holds the reference and the 3D points.
         reference: with pose and camera, and with point ids or depth.
-        camera: of the reference's image in the size in which it is described, unbatched; keypoints are in its pixels.
+        camera: the reference's, in the size in which it is described, unbatched; keypoints are in its pixels.
         count: limit on the number of points.
-        generator: of the points drawn.
+        generator: draws the points.
 
     Raises:
         FileNotFoundError, ValueError: if image or depth map are missing or broken.
     """
+    assert reference.cam_from_world is not None and reference.camera is not None
     if reference.point_ids is None:
         points = _points_from_depth(reference, count, generator)
         ids, known = torch.full((len(points),), -1), None
@@ -82,7 +83,7 @@ def observed_points(
 
 def _points_from_depth(reference: SceneImage, count: int, generator: np.random.Generator) -> Tensor:
     """World points (N, 3) float64, N at most `count`."""
-    keypoints = strongest_spread(detect_sift(read_image(reference.path)), count)
+    keypoints = strongest_spread(detect_sift(read_view(reference).pixels), count)
     points, valid = lift_keypoints(reference, keypoints.double().numpy())
     found = points[valid]
     if len(found) < count:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
-from gnnet.data.batches import PairBatch, pad_rows, stack_images
+from gnnet.data.batches import PairBatch
 from gnnet.data.correspondences import PairPoints
 from gnnet.data.images import ImageView, even_subset, read_view
 from gnnet.data.timelapse import PlaceStructure
@@ -37,7 +36,7 @@ class PairDataset(Dataset):
         crop: side in pixels of the random squares that both images are cut to; None keeps them whole.
         warp: strength of the random homographies under which the squares are cut, see
             `random_homography`; 0 cuts upright squares at the image's own scale.
-        seed: of all draws.
+        seed: decides all draws.
         on_bad: `raise` ends the training at a broken pair; `skip` draws another in its place.
 
     Raises:
@@ -137,17 +136,9 @@ class PairDataset(Dataset):
         endless: bool,
         generator: np.random.Generator,
     ) -> list[np.ndarray]:
-        """The homography `image_from_square` of each image: of a few tries, the one that keeps most matches.
-
-        Each image is cut on its own, so that a feature's position in the image tells nothing.
-
-        Args:
-            views: both images.
-            matches: points that both images see, in pixels of the views.
-            side: of the squares, in pixels.
-            endless: `matches` are a sample of the correspondences that there are, not all of them.
-            generator: draws the cuts.
-        """
+        """The homography `image_from_square` of each image: of a few tries, the one that keeps most matches."""
+        # Each image is cut on its own, so that a feature's position in the image tells nothing. If matches are
+        # `endless`, those given are a sample of them.
         share = min(1.0, side**2 / np.prod(views[0].size)) if endless else 1.0
         wanted = max(1, min(self.correspondences, int(share * len(matches.weight))) // 4)
         likely = matches.weight.cumsum(dtype=np.float64)  # float32 rounds a draw up to the end, and beyond
@@ -187,22 +178,3 @@ def _in_cuts(matches: Correspondences, cuts: list[np.ndarray], side: int) -> Cor
 def _within(xy: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Which points (N, 2) lie in an area of `size` (width, height), borders included, (N,)."""
     return np.all((xy >= 0) & (xy <= size), axis=1)
-
-
-def collate_pairs(items: list[PairBatch]) -> PairBatch:
-    """Stack pairs; shorter keypoint lists and smaller images are padded (bottom, right) with zeros."""
-    count = max(len(item.weight) for item in items)
-
-    def padded(field: str) -> Tensor:
-        return torch.stack([pad_rows(getattr(item, field), count) for item in items])
-
-    return PairBatch(
-        image_a=stack_images([item.image_a for item in items]),
-        image_b=stack_images([item.image_b for item in items]),
-        keypoints_a=padded("keypoints_a"),
-        keypoints_b=padded("keypoints_b"),
-        weight=padded("weight"),
-        valid=padded("valid"),
-        index=torch.stack([item.index for item in items]),
-        skipped=torch.stack([item.skipped for item in items]),
-    )

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from typing import NamedTuple
 
 import torch
@@ -93,10 +93,7 @@ class Photometric:
     @classmethod
     def conditions(cls) -> Photometric:
         """Strong changes, for features that must match from day to night and over the seasons."""
-        return cls(
-            exposure=0.4, gamma=0.5, contrast=0.3, colour=0.15, noise=0.03,
-            shade=0.5, night=0.35, blur=0.2, jpeg=0.3, grey=0.1,
-        )  # fmt: skip
+        return replace(cls.of_strength(1), night=0.35, jpeg=0.3)
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Augment a batch, each image on its own; one state of the generator gives one result.
@@ -298,8 +295,7 @@ def random_lamps(images: Tensor, draw: Draw, count: int = 3) -> tuple[Tensor, Te
     glare = torch.zeros_like(pools)
     for i in range(count):
         squared = ((x - center_x[:, i]) / reach[:, i]) ** 2 + ((y - center_y[:, i]) / reach[:, i]) ** 2
-        pool = (1 + squared).reciprocal_()
-        pools.addcmul_(brightness[:, i], pool)
+        pools.addcmul_(brightness[:, i], (1 + squared).reciprocal_())
         glare.addcmul_(0.3 * brightness[:, i], (1 + 60 * squared).reciprocal_())
     return pools[:, None], glare[:, None]
 

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from gnnet.data.batches import LocalizationBatch, View, pad_rows, stack_images
-from gnnet.data.images import ImageView, read_view
+from gnnet.data.batches import LocalizationBatch, View, collate
+from gnnet.data.images import read_view
 from gnnet.data.observed_points import observed_points, observes
-from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, pose_errors
 from gnnet.sampling import turns
 from gnnet.scenes.scene import Scene, SceneImage
@@ -38,8 +37,8 @@ class LocalizationDataset(Dataset):
         points: at most so many 3D points a sample.
         largest_side: images (and cameras) are shrunk to it, in pixels; None keeps them.
         max_queries: at most so many queries, spread evenly over conditions and places; None takes all.
-        seed: of the points drawn.
-        name: of the source, where there are several.
+        seed: decides which points are drawn.
+        name: the source's name in a mixture; empty where there is no mixture.
     """
 
     def __init__(
@@ -61,10 +60,8 @@ class LocalizationDataset(Dataset):
 
     def one_of_each_condition(self) -> list[LocalizationBatch]:
         """Batches of one query, the first of each condition."""
-        first: dict[str, int] = {}
-        for index, sample in enumerate(self.samples):
-            first.setdefault(self.scene.images[sample.query].condition, index)
-        return [collate_localization([self[0, index]]) for _, index in sorted(first.items())]
+        conditions = [self.scene.images[sample.query].condition for sample in self.samples]
+        return [collate([self[0, conditions.index(condition)]]) for condition in self.conditions]
 
     @property
     def conditions(self) -> tuple[str, ...]:
@@ -75,35 +72,47 @@ class LocalizationDataset(Dataset):
         return len(self.samples)
 
     def __getitem__(self, key: tuple[int, int]) -> LocalizationBatch:
-        """A sample: the query against its nearest reference, without batch axis."""
+        """A sample: the query against its nearest reference; tensors without batch axis, lists of one."""
         index = key[1]
         query, reference = (self.scene.images[name] for name in self.samples[index])
         try:
-            origin = reference.cam_from_world.center()
-            query_view, reference_view = (read_view(image, self.largest_side) for image in (query, reference))
+            query_view, reference_view = (self._read(image) for image in (query, reference))
+            origin = reference_view.cam_from_world.center()
+            generator = np.random.default_rng((self.seed, index))
             observed = observed_points(
-                self.scene, reference, reference_view.camera,
-                count=self.points, generator=np.random.default_rng((self.seed, index)),
-            )  # fmt: skip
+                self.scene, reference, reference_view.camera, count=self.points, generator=generator
+            )
             return LocalizationBatch(
-                query=_view(query_view, query.cam_from_world.shifted(origin)),
-                reference=_view(reference_view, reference.cam_from_world.shifted(origin)),
+                query=_near(query_view, origin),
+                reference=_near(reference_view, origin),
                 points=(observed.points - origin).float(),
                 keypoints=observed.keypoints.float(),
                 valid=observed.valid,
                 origin=origin,
                 index=torch.tensor(index),
-                condition=query.condition,
-                name=query.name,
+                condition=[query.condition],
+                name=[query.name],
             )
         except Exception as error:
             raise RuntimeError(
                 f"query {query.name} with reference {reference.name} of {self.scene.name} cannot be used: {error}"
             ) from error
 
+    def _read(self, image: SceneImage) -> View:
+        view = read_view(image, self.largest_side)
+        assert view.camera is not None
+        return View(view.pixels, view.camera, _pose(image))
 
-def _view(view: ImageView, cam_from_world: Pose) -> View:
-    return View(view.pixels, view.camera.to(torch.float32), cam_from_world.to(torch.float32))
+
+def _pose(image: SceneImage) -> Pose:
+    assert image.cam_from_world is not None
+    return image.cam_from_world
+
+
+def _near(view: View, origin: Tensor) -> View:
+    """A view in a world moved by `origin`, in float32."""
+    pose = view.cam_from_world.shifted(origin)
+    return View(view.image, view.camera.to(torch.float32), pose.to(torch.float32))
 
 
 def nearest_by_pose(pose: Pose, others: Pose, count: int) -> Tensor:
@@ -135,16 +144,17 @@ def localization_samples(scene: Scene) -> list[LocalizationSample]:
     by_place: dict[str, list[SceneImage]] = {}
     for reference in observing:
         by_place.setdefault(reference.place, []).append(reference)
-    stacked = {place: Pose.stack([i.cam_from_world for i in images]) for place, images in by_place.items()}
+    stacked = {place: Pose.stack([_pose(image) for image in images]) for place, images in by_place.items()}
     samples = []
     for query in sorted(queries, key=lambda image: image.name):
         candidates = by_place.get(query.place, [])
         rows: list[int] = []  # two, as the nearest may be the query itself
         if query.point_ids is not None:
-            shared = [np.intersect1d(query.point_ids, c.point_ids).size for c in candidates]
+            ids = [() if c.point_ids is None else c.point_ids for c in candidates]
+            shared = [np.intersect1d(query.point_ids, i).size for i in ids]
             rows = np.argsort(-np.array(shared, np.int64), kind="stable")[:2].tolist()
         elif candidates:
-            rows = nearest_by_pose(query.cam_from_world, stacked[query.place], 2).tolist()
+            rows = nearest_by_pose(_pose(query), stacked[query.place], 2).tolist()
         nearest = next((candidates[n].name for n in rows if candidates[n].name != query.name), None)
         if nearest is not None:
             samples.append(LocalizationSample(query.name, nearest))
@@ -166,27 +176,3 @@ def _evenly(samples: list[LocalizationSample], scene: Scene, count: int | None) 
     conditions = [condition for _, (_, condition), _ in by_place]
     order = sorted(zip(turns(conditions), conditions, range(len(by_place)), strict=True))
     return [by_place[row][2] for _, _, row in order[:count]]
-
-
-def collate_localization(items: list[LocalizationBatch]) -> LocalizationBatch:
-    """Stack localization samples; shorter point lists and smaller images are padded with zeros."""
-    count = max(len(item.points) for item in items)
-
-    def views(views: list[View]) -> View:
-        return View(
-            image=stack_images([v.image for v in views]),
-            camera=Camera.stack([v.camera for v in views]),
-            cam_from_world=Pose.stack([v.cam_from_world for v in views]),
-        )
-
-    return LocalizationBatch(
-        query=views([item.query for item in items]),
-        reference=views([item.reference for item in items]),
-        points=torch.stack([pad_rows(item.points, count) for item in items]),
-        keypoints=torch.stack([pad_rows(item.keypoints, count) for item in items]),
-        valid=torch.stack([pad_rows(item.valid, count) for item in items]),
-        origin=torch.stack([item.origin for item in items]),
-        index=torch.stack([item.index for item in items]),
-        condition=[item.condition for item in items],
-        name=[item.name for item in items],
-    )

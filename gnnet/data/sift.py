@@ -12,8 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gnnet.data.batches import Matches
+from gnnet.sampling import turns
 
 LEVELS_PER_OCTAVE = 3  # of the extractor's scale space
+MAX_FEATURES = 8192  # of an image; those of the largest scale are kept
+_SQUARE = 32.0  # pixels, side of the squares from which `strongest_spread` takes keypoints in turn
 
 
 class SiftFeatures(NamedTuple):
@@ -30,12 +33,11 @@ class SiftFeatures(NamedTuple):
     strength: Tensor
 
 
-def detect_sift(image: Tensor, *, max_features: int = 8192, upright: bool = False) -> SiftFeatures:
+def detect_sift(image: Tensor, *, upright: bool = False) -> SiftFeatures:
     """SIFT of an image (3, H, W) uint8 RGB, with COLMAP's settings.
 
     Args:
         image: on any device.
-        max_features: those of the largest scale are kept.
         upright: descriptors are not turned into the gradient's direction. Better between images that
             are upright alike, as a fixed camera's; useless if one is turned.
 
@@ -48,29 +50,24 @@ def detect_sift(image: Tensor, *, max_features: int = 8192, upright: bool = Fals
 
     # ITU-R BT.601, as image libraries turn RGB to grey.
     grey = (image.cpu().float() * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0) / 255
-    found, descriptors = _extractor(max_features, upright).extract_from_float32_array(grey.numpy())
+    found, descriptors = _extractor(upright).extract_from_float32_array(grey.numpy())
     columns = torch.from_numpy(np.array(pycolmap.keypoints_to_matrix(found), dtype=np.float32))
     xy, scale = columns[:, :2], columns[:, 2]
     values = torch.from_numpy(np.array(descriptors.data, dtype=np.float32)).view(-1, 128)
     return SiftFeatures(xy, F.normalize(values, dim=1), scale, _strength(grey, xy, scale))
 
 
-def strongest_spread(features: SiftFeatures, count: int, *, cell: float = 32.0) -> Tensor:
+def strongest_spread(features: SiftFeatures, count: int) -> Tensor:
     """Keypoints (K, 2), K <= `count`: strong ones from everywhere in the image, none twice.
 
-    From each square of `cell` pixels its strongest keypoint is taken, then from each its second, and so
+    From each square of the image its strongest keypoint is taken, then from each its second, and so
     on, the stronger first within a round; so one tree does not take all.
     """
     order = features.strength.argsort(descending=True, stable=True)
     xy = features.keypoints[order]
     # The first row of each position, which np.unique tells; back in order of strength.
     xy = xy[np.sort(np.unique(xy.numpy(), axis=0, return_index=True)[1])]
-    squares = (xy / cell).floor().long()
-    square = squares[:, 1] * (int(squares[:, 0].max()) + 1 if len(squares) else 1) + squares[:, 0]
-    by_square = square.argsort(stable=True)
-    grouped = square[by_square].contiguous()
-    turn = torch.empty_like(square)
-    turn[by_square] = torch.arange(len(square)) - torch.searchsorted(grouped, grouped)
+    turn = torch.tensor(turns(map(tuple, (xy / _SQUARE).floor().tolist())))
     return xy[turn.argsort(stable=True)[:count]]
 
 
@@ -89,8 +86,8 @@ def match_sift(
     and similarities are infinite.
 
     Args:
-        descriptors_a: of any detector, as learned ones of length 1 are matched in the same way.
-        descriptors_b: of the same detector.
+        descriptors_a: (N, D), by SIFT or any other detector.
+        descriptors_b: (M, D), by the same detector.
         keypoints_b: (M, 2) pixels at which b was detected.
         ratio: a match is kept if its distance is less than `ratio` times that to the second nearest
             (Lowe's test); 1 keeps all.
@@ -119,13 +116,13 @@ def _two_nearest(a: Tensor, b: Tensor, values_at_once: int) -> tuple[Tensor, Ten
     return torch.cat([p.values for p in parts]), torch.cat([p.indices for p in parts])
 
 
-@lru_cache(maxsize=4)
-def _extractor(max_features: int, upright: bool):
+@lru_cache
+def _extractor(upright: bool):
     import pycolmap  # slow to import
 
     options = pycolmap.FeatureExtractionOptions()
     options.num_threads = 1
-    options.sift.max_num_features = max_features
+    options.sift.max_num_features = MAX_FEATURES
     options.sift.upright = upright
     level = pycolmap.logging.minloglevel
     pycolmap.logging.minloglevel = int(pycolmap.logging.WARNING)  # it announces itself otherwise

@@ -61,7 +61,7 @@ def evaluate_networks(
         starts: the initial poses.
         device: where the networks run.
         output: folder to write into.
-        settings: of the tables.
+        settings: kept in the tables.
         baselines: also evaluate raw grey values, and SIFT where keypoints are matched.
     """
     if baselines:
@@ -76,7 +76,7 @@ def evaluate_networks(
             title = f"Matching on {place}: {len(validation)} pairs"
             matched[name] = compare_matching(
                 networks, batches, conditions=validation.conditions, device=device, title=title, settings=settings,
-                sift=baselines, upright=baselines,
+                sift=baselines,
             )  # fmt: skip
         else:
             title = f"Localization on {place}: {len(validation)} queries, {starts.describe()}"

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
@@ -18,16 +19,16 @@ from torchmetrics import Metric
 from gnnet.data.batches import Matches, MatchingPair
 from gnnet.data.sift import detect_sift, match_sift
 from gnnet.localization.matching import Matcher
-from gnnet.models.pyramid import FeaturePyramid
+from gnnet.models.pyramid import pair_features
 
-THRESHOLDS: tuple[float, ...] = (1.0, 3.0, 5.0, 10.0)  # pixels
+THRESHOLDS: tuple[float, ...] = (1.0, 3.0, 5.0, 10.0)  # pixels within which a match is right
 
 
 class MatchingSummary(NamedTuple):
     """The pairs of one condition, with all their keypoints taken together.
 
     `keypoints` and `kept` are means a pair; `within` is the share of all keypoints that are matched
-    within each threshold, `kept_within` the share of the kept matches. NaN where there are none.
+    within each of `THRESHOLDS`, `kept_within` the share of the kept matches. NaN where there are none.
     """
 
     condition: str
@@ -42,17 +43,12 @@ class MatchingSummary(NamedTuple):
 def match_pair(network: nn.Module, pair: MatchingPair, matcher: Matcher = Matcher()) -> Matches:  # noqa: B008
     """Match the keypoints (N,) of image A in image B with a network's features, on its device if it has one."""
     device = next((t.device for t in (*network.parameters(), *network.buffers())), pair.image_a.device)
-    images = [image.to(device)[None] for image in (pair.image_a, pair.image_b)]
-    if images[0].shape == images[1].shape:
-        both = network(torch.cat(images))
-        a, b = (FeaturePyramid(tuple(m[i : i + 1] for m in both.maps), both.strides) for i in (0, 1))
-    else:
-        a, b = map(network, images)
+    a, b = pair_features(network, *(image.to(device)[None] for image in (pair.image_a, pair.image_b)))
     found = matcher.match(a, pair.keypoints_a.to(device)[None], b)
     return Matches(*(values[0] for values in found))
 
 
-def match_pair_with_sift(pair: MatchingPair, *, upright: bool = False, ratio: float = 0.8) -> Matches:
+def match_pair_with_sift(pair: MatchingPair, *, upright: bool = False) -> Matches:
     """Match the keypoints (N,) of image A in image B with SIFT: A's detections at the keypoints, with all of B's.
 
     A keypoint without a detection within half a pixel is not matched: it is put infinitely far away, so it counts
@@ -65,7 +61,7 @@ def match_pair_with_sift(pair: MatchingPair, *, upright: bool = False, ratio: fl
     if not len(keypoints) or not len(a.keypoints) or not len(b.keypoints):
         return matches
     off, owner = _nearest_keypoint(a.keypoints, keypoints)
-    found = match_sift(a.descriptors, b.descriptors, b.keypoints, ratio=ratio)
+    found = match_sift(a.descriptors, b.descriptors, b.keypoints)
     # Written in turn, the best last.
     rows = (off <= 0.5).nonzero().squeeze(1)
     rows = rows[(found.similarity + 10 * found.kept.float())[rows].argsort()]
@@ -92,17 +88,16 @@ class MatchingMetrics(Metric):
 
     Args:
         conditions: all names of pairs' conditions, in the same order in every process.
-        thresholds: pixels within which a match is right.
     """
 
+    pairs: list[Tensor]  # torchmetrics makes one tensor of them when it gathers
     full_state_update = False
     is_differentiable = False
     higher_is_better = None
 
-    def __init__(self, *, conditions: Sequence[str], thresholds: Sequence[float] = THRESHOLDS, **kwargs):
+    def __init__(self, *, conditions: Sequence[str], **kwargs):
         super().__init__(**kwargs)
         self.conditions = tuple(conditions)
-        self.thresholds = tuple(float(pixels) for pixels in thresholds)
         # Flat and of the default type, as what torchmetrics gathers from a process without pairs.
         self.add_state("pairs", default=[], dist_reduce_fx="cat")
 
@@ -123,7 +118,7 @@ class MatchingMetrics(Metric):
                 f"condition {condition} is not among those given to MatchingMetrics: {', '.join(self.conditions)}"
             )
         error = (matches.keypoints - truth.to(matches.keypoints)).norm(dim=-1)
-        within = error[:, None] <= error.new_tensor(self.thresholds)  # NaN is not
+        within = error[:, None] <= error.new_tensor(THRESHOLDS)  # NaN is not
         counts = torch.cat(
             [
                 torch.tensor([index, self.conditions.index(condition), len(within)], device=within.device),
@@ -137,11 +132,8 @@ class MatchingMetrics(Metric):
     def compute(self) -> tuple[MatchingSummary, ...]:
         """All pairs of all processes together (`all`), then each condition that has pairs, if there are several."""
         pairs = torch.cat(self.pairs) if isinstance(self.pairs, list) and self.pairs else self.pairs
-        pairs = torch.as_tensor(pairs, dtype=torch.float64).cpu().view(-1, 4 + 2 * len(self.thresholds))
-        pairs = pairs[pairs[:, 0].argsort(stable=True)]
-        new = torch.ones(len(pairs), dtype=torch.bool)
-        new[1:] = pairs[1:, 0] != pairs[:-1, 0]
-        pairs = pairs[new]
+        pairs = torch.as_tensor(pairs, dtype=torch.float64).cpu().view(-1, 4 + 2 * len(THRESHOLDS))
+        pairs = pairs[np.unique(pairs[:, 0], return_index=True)[1]]  # the first of each index
         present = [i for i in range(len(self.conditions)) if (pairs[:, 1] == i).any()]
         lines = [self._summarize("all", pairs)]
         if len(present) > 1:
@@ -150,7 +142,7 @@ class MatchingMetrics(Metric):
 
     def _summarize(self, condition: str, pairs: Tensor) -> MatchingSummary:
         keypoints, *within_kept = pairs[:, 2:].sum(0)
-        count = len(self.thresholds)
+        count = len(THRESHOLDS)
         within, kept, kept_within = within_kept[:count], within_kept[count], within_kept[count + 1 :]
         return MatchingSummary(
             condition=condition,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,12 +12,11 @@ import torch
 from rich.progress import track
 from torch import nn
 
-from gnnet.data.batches import LocalizationBatch, MatchingPair
+from gnnet.data.batches import LocalizationBatch, Matches, MatchingPair
 from gnnet.evaluation.matching import THRESHOLDS, MatchingMetrics, match_pair, match_pair_with_sift
 from gnnet.evaluation.metrics import LocalizationMetrics, LocalizationSummary
 from gnnet.evaluation.starts import InitialPoses, PerturbedPoses, localize_features
 from gnnet.evaluation.tables import INITIAL_POSES, Setting, Table, localization_table, matching_table
-from gnnet.localization.matching import Matcher
 from gnnet.localization.refiner import Refiner
 from gnnet.models.grey import GreyValues
 
@@ -62,7 +61,7 @@ def compare_localization(
         starts: the initial poses.
         conditions: all conditions of the queries.
         device: where the networks run.
-        title, settings: of the table.
+        title, settings: kept in the table.
 
     Returns:
         The table: on each condition the initial poses, then every network. And, where initial poses are
@@ -122,10 +121,7 @@ def compare_matching(
     conditions: Iterable[str],
     device: torch.device | str,
     title: str,
-    matcher: Matcher = Matcher(),  # noqa: B008, a frozen value
     sift: bool = True,
-    upright: bool = False,
-    thresholds: tuple[float, ...] = THRESHOLDS,
     settings: Mapping[str, Setting] | None = None,
 ) -> Table:
     """Match every pair with every network, and with SIFT.
@@ -135,30 +131,24 @@ def compare_matching(
         pairs: read once.
         conditions: all conditions of the pairs.
         device: where the networks run.
-        matcher: settings of matching with networks.
-        sift: add rows of SIFT.
-        upright: add rows of SIFT whose descriptors are not turned into the gradient's direction, which is the
-            stronger between images of a fixed camera.
-        thresholds: pixels.
-        title, settings: of the table.
+        sift: add rows of SIFT, and of SIFT whose descriptors are not turned into the gradient's direction, which is
+            the stronger between images of a fixed camera.
+        title, settings: kept in the table.
     """
     conditions = tuple(conditions)
-    turned = {"SIFT": False, **({"SIFT, upright": True} if upright else {})} if sift else {}
-    # Only one process compares, so nothing is gathered.
-    metrics = {
-        name: MatchingMetrics(conditions=conditions, thresholds=thresholds, sync_on_compute=False)
-        for name in (*networks, *turned)
+    methods: dict[str, Callable[[MatchingPair], Matches]] = {
+        name: partial(match_pair, network) for name, network in networks.items()
     }
+    if sift:
+        methods |= {"SIFT": match_pair_with_sift, "SIFT, upright": partial(match_pair_with_sift, upright=True)}
+    # Only one process compares, so nothing is gathered.
+    metrics = {name: MatchingMetrics(conditions=conditions, sync_on_compute=False) for name in methods}
     with _evaluating(networks, device):
         for index, pair in enumerate(track(pairs, description="Matching pairs", transient=True)):
-            for name, network in networks.items():
-                matches = match_pair(network, pair, matcher)
-                metrics[name].update(matches, pair.keypoints_b, condition=pair.condition, index=index)
-            for name, is_upright in turned.items():
-                matches = match_pair_with_sift(pair, upright=is_upright)
-                metrics[name].update(matches, pair.keypoints_b, condition=pair.condition, index=index)
+            for name, match in methods.items():
+                metrics[name].update(match(pair), pair.keypoints_b, condition=pair.condition, index=index)
     summaries = {name: metric.compute() for name, metric in metrics.items()}
-    return matching_table(title, thresholds, summaries, settings=settings)
+    return matching_table(title, THRESHOLDS, summaries, settings=settings)
 
 
 def grey_values_like(network: nn.Module) -> GreyValues:

@@ -95,7 +95,7 @@ class LocalizedStarts(NamedTuple):
     rotations in degrees, both (S,) float64; a refinement that failed has infinite errors after.
     """
 
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     condition: list[str]
     initial_position: Tensor
     initial_rotation: Tensor

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol, Self
 
+import torch
 from torch import Tensor, nn
 
 
@@ -25,6 +26,15 @@ class FeaturePyramid(NamedTuple):
     def cpu(self) -> FeaturePyramid:
         """The same maps in float32 on the CPU."""
         return FeaturePyramid(tuple(m.float().cpu() for m in self.maps), self.strides)
+
+
+def pair_features(network: nn.Module, a: Tensor, b: Tensor) -> tuple[FeaturePyramid, FeaturePyramid]:
+    """Pyramids of two image batches of the same length, from one pass of the network if their images have one size."""
+    if a.shape != b.shape:
+        return network(a), network(b)
+    both = network(torch.cat([a, b]))
+    maps_a, maps_b = zip(*(level.chunk(2) for level in both.maps), strict=True)
+    return FeaturePyramid(maps_a, both.strides), FeaturePyramid(maps_b, both.strides)
 
 
 class FeatureNetwork(Protocol):

@@ -5,10 +5,12 @@ from __future__ import annotations
 import statistics
 
 import pytorch_lightning as pl
+from torch import nn
 
 from gnnet.data.batches import LocalizationBatch, MatchingPair
+from gnnet.data.datamodule import Validation
 from gnnet.data.matching_pairs import MatchingDataset
-from gnnet.evaluation.matching import MatchingMetrics, MatchingSummary, match_pair
+from gnnet.evaluation.matching import THRESHOLDS, MatchingMetrics, MatchingSummary, match_pair
 from gnnet.evaluation.metrics import LocalizationMetrics, LocalizationSummary
 from gnnet.evaluation.starts import InitialPoses, localize_batch
 from gnnet.localization.matching import Matcher
@@ -51,7 +53,7 @@ class LocalizationValidation(pl.Callback):
             (MatchingMetrics if isinstance(v, MatchingDataset) else LocalizationMetrics)(conditions=v.conditions).to(
                 pl_module.device
             )
-            for v in trainer.datamodule.validations
+            for v in _validations(trainer)
         ]
 
     def on_validation_batch_end(
@@ -63,31 +65,36 @@ class LocalizationValidation(pl.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        metrics = self.metrics[dataloader_idx]
+        metrics, network = self.metrics[dataloader_idx], pl_module.network
+        assert isinstance(network, nn.Module)
         if isinstance(metrics, MatchingMetrics):
-            matches = match_pair(pl_module.network, batch, self.matcher)
+            assert isinstance(batch, MatchingPair)
+            matches = match_pair(network, batch, self.matcher)
             metrics.update(matches, batch.keypoints_b, condition=batch.condition, index=batch.index)
         else:
-            localized = localize_batch(pl_module.network, self.refiner, batch, self.starts)
-            metrics.update(**localized._asdict())
+            assert isinstance(batch, LocalizationBatch)
+            metrics.update(**localize_batch(network, self.refiner, batch, self.starts)._asdict())
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         values: dict[str, float] = {}
         scores: list[float] = []
-        for validation, metrics in zip(trainer.datamodule.validations, self.metrics, strict=True):
-            summary = metrics.compute()  # gathered: the same on every process
+        for validation, metrics in zip(_validations(trainer), self.metrics, strict=True):
             prefix = f"val/{validation.name}" if validation.name else "val"
-            if isinstance(metrics, MatchingMetrics):
-                values |= matching_values(summary, metrics.thresholds, prefix)
+            if isinstance(metrics, MatchingMetrics):  # what it computes is gathered: the same on every process
+                values |= matching_values(metrics.compute(), prefix)
                 scores.append(values[f"{prefix}/matched_{RIGHT:g}px"])
             else:
-                values |= localization_values(summary, prefix)
+                values |= localization_values(metrics.compute(), prefix)
                 scores.append(values[f"{prefix}/converged"])
         if not trainer.sanity_checking and scores:
             pl_module.log_dict({**values, "val/score": statistics.fmean(scores)})
 
 
-def localization_values(summary: LocalizationSummary, prefix: str = "val") -> dict[str, float]:
+def _validations(trainer: pl.Trainer) -> list[Validation]:
+    return trainer.datamodule.validations  # type: ignore[attr-defined]  # Lightning sets it from outside
+
+
+def localization_values(summary: LocalizationSummary, prefix: str) -> dict[str, float]:
     """What the callback logs of refined poses, by name."""
     values = {}
     for condition in (summary.overall, *summary.conditions):
@@ -101,14 +108,12 @@ def localization_values(summary: LocalizationSummary, prefix: str = "val") -> di
     return values
 
 
-def matching_values(
-    summaries: tuple[MatchingSummary, ...], thresholds: tuple[float, ...], prefix: str = "val"
-) -> dict[str, float]:
+def matching_values(summaries: tuple[MatchingSummary, ...], prefix: str) -> dict[str, float]:
     """What the callback logs of matched pairs, by name."""
     values = {}
     for summary in summaries:
         start = prefix if summary.condition == "all" else f"{prefix}/{summary.condition}"
-        for pixels, share, kept in zip(thresholds, summary.within, summary.kept_within, strict=True):
+        for pixels, share, kept in zip(THRESHOLDS, summary.within, summary.kept_within, strict=True):
             values[f"{start}/matched_{pixels:g}px"] = share
             if pixels == RIGHT:
                 values[f"{start}/kept_{pixels:g}px"] = kept

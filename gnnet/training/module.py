@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from gnnet.data.batches import PairBatch
 from gnnet.data.photometric import Photometric
 from gnnet.losses.pair_loss import PairLoss
-from gnnet.models.pyramid import FeaturePyramid
+from gnnet.models.pyramid import FeaturePyramid, pair_features
 
 
 class FeatureLearning(pl.LightningModule):
@@ -65,7 +65,7 @@ class FeatureLearning(pl.LightningModule):
     def pair_features(
         self, batch: PairBatch, generator: torch.Generator | None
     ) -> tuple[FeaturePyramid, FeaturePyramid]:
-        """Pyramids of images a and b, from one pass of the network if the images have one size.
+        """Pyramids of images a and b.
 
         Args:
             batch: the image pairs.
@@ -74,11 +74,7 @@ class FeatureLearning(pl.LightningModule):
         images = [batch.image_a, batch.image_b]
         if self.photometric is not None and generator is not None:
             images = [self.photometric(image, generator) for image in images]
-        if images[0].shape != images[1].shape:
-            return self.network(images[0]), self.network(images[1])
-        pyramid = self.network(torch.cat(images))
-        a, b = zip(*(level.chunk(2) for level in pyramid.maps), strict=True)
-        return FeaturePyramid(a, pyramid.strides), FeaturePyramid(b, pyramid.strides)
+        return pair_features(self.network, *images)
 
     def _generator(self) -> torch.Generator:
         """Random numbers of this step and process, so that a resumed run draws what it would have drawn."""

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gnnet.data.pairs import PairDataset, collate_pairs
+from gnnet.data.batches import collate
+from gnnet.data.pairs import PairDataset
 from gnnet.scenes.layouts.robotcar import load_robotcar
 
 
@@ -57,7 +58,7 @@ def test_batches_are_padded_and_masked(scene):
         **{k: getattr(items[1], k)[:20] for k in ("keypoints_a", "keypoints_b", "weight", "valid")},
         image_b=items[1].image_b[:, :80],
     )
-    batch = collate_pairs([items[0], short])
+    batch = collate([items[0], short])
     assert batch.valid.sum(1).tolist() == [50, 20]
     assert batch.image_b.shape == (2, 3, 96, 96)
     assert not batch.image_b[1, :, 80:].any()

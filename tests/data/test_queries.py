@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
+from gnnet.data.batches import collate
 from gnnet.data.observed_points import FARTHEST, observed_points
-from gnnet.data.queries import LocalizationDataset, collate_localization, nearest_by_pose
+from gnnet.data.queries import LocalizationDataset, nearest_by_pose
 from gnnet.geometry.pose import Pose
 from gnnet.scenes.layouts.robotcar import load_robotcar
 from gnnet.scenes.scene import Depth
@@ -25,7 +26,7 @@ def scene(toy_root):
 def test_localization_samples_project_where_the_reference_sees_them(scene):
     dataset = LocalizationDataset(scene, points=100, largest_side=64, max_queries=None, seed=0)
     assert len(dataset) == sum(not image.is_reference for image in scene.images.values())
-    batch = collate_localization([dataset[0, index] for index in range(3)])
+    batch = collate([dataset[0, index] for index in range(3)])
     reference = scene.images[dataset.samples[0].reference]
     xy, visible = batch.reference.camera.project(batch.reference.cam_from_world.transform(batch.points))
     assert visible[batch.valid].all()

@@ -186,7 +186,6 @@ def test_the_report_is_read_back_and_printed(shifted, tmp_path):
         conditions=CONDITIONS,
         title="two pairs",
         device="cpu",
-        upright=True,
         settings={"seed": 0},
     )
     assert network.training

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gnnet.data.queries import LocalizationDataset, collate_localization
+from gnnet.data.batches import collate
+from gnnet.data.queries import LocalizationDataset
 from gnnet.evaluation.starts import PerturbedPoses, localize_batch
 from gnnet.geometry.camera import Camera
 from gnnet.localization.refiner import Refiner
@@ -20,7 +21,7 @@ def batch(tmp_path_factory):
     root = write_cmu_sample(tmp_path_factory.mktemp("cmu"), slices=(2,), frames=3, image_size=(160, 120))
     scene = load_cmu(root, places=1, progress=False).with_conditions(["cloudy-foliage"])
     dataset = LocalizationDataset(scene, points=1000, largest_side=None, max_queries=None, seed=0)
-    return collate_localization([dataset[0, index] for index in range(len(dataset))])
+    return collate([dataset[0, index] for index in range(len(dataset))])
 
 
 def ignoring(view):

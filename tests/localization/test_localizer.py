@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import nn
 
+from gnnet.data.batches import collate
 from gnnet.data.images import read_image
-from gnnet.data.queries import LocalizationDataset, collate_localization, nearest_by_pose
+from gnnet.data.queries import LocalizationDataset, nearest_by_pose
 from gnnet.evaluation.starts import PerturbedPoses, ReferencePoses, localize_batch
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, perturb, pose_errors
@@ -41,7 +42,7 @@ def batch(toy_root):
     dataset = LocalizationDataset(
         load_robotcar(toy_root, progress=False), points=300, largest_side=None, max_queries=4, seed=0
     )
-    return collate_localization([dataset[0, index] for index in range(4)])
+    return collate([dataset[0, index] for index in range(4)])
 
 
 def test_initial_poses_are_seeded_bounded_and_the_same_alone_or_in_a_batch(batch):

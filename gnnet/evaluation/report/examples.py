@@ -12,7 +12,6 @@ from gnnet.data.batches import LocalizationBatch
 from gnnet.data.matching_pairs import MatchingDataset
 from gnnet.evaluation.report import pictures
 from gnnet.evaluation.starts import InitialPoses, refined_errors
-from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, pose_errors
 from gnnet.localization.matching import Matcher
 from gnnet.localization.refiner import Refiner
@@ -70,11 +69,16 @@ def _draw_example(
     query, reference = network(batch.query.image), network(batch.reference.image)
     initial = starts.draw(batch, 0)
     refinement = refiner.refine(query, reference, batch, initial)
-    truth, in_query = _project(batch, batch.query.camera, batch.query.cam_from_world)
+
+    def project(pose: Pose) -> tuple[Tensor, Tensor]:
+        xy, valid = batch.query.camera.project(pose.transform(batch.points))
+        return xy[0], valid[0]
+
+    truth, in_query = project(batch.query.cam_from_world)
     shown = batch.valid[0] & in_query
 
     def seen_from(pose: Pose) -> Tensor:
-        xy, valid = _project(batch, batch.query.camera, pose)
+        xy, valid = project(pose)
         return torch.where(valid[:, None], xy, torch.nan)[shown].cpu()
 
     name, image = batch.condition[0], batch.query.image[0].cpu()
@@ -101,9 +105,3 @@ def _draw_example(
         path=folder / f"matches_{name}.png",
     )
     return row
-
-
-def _project(batch: LocalizationBatch, camera: Camera, pose: Pose) -> tuple[Tensor, Tensor]:
-    """Pixels (N, 2) and validity (N,) of the 3D points of a batch of one."""
-    xy, valid = camera.project(pose.transform(batch.points))
-    return xy[0], valid[0]

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
-from gnnet.data.images import even_subset, limit_size, read_image
+from gnnet.data.images import even_subset, read_image, read_view
 from gnnet.evaluation.report import style
 from gnnet.evaluation.report.pictures import Projections, as_image, draw_matches, median_distance, projections
 from gnnet.evaluation.tables import format_length
@@ -78,7 +78,7 @@ def draw_query(localization: Localization, query: SceneImage, *, map: Map, scene
         problems.append(f"the image file of reference {shown[0]} is not known")
     else:
         try:
-            other, _ = limit_size(read_image(scene.images[shown[0]].path), map.largest_side)
+            other = read_view(scene.images[shown[0]], map.largest_side).pixels
         except (OSError, ValueError) as error:
             problems.append(str(error))
         else:
