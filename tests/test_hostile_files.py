@@ -378,7 +378,7 @@ def test_a_package_of_the_users_own_is_allowed_by_the_user_alone(toy_root, tmp_p
 
 
 def test_what_may_be_named_is_networks_losses_readers_and_little_else():
-    """Of all names in all modules of the package: a new one that is allowed and is of another kind shows here."""
+    """Every name in every module of the package is tried: one that is allowed and is of another kind shows here."""
     others = set()
     for module in pkgutil.walk_packages(gnnet.__path__, "gnnet."):
         if module.name.endswith("__main__"):

@@ -45,7 +45,7 @@ def failed(name: str) -> Localization:
 
 
 def estimates(scene: Scene, *, position: float = 0.1, references: bool = False) -> list[Localization]:
-    """Of all queries of known pose, some centimetres off."""
+    """Estimates of all queries whose pose is known, some centimetres off."""
     generator = torch.Generator().manual_seed(0)
     return [
         localized(image.name, perturb(image.cam_from_world, position, 1.0, generator))
