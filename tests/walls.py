@@ -31,7 +31,7 @@ FLOORS = (
     ("scenes",),
     ("models",),
     ("geometry",),
-    ("files", "arrays", "sampling", "gnnet"),
+    ("files", "arrays", "sampling", "progress", "gnnet"),
 )
 HEIGHT = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 SCRIPTS = ("train", "evaluate")

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from rich.progress import track
 
 from gnnet.data.datamodule import DataModule
 from gnnet.data.images import read_image
@@ -32,6 +31,7 @@ from gnnet.localization.result import Localization, Status
 from gnnet.localization.retrieval import InitialPoseRetrieval
 from gnnet.models.pyramid import FeatureNetwork
 from gnnet.models.weights import fingerprint
+from gnnet.progress import track
 from gnnet.sampling import evenly
 from gnnet.scenes.formats.poses import write_pose_file
 from gnnet.scenes.scene import Scene, SceneImage
@@ -249,7 +249,7 @@ def localize_dataset(
     with (output / "localizations.jsonl").open("w") as file:
         results = localize_queries(localizer, queries, initial=initial)
         for result, query in zip(
-            track(results, description="Localizing", total=len(queries), transient=True), queries, strict=True
+            track(results, description="Localizing", total=len(queries)), queries, strict=True
         ):
             found.append(result)
             file.write(json.dumps(to_record(result, query.cam_from_world)) + "\n")

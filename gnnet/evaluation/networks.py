@@ -9,7 +9,6 @@ from functools import partial
 from itertools import pairwise
 
 import torch
-from rich.progress import track
 from torch import nn
 
 from gnnet.data.batches import LocalizationBatch, Matches, MatchingPair
@@ -19,6 +18,7 @@ from gnnet.evaluation.starts import InitialPoses, PerturbedPoses, localize_featu
 from gnnet.evaluation.tables import INITIAL_POSES, Setting, Table, localization_table, matching_table
 from gnnet.localization.refiner import Refiner
 from gnnet.models.grey import GreyValues
+from gnnet.progress import track
 
 RINGS = (0.0, 1.0, 2.0, 3.0, 4.0)  # bounds of the rings of offsets, in multiples of the largest initial offset
 
@@ -72,7 +72,7 @@ def compare_localization(
     new_metrics = partial(LocalizationMetrics, conditions=conditions, sync_on_compute=False)
     metrics = {name: [new_metrics() for _ in (starts, *rings)] for name in networks}
     with _evaluating(networks, device):
-        for batch in track(batches, description=f"Localizing with {len(networks)} networks", transient=True):
+        for batch in track(batches, description=f"Localizing with {len(networks)} networks"):
             batch = batch.to(device)
             for name, network in networks.items():
                 query, reference = network(batch.query.image), network(batch.reference.image)
@@ -144,7 +144,7 @@ def compare_matching(
     # Only one process compares, so nothing is gathered.
     metrics = {name: MatchingMetrics(conditions=conditions, sync_on_compute=False) for name in methods}
     with _evaluating(networks, device):
-        for index, pair in enumerate(track(pairs, description="Matching pairs", transient=True)):
+        for index, pair in enumerate(track(pairs, description="Matching pairs")):
             for name, match in methods.items():
                 metrics[name].update(match(pair), pair.keypoints_b, condition=pair.condition, index=index)
     summaries = {name: metric.compute() for name, metric in metrics.items()}

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 
 from gnnet.arrays import ArrayFile
@@ -22,6 +21,7 @@ from gnnet.localization.local_features import LocalFeatures, points_of_detection
 from gnnet.localization.map import NEIGHBOURS, Map, Observations, check_layout, made_with, map_arrays
 from gnnet.localization.refinement import sample_descriptors
 from gnnet.models.pyramid import FeatureNetwork
+from gnnet.progress import track
 from gnnet.sampling import evenly
 from gnnet.scenes.pairing import shared_points
 from gnnet.scenes.scene import Scene, SceneImage
@@ -103,7 +103,7 @@ def compile_map(
     if not file["finished"][0]:
         waiting = np.flatnonzero(file["done"] == 0).tolist()
         title = f"Compiling {len(waiting)} references"
-        for row in track(waiting, description=title, disable=not progress, transient=True):
+        for row in track(waiting, description=title, show=progress):
             _write(file, row, *work.describe(references[row], row))
         _finish(file, references, poses, cameras)
     file.close()

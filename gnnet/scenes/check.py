@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from rich.progress import track
 
+from gnnet.progress import track
 from gnnet.scenes.columns import CAMERA, FILE, KEYPOINTS, POINT_IDS, POSE, STATIC, ImageColumns, Views
 from gnnet.scenes.formats.correspondences import read_correspondence_header
 from gnnet.scenes.formats.images import image_size
@@ -77,7 +77,7 @@ def _check_files(images: ImageTable, bad: BadInput, progress: bool) -> tuple[np.
     rows = images.rows.tolist()
     with ThreadPoolExecutor(_THREADS) as pool:
         try:
-            found = track(pool.map(look, rows), "Checking images", len(rows), disable=not progress, transient=True)
+            found = track(pool.map(look, rows), "Checking images", total=len(rows), show=progress)
             for row, size in zip(rows, found, strict=True):
                 if isinstance(size, Exception):
                     broken.add(row)
@@ -206,7 +206,7 @@ def _check_pairs(
                 )
             )
     unread = kept.rows[(columns.flags[kept.rows] & FILE > 0) & (columns.count[kept.rows] == 0)].tolist()
-    for row in track(unread, "Checking pairs", disable=not progress or not unread, transient=True):
+    for row in track(unread, "Checking pairs", show=progress and bool(unread)):
         try:
             read_correspondence_header(Path(columns.paths[row]))
         except (OSError, ValueError) as error:

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from rich.progress import track
 from scipy.sparse import csr_array
 from torch import Tensor
 
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
+from gnnet.progress import track
 from gnnet.scenes.values import Pair, SceneImage
 
 _CHUNK = 64  # images whose common points with all others are counted at once
@@ -62,7 +62,7 @@ def covisible_pairs(images: Sequence[SceneImage], min_shared: int, per_image: in
     found: dict[tuple[int, int], int] = {}
     counted = shared_points(image.point_ids for image in images if image.point_ids is not None)
     for i, (others, counts) in enumerate(
-        track(counted, "Pairing images", total=len(images), disable=not progress, transient=True)
+        track(counted, "Pairing images", total=len(images), show=progress)
     ):
         enough = counts >= min_shared
         others, counts = others[enough], counts[enough]

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import Progress
 
 from gnnet.files import locked, new_folder
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
+from gnnet.progress import track
 from gnnet.scenes.layouts import robotcar
 from gnnet.scenes.layouts.robotcar import load_robotcar
 from gnnet.scenes.problems import OnBad
@@ -188,9 +188,8 @@ def render_toy_town(root: Path, settings: TownSettings, *, progress: bool = True
     )
     with pool:
         futures = [pool.submit(_render_place, home, place, settings) for place in range(settings.places)]
-        with Progress(disable=not progress) as bar:
-            for _ in bar.track(as_completed(futures), total=settings.places, description="Rendering the toy town"):
-                pass
+        for _ in track(as_completed(futures), "Rendering the toy town", total=settings.places, show=progress):
+            pass
         layout.write_town(home, [future.result() for future in futures], toy_camera(settings.image_size))
     (Path(root) / "toy.json").write_text(settings.text())
     return Path(root)

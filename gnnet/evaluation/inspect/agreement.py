@@ -6,13 +6,13 @@ from itertools import groupby
 
 import numpy as np
 import torch
-from rich.progress import track
 
 from gnnet.data.depth import lift_keypoints
 from gnnet.data.images import read_view
 from gnnet.data.sift import detect_sift, match_sift
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, skew
+from gnnet.progress import track
 from gnnet.sampling import evenly
 from gnnet.scenes.scene import Pair, Scene, SceneImage
 
@@ -118,7 +118,7 @@ def errors_in_images(scene: Scene, *, progress: bool) -> dict[str, list[np.ndarr
     for _, names in groupby(sorted(scene.images, key=lambda name: (_folder(name), name)), _folder):
         position |= {name: i for i, name in enumerate(names)}
     errors: dict[str, list[np.ndarray]] = {}
-    for pair in track(pairs, "Matching images", disable=not progress, transient=True):
+    for pair in track(pairs, "Matching images", show=progress):
         try:
             found = match_agreement(scene, pair)
         except (OSError, ValueError):  # among the problems with pairs and images

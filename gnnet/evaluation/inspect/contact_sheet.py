@@ -15,7 +15,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
-from rich.progress import track
 from scipy.ndimage import uniform_filter
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
@@ -25,6 +24,7 @@ from gnnet.evaluation.inspect.pairs import PairReader
 from gnnet.evaluation.report import style
 from gnnet.evaluation.report.cameras import top_view
 from gnnet.evaluation.report.pictures import draw_matches, show_image
+from gnnet.progress import track
 from gnnet.sampling import evenly
 from gnnet.scenes.scene import Pair, Scene
 
@@ -65,7 +65,7 @@ def draw_dataset(
         The files written.
     """
     figures, rows = {}, []
-    for pair in track(choose_pairs(scene, pairs), "Drawing pairs", disable=not progress, transient=True):
+    for pair in track(choose_pairs(scene, pairs), "Drawing pairs", show=progress):
         try:
             rows.append(_read_row(scene, pair))
         except (OSError, ValueError):

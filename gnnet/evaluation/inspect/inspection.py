@@ -12,12 +12,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from rich.progress import track
 
 from gnnet.data.images import read_view
 from gnnet.data.queries import localization_samples
 from gnnet.evaluation.inspect.agreement import errors_in_images
 from gnnet.evaluation.inspect.pairs import PairMeasure, PairReader, describe, measure_pair
+from gnnet.progress import track
 from gnnet.sampling import evenly
 from gnnet.scenes.formats.images import image_size
 from gnnet.scenes.scene import Scene, SceneImage
@@ -142,7 +142,7 @@ def inspect_scene(
     errors: dict[str, list[np.ndarray]] = {}
     broken: list[str] = []
     chosen = evenly(len(scene.pairs), pairs, np.random.default_rng(0)).tolist()
-    for index in track(chosen, "Reading correspondences", disable=not progress, transient=True):
+    for index in track(chosen, "Reading correspondences", show=progress):
         pair = scene.pairs[index]
         try:
             measures[index], outside = measure_pair(reader, pair)
@@ -271,7 +271,7 @@ def _colours(scene: Scene, limit: int | None, progress: bool) -> tuple[Colours |
     names = list(scene.images)
     chosen = [names[i] for i in evenly(len(names), limit, np.random.default_rng(0))]
     total, squares, pixels, count, problems = np.zeros(3), np.zeros(3), 0, 0, []
-    for name in track(chosen, "Decoding images", disable=not progress, transient=True):
+    for name in track(chosen, "Decoding images", show=progress):
         try:
             content = read_view(scene.images[name]).pixels
         except (OSError, ValueError) as error:

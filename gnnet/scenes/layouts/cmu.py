@@ -10,9 +10,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from rich.progress import track
 from scipy.spatial import cKDTree
 
+from gnnet.progress import track
 from gnnet.scenes.formats.correspondences import read_correspondence_header
 from gnnet.scenes.layouts.cmu_slice import Slice, condition_groups, parse_name, read_intrinsics, read_slice
 from gnnet.scenes.pairing import centers_of, covisible_pairs, stretches_of, within_places
@@ -118,7 +118,7 @@ def _read_slices(
     """The chosen slices that can be read; at least one of them has an image."""
     intrinsics = read_intrinsics(folder, bad)
     read: list[Slice] = []
-    for number in track(numbers, "Reading slices", disable=not progress, transient=True):
+    for number in track(numbers, "Reading slices", show=progress):
         with bad.skipping():
             read.append(read_slice(folder, number, cameras, intrinsics, bad))
     if not any(part.images for part in read):
@@ -227,7 +227,7 @@ def _listed_pairs(
     """Pairs of the correspondence files, without their place."""
     listed = [(number, path) for number, paths in files.items() for path in paths]
     pairs = []
-    for number, path in track(listed, "Reading pairs", disable=not progress, transient=True):
+    for number, path in track(listed, "Reading pairs", show=progress):
         with bad.skipping():
             header = read_correspondence_header(path)
             names = [PurePosixPath(name).name for name in (header.name_a, header.name_b)]

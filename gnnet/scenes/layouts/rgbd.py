@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
 
 from gnnet.files import parse_numbers, read_lines, read_text
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
+from gnnet.progress import track
 from gnnet.scenes.formats.images import image_files, named_folders, usual_size
 from gnnet.scenes.pairing import pairs_at_gaps
 from gnnet.scenes.problems import BadInput, OnBad
@@ -67,7 +67,7 @@ def load_rgbd(
         raise FileNotFoundError(f"{root.absolute()} holds no posed RGB-D sequence (dataset.root); expected\n{_TREE}")
     found: dict[str, SceneImage] = {}
     pairs: list[Pair] = []
-    for prefix, folder in track(named.items(), "Reading sequences", disable=not progress, transient=True):
+    for prefix, folder in track(named.items(), "Reading sequences", show=progress):
         with bad.skipping():
             for stretch in _read_sequence(folder, prefix, images, depth, places, bad):
                 found |= {image.name: image for image in stretch}

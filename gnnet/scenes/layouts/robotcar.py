@@ -11,11 +11,11 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
-from rich.progress import track
 
 from gnnet.files import parse_numbers, read_text
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
+from gnnet.progress import track
 from gnnet.scenes.formats.correspondences import read_correspondence_header
 from gnnet.scenes.formats.images import usual_size
 from gnnet.scenes.layouts.robotcar_models import (
@@ -235,7 +235,7 @@ def _references_in_blocks(pairs: list[Pair], plain_image: Callable[[str, str], S
 def _read_pairs(files: list[Path], cameras: Container[str], bad: BadInput, progress: bool) -> list[Pair]:
     """Pairs of the correspondence files, for the chosen cameras, without their place."""
     pairs = []
-    for path in track(files, "Reading pairs", disable=not progress, transient=True):
+    for path in track(files, "Reading pairs", show=progress):
         with bad.skipping():
             name_a, name_b, count = read_correspondence_header(path)
             name_a, name_b = image_name(name_a, str(path)), image_name(name_b, str(path))

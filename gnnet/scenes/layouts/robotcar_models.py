@@ -9,11 +9,11 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from rich.progress import track
 from torch import Tensor
 
 from gnnet.files import below
 from gnnet.geometry.camera import Camera
+from gnnet.progress import track
 from gnnet.scenes.formats.colmap import Model, ModelImage, read_model
 from gnnet.scenes.formats.nvm import read_nvm
 from gnnet.scenes.pairing import stretches_by_length
@@ -81,7 +81,7 @@ def read_colmap_models(
     """
     references: dict[str, SceneImage] = {}
     points, count = [np.zeros((0, 3))], 0
-    for folder in track(folders, "Reading models", disable=not progress, transient=True):
+    for folder in track(folders, "Reading models", show=progress):
         with bad.skipping():
             model = read_model(folder, bad)
             if not model.images:

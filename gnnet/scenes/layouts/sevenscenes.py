@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from rich.progress import track
 from scipy.spatial import cKDTree
 
 from gnnet.files import read_lines, read_text
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
+from gnnet.progress import track
 from gnnet.scenes.formats.images import named_folders
 from gnnet.scenes.layouts.rgbd import parse_pose
 from gnnet.scenes.pairing import overlapping_pairs, pairs_at_gaps
@@ -90,7 +90,7 @@ def load_sevenscenes(
     images: dict[str, SceneImage] = {}
     pairs: list[Pair] = []
     maps: dict[str, list[list[SceneImage]]] = {}
-    for folder, prefix, name, is_map in track(sequences, "Reading sequences", disable=not progress, transient=True):
+    for folder, prefix, name, is_map in track(sequences, "Reading sequences", show=progress):
         with bad.skipping():
             frames = _read_sequence(folder, prefix, name, is_map, stride, bad)
             images |= {image.name: image for image in frames.values()}

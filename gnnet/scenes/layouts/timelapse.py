@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from rich.progress import track
 
+from gnnet.progress import track
 from gnnet.sampling import evenly
 from gnnet.scenes.formats.images import image_files, image_size, subfolders
 from gnnet.scenes.problems import BadInput, OnBad
@@ -61,7 +61,7 @@ def load_timelapse(
     looks: dict[str, list[_Look]] = {place: [] for place in found}
     with ThreadPoolExecutor(8) as pool:
         futures = [(place, pool.submit(_look_at, path)) for place, path in files]
-        for place, future in track(futures, "Looking at photographs", disable=not progress, transient=True):
+        for place, future in track(futures, "Looking at photographs", show=progress):
             with bad.skipping():
                 looks[place].append(future.result())
     images: dict[str, SceneImage] = {}
