@@ -110,7 +110,8 @@ def _parts(reader: Callable[..., Scene]) -> tuple[Callable[..., Scene], dict[str
     """A reader's function, and the settings that a partial binds to it; positional ones by their number."""
     if not isinstance(reader, partial):
         return reader, {}
-    return reader.func, {**{str(i): value for i, value in enumerate(reader.args)}, **reader.keywords}
+    function, bound = _parts(reader.func)  # a subclass of partial, such as Hydra's, is not flattened
+    return function, {**bound, **{str(i): value for i, value in enumerate(reader.args)}, **reader.keywords}
 
 
 def _identity(reader: Callable[..., Scene], root: Path, on_bad: OnBad) -> str | None:

@@ -160,6 +160,18 @@ def test_other_settings_have_other_indices(opened, photos, tmp_path, monkeypatch
     assert not opened(root=Path("photos"))[1]  # the same folder
 
 
+class Deferred(partial):
+    """A subclass of partial, as Hydra's `_partial_` makes: Python does not flatten a partial of it."""
+
+
+def test_a_partial_of_a_subclass_of_partial_is_known_by_its_reader(opened):
+    assert opened(partial(Deferred(read_photos, place="x"), on_bad="raise"))[1]
+    scene, read = opened(partial(Deferred(read_photos, place="x"), on_bad="raise"))
+    assert not read
+    assert scene.places == ("x",)
+    assert opened(partial(Deferred(read_photos, place="y"), on_bad="raise"))[1]
+
+
 def test_files_that_the_settings_name_elsewhere(opened, tmp_path):
     other = tmp_path / "model"
     other.mkdir()
