@@ -54,9 +54,11 @@ def close_loggers(trainer: pl.Trainer) -> Iterator[None]:
 
 
 def draw_loss_curves(trainer: pl.Trainer, path: Path) -> None:
-    """Draw the losses of the CSV log into a file, if such a log was kept and the run was long enough to log a step."""
-    if trainer.global_step < trainer.log_every_n_steps:  # type: ignore[attr-defined]  # Lightning sets it from outside
-        return
+    """Draw the losses of the CSV log into a file, if such a log was kept and the run was long enough to log a step.
+
+    A run that goes on from a checkpoint counts its own steps only, so the log itself tells.
+    """
     for logger in trainer.loggers:
-        if isinstance(logger, pl.loggers.CSVLogger):
-            loss_curves(Path(logger.log_dir) / "metrics.csv", path=path)
+        log = Path(logger.log_dir or "") / "metrics.csv"
+        if isinstance(logger, pl.loggers.CSVLogger) and log.is_file() and "loss" in log.read_text().partition("\n")[0]:
+            loss_curves(log, path=path)
