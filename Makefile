@@ -10,8 +10,8 @@ demo: $(VENV)/installed  ## set up, render the toy town, train on it, print the 
 test: $(VENV)/installed-dev  ## set up, run the whole test suite
 	$(VENV)/bin/python -m pytest
 
-test-fast: $(VENV)/installed-dev  ## the tests that are not marked slow: less than a minute on two cores
-	$(VENV)/bin/python -m pytest -m "not slow" -n 2 --dist loadfile
+test-fast: $(VENV)/installed-dev  ## the tests that are not marked slow: about a minute on two cores
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 lint: $(VENV)/installed-dev  ## style and types
 	$(VENV)/bin/ruff check .

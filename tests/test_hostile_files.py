@@ -248,6 +248,7 @@ def test_training_goes_through_the_same_door(toy_root, tmp_path, trap):
 
 
 @pytest.mark.parametrize("prefix", ["local://", "{run}/checkpoints/../../"])
+@pytest.mark.slow
 def test_resuming_removes_no_file_that_a_checkpoint_names(prefix, toy_root, tmp_path):
     """Lightning deletes the checkpoint that a better one replaces, by the path that stands in the file."""
     small = ("steps=2", "dataset.validation_queries=2")

@@ -167,6 +167,7 @@ def finished_run(toy_root, tmp_path_factory):
     return output, report
 
 
+@pytest.mark.slow
 def test_train_leaves_table_figures_and_checkpoints(finished_run):
     output, report = finished_run
     assert {row.method for row in report.rows} == {"initial poses", "trained", "untrained", "grey values"}
@@ -181,6 +182,7 @@ def test_train_leaves_table_figures_and_checkpoints(finished_run):
     assert checkpoint["global_step"] == 4
 
 
+@pytest.mark.slow
 def test_losses_are_logged_by_part_and_level(finished_run):
     with (finished_run[0] / "logs" / "metrics.csv").open() as file:
         header = next(csv.reader(file))
@@ -230,6 +232,7 @@ def test_resumed_equals_uninterrupted(finished_run, toy_root, tmp_path, capsys):
     assert last_validation(tmp_path / "second") == pytest.approx(last_validation(finished_run[0]))
 
 
+@pytest.mark.slow
 def test_resuming_from_what_does_not_exist_or_fit_is_an_error(finished_run, toy_root, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere\.ckpt does not exist"):
         train.run(on_toy(toy_root, tmp_path, f"checkpoint={tmp_path}/nowhere.ckpt"))
