@@ -26,7 +26,10 @@ from gnnet.evaluation.tables import Setting, Table, localization_table, print_ta
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, pose_errors
 from gnnet.localization.compile import compile_map
+from gnnet.localization.local_features import LocalFeatures
 from gnnet.localization.localizer import Localizer
+from gnnet.localization.map import Map
+from gnnet.localization.refinement import RefinementStatus
 from gnnet.localization.result import Localization, Status
 from gnnet.localization.retrieval import InitialPoseRetrieval
 from gnnet.models.pyramid import FeatureNetwork
@@ -57,13 +60,29 @@ class MapSettings:
 def prepare_localizer(
     settings: Localizer, network: FeatureNetwork, scene: Scene, map: MapSettings, *, device: torch.device | str
 ) -> Localizer:
-    """The localizer with its network and the scene's map, which is compiled first or, if it is there, opened.
+    """The localizer with its network and the scene's map (or two), compiled first or, if it is there, opened.
 
     Raises:
         FileNotFoundError, ValueError: from scene or map, see `compile_map`.
         ConnectionError: if weights of local features cannot be fetched.
     """
-    local, retrieval_network = settings.pose.local_features, settings.retrieval.network
+    network = network.eval()
+    companion = settings.pose.companion
+    own = _compiled(settings, network, scene, map, settings.pose.local_features, device)
+    second = None
+    if companion is not None:  # beside the first: its file has a name of its own
+        file = map.file and map.file.with_suffix(f".{companion.name}{map.file.suffix}")
+        beside = replace(map, file=file)
+        second = _compiled(settings, network, scene, beside, companion, device)
+    return settings.on(network, own, second)
+
+
+def _compiled(
+    settings: Localizer, network: FeatureNetwork, scene: Scene, map: MapSettings, local: LocalFeatures | None,
+    device: torch.device | str,
+) -> Map:  # fmt: skip
+    """The map of a scene whose points are described by local features, or by the network where `local` is None."""
+    retrieval_network = settings.retrieval.network
     if local is not None:
         local.load()
     if retrieval_network is not None:
@@ -75,11 +94,10 @@ def prepare_localizer(
         settled = f"{kind}-{retrieval}-{map.points}-{map.largest_side or 'full'}"
         made_of = f"{scene.name}-{fingerprint(network)[:8]}-{settled}"
         file = map.folder / (re.sub(r"[^\w.-]+", "-", made_of) + ".gnmap")
-    compiled = compile_map(
-        file, scene, network.eval(), points=map.points if local is None else local.count,
+    return compile_map(
+        file, scene, network, points=map.points if local is None else local.count,
         largest_side=map.largest_side, local_features=local, retrieval_network=retrieval_network, device=device,
     )  # fmt: skip
-    return settings.on(network, compiled)
 
 
 def queries_of_scene(scene: Scene) -> list[SceneImage]:
@@ -351,6 +369,21 @@ def _nearest(localizer: Localizer, result: Localization) -> Pose | None:
     return localizer.map.poses[localizer.map.rows[result.references[0]]]
 
 
+def _ending(result: Localization) -> str:
+    """Why a pose is not a refined one; empty if it is."""
+    if result.refined:
+        return ""
+    match result.ended:
+        case None:
+            return "not refined"
+        case RefinementStatus.ITERATION_LIMIT:
+            return "ended at the iteration limit"
+        case RefinementStatus.CONVERGED_STEP | RefinementStatus.CONVERGED_GRADIENT:
+            return "lost against the pose before"
+        case _:
+            return "failed"
+
+
 def _notes(localizer: Localizer, localizations: Sequence[Localization]) -> Iterator[str]:
     localized = [r for r in localizations if r.status == Status.LOCALIZED]
     yield f"{len(localized)} of {len(localizations)} queries localized"
@@ -358,8 +391,11 @@ def _notes(localizer: Localizer, localizations: Sequence[Localization]) -> Itera
     if failed:
         yield "not localized: " + ", ".join(f"{count} {status}" for status, count in failed.most_common())
     if localizer.refiner is not None and localized:
-        kept = sum(r.refined for r in localized)
-        yield f"refinement kept for {kept} of {len(localized)}; for the others the pose before it stands"
+        ended = Counter(_ending(r) for r in localized)
+        kept = ended.pop("", 0)
+        others = "".join(f"; {count} {why}" for why, count in ended.most_common())
+        stands = ": there the pose before it stands" if others else ""
+        yield f"refinement kept for {kept} of {len(localized)}{others}{stands}"
     stages = {stage for r in localized for stage in r.seconds}
     if stages:
         means = {s: sum(r.seconds.get(s, 0) for r in localized) / len(localized) for s in sorted(stages)}

@@ -18,9 +18,9 @@ from gnnet.localization.map import Observations
 from gnnet.localization.pnp import PoseSolver
 from gnnet.localization.refinement import Refinement, RefinementStatus
 from gnnet.localization.result import Localization
-from gnnet.sampling import evenly
 
-KEPT_INLIERS = 0.9  # share of the inliers that a refined pose must keep, or it is refused
+COST_TOLERANCE = 2.0  # standard errors by which the mean cost may rise: less is noise
+ERROR_TOLERANCE = 1.1  # factor by which the matches' mean squared reprojection error, cut at `max_error`, may rise
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,25 +29,19 @@ class Hypothesis:
 
     Args:
         cam_from_world: unbatched, float64; None if no pose was found.
-        rows: (K,) rows of the map, the cluster's references.
-        inliers: (M,) bool, which of all observations agree with the pose; empty if nothing was matched.
+        rows: (K,) rows of the map, references of the cluster whose matches the pose comes from.
+        cluster: (K',) rows of the map, all references of the cluster: refinement uses what they observe.
+        inliers: (M,) bool, which of the matched observations agree with the pose; empty if nothing was matched.
         count: number of inliers.
         reason: how the pose was found, or why there is none, in words.
     """
 
     cam_from_world: Pose | None
     rows: Tensor
+    cluster: Tensor
     inliers: Tensor
     count: int
     reason: str
-
-    def observations(self, observations: Observations, limit: int) -> Tensor:
-        """At most `limit` rows of the observations by the cluster's references: inliers first, then evenly others."""
-        mine = torch.isin(observations.reference, self.rows)
-        first = (mine & self.inliers) if len(self.inliers) else torch.zeros_like(mine)
-        inliers, others = first.nonzero().squeeze(1), (mine & ~first).nonzero().squeeze(1)
-        inliers = inliers[evenly(len(inliers), limit)]
-        return torch.cat([inliers, others[evenly(len(others), limit - len(inliers))]])
 
 
 def pose_hypotheses(
@@ -62,8 +56,8 @@ def pose_hypotheses(
 ) -> list[Hypothesis]:
     """One pose for each cluster of covisible references, those with most inliers first.
 
-    Of a cluster only the `best` references by number of matches are used: those that see the query's
-    points from elsewhere match fewer, and less exactly. A cluster without a pose comes last, with its reason.
+    PnP uses only the `best` references of a cluster by number of matches: those that see the query's points from
+    elsewhere match fewer, and less exactly. A cluster without a pose comes last, with its reason.
 
     Args:
         matches: (M,) of the observations with the query, keypoints in its pixels.
@@ -80,13 +74,14 @@ def pose_hypotheses(
     # world is moved to an origin among the points.
     origin = observations.points.mean(0) if len(observations.points) else torch.zeros(3, dtype=torch.float64)
     for cluster in covisibility_clusters(shared):
-        members = rows[cluster[counts[cluster].sort(descending=True, stable=True).indices[:best]]]
+        whole = rows[cluster[counts[cluster].sort(descending=True, stable=True).indices]]
+        members = whole[:best]
         used = (kept & torch.isin(observations.reference, members)).nonzero().squeeze(1)
         result = solver.solve(matches.keypoints[used], observations.points[used] - origin, camera)
         pose = None if result.cam_from_world is None else result.cam_from_world.shifted(-origin)
         inliers = torch.zeros_like(kept)
         inliers[used[result.inliers]] = True
-        found.append(Hypothesis(pose, members, inliers, int(result.inliers.sum()), result.reason))
+        found.append(Hypothesis(pose, members, whole, inliers, int(result.inliers.sum()), result.reason))
     return sorted(found, key=lambda h: (h.cam_from_world is None, -h.count))
 
 
@@ -105,58 +100,62 @@ def choose_hypothesis(
     camera: Camera,
     max_error: float,
 ) -> Localization:
-    """The refined pose of least cost that has enough inliers, unless it lost against its initial pose.
+    """The pose with most inliers among the hypotheses', each refined unless its refinement failed or lost.
 
-    It has lost if its cost rose, or, where there are matches, if less than `KEPT_INLIERS` of the inliers
-    agree with it. Then the pose in `result` stays.
+    A refinement has failed if it did not converge. It has lost if the mean cost of the points that count both
+    before and after rose by more than `COST_TOLERANCE` standard errors, or the robust reprojection error of the
+    matches by more than `ERROR_TOLERANCE`. Then the pose before it stands.
 
     Args:
         result: with the pose of the first hypothesis.
         hypotheses: H of them, with poses.
         refinement: of these (H,), in the map's world.
         matches: (M,) of the observations with the query; None if nothing was matched.
-        observations: (M,).
+        observations: (M,) that were matched.
         camera: of the query, unbatched.
         max_error: pixels, the largest reprojection error of an inlier.
     """
-    best, why = None, "refinement failed: " + refinement.reason(0)
-    initial, final = refinement.initial_cost.tolist(), refinement.final_cost.tolist()
-    most = max(h.count for h in hypotheses)
+    costs = refinement.initial_cost, refinement.final_cost, refinement.cost_noise
+    initial, final, noise = (x.tolist() for x in costs)
+    converged = refinement.converged.tolist()
+    results = []
     for i, hypothesis in enumerate(hypotheses):
-        pose = refinement.cam_from_world[i]
-        if int(refinement.status[i]) in (RefinementStatus.TOO_FEW_POINTS, RefinementStatus.SINGULAR):
-            continue
-        count = _inliers(pose, matches, observations, hypothesis, camera, max_error)
-        if not final[i] <= initial[i] or count < KEPT_INLIERS * hypothesis.count:
-            if i == 0:
-                costs = f"cost {initial[i]:.4g} to {final[i]:.4g}"
-                why = f"refinement lost ({costs}, inliers {hypothesis.count} to {count})"
-            continue
-        if 2 * count >= most and (best is None or final[i] < final[best[0]]):
-            best = i, count
-    if best is None:
-        return replace(result, reason=f"{result.reason}; {why}", initial_cost=initial[0], final_cost=final[0])
-    i, count = best
-    return replace(
-        result,
-        reason=f"{hypotheses[i].reason}; {refinement.reason(i)}",
-        initial=hypotheses[i].cam_from_world,
-        cam_from_world=refinement.cam_from_world[i],
-        refined=True,
-        inliers=count,
-        initial_cost=initial[i],
-        final_cost=final[i],
-        covariance=refinement.covariance[i].double().cpu(),
-    )
+        assert hypothesis.cam_from_world is not None, "hypotheses without a pose are not refined"
+        pose, why = refinement.cam_from_world[i], refinement.reason(i)
+        before, _ = _reprojection(hypothesis.cam_from_world, matches, observations, hypothesis, camera, max_error)
+        error, count = _reprojection(pose, matches, observations, hypothesis, camera, max_error)
+        kept = converged[i]
+        if not kept:
+            why = f"refinement failed: {why}"
+        elif not final[i] - initial[i] <= COST_TOLERANCE * noise[i]:
+            kept, why = False, f"refinement lost (cost {initial[i]:.4g} to {final[i]:.4g})"
+        elif not error <= ERROR_TOLERANCE * before:
+            kept, why = False, f"refinement lost (reprojection error {before**0.5:.3g} to {error**0.5:.3g} pixels)"
+        results.append(
+            replace(
+                result,
+                reason=f"{hypothesis.reason}; {why}",
+                initial=hypothesis.cam_from_world,
+                cam_from_world=pose if kept else hypothesis.cam_from_world,
+                refined=kept,
+                ended=RefinementStatus(int(refinement.status[i])),
+                inliers=count if kept else hypothesis.count,
+                initial_cost=initial[i],
+                final_cost=final[i],
+                covariance=refinement.covariance[i].double().cpu() if kept else None,
+            )
+        )
+    return max(results, key=lambda r: r.inliers)  # of equal ones the first
 
 
-def _inliers(
+def _reprojection(
     pose: Pose, matches: Matches | None, observations: Observations, hypothesis: Hypothesis, camera: Camera,
     max_error: float,
-) -> int:  # fmt: skip
-    """How many matches of the hypothesis' references agree with a pose."""
+) -> tuple[float, int]:  # fmt: skip
+    """Mean squared reprojection error, each cut at `max_error`, of a hypothesis' matches, and how many are inliers."""
     if matches is None:
-        return 0
+        return 0.0, 0
     used = matches.kept & torch.isin(observations.reference, hypothesis.rows)
     xy, valid = camera.project(pose.transform(observations.points[used]))
-    return int((valid & ((xy - matches.keypoints[used]).norm(dim=-1) <= max_error)).sum())
+    squared = torch.where(valid, (xy - matches.keypoints[used]).square().sum(-1), torch.inf)
+    return squared.clamp(max=max_error**2).mean().item(), int((squared <= max_error**2).sum())

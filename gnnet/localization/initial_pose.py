@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Protocol
 
 import torch
@@ -12,7 +12,7 @@ from gnnet.data.batches import Matches
 from gnnet.geometry.pose import Pose
 from gnnet.localization.hypotheses import Hypothesis, pose_hypotheses
 from gnnet.localization.local_features import LocalFeatures
-from gnnet.localization.map import References
+from gnnet.localization.map import Observations, References
 from gnnet.localization.matching import Matcher
 from gnnet.localization.pnp import PoseSolver
 from gnnet.localization.query import Query
@@ -28,21 +28,26 @@ class Proposal:
         status, reason: why there is no pose, or `LOCALIZED` and how the best was found.
         hypotheses: with poses, the best first; empty if there is none.
         matches: (M,) of the references' observations with the query; None if nothing was to be matched.
+        observations: (M,) that were matched; None if nothing was.
         max_error: pixels, the largest reprojection error of a match that is an inlier.
+        joint: whether the matches are exact enough to take part in the refinement, beside the features.
     """
 
     status: Status
     reason: str
     hypotheses: tuple[Hypothesis, ...] = ()
     matches: Matches | None = None
+    observations: Observations | None = None
     max_error: float = 0.0
+    joint: bool = False
 
 
 class PoseSource(Protocol):
     """Gives a query's poses before refinement.
 
     `name` is what tables call these poses; `takes_initial`, whether the caller must give an initial pose;
-    `local_features` describe the map's points, None if the network's maps do.
+    `local_features` describe the map's points, None if the network's maps do; `companion` are the local features of
+    a second map of the same references, None if there is none.
     """
 
     @property
@@ -51,6 +56,8 @@ class PoseSource(Protocol):
     def takes_initial(self) -> bool: ...
     @property
     def local_features(self) -> LocalFeatures | None: ...
+    @property
+    def companion(self) -> LocalFeatures | None: ...
 
     def propose(self, query: Query, references: References, best: int, watch: Stopwatch) -> Proposal:
         """Poses of a query.
@@ -58,7 +65,7 @@ class PoseSource(Protocol):
         Args:
             query: with features.
             references: that the query is compared with, one at least.
-            best: limit on the references of a cluster of covisible ones that are used.
+            best: limit on the references of a cluster of covisible ones whose matches PnP uses.
             watch: told when a stage ends.
         """
         ...
@@ -77,6 +84,7 @@ class PoseFromMatches:
     solver: PoseSolver = field(default_factory=PoseSolver)
     name: ClassVar[str] = "PnP"
     takes_initial: ClassVar[bool] = False
+    companion: ClassVar[None] = None
 
     @property
     def local_features(self) -> LocalFeatures | None:
@@ -94,7 +102,50 @@ class PoseFromMatches:
         watch.lap("pose")
         first, posed = hypotheses[0], tuple(h for h in hypotheses if h.cam_from_world is not None)
         status = Status.LOCALIZED if posed else Status.NO_POSE
-        return Proposal(status, first.reason, posed, matches, self.solver.max_error)
+        return Proposal(status, first.reason, posed, matches, observations, self.solver.max_error)
+
+
+@dataclass(frozen=True)
+class HybridPose:
+    """Poses from matches of local features where enough of them agree, else from the network's features.
+
+    Local features such as SIFT's are placed more exactly than matches in feature maps, and cost less to match; by
+    night or in snow few of them match. Those that a pose was found from take part in its refinement.
+
+    Args:
+        local: finds poses from local features, which describe the points of a second map.
+        dense: finds poses from the network's features.
+        enough: inliers of local features from which on their pose is taken.
+
+    Raises:
+        ValueError: if `local` does not match local features, or `dense` does.
+    """
+
+    local: PoseFromMatches = field(default_factory=lambda: PoseFromMatches(LocalFeatures()))
+    dense: PoseFromMatches = field(default_factory=PoseFromMatches)
+    enough: int = 50
+    name: ClassVar[str] = "PnP"
+    takes_initial: ClassVar[bool] = False
+    local_features: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        if self.local.local_features is None or self.dense.local_features is not None:
+            raise ValueError("a hybrid pose takes LocalFeatures in `local.matcher` and a Matcher in `dense.matcher`")
+
+    @property
+    def companion(self) -> LocalFeatures | None:
+        return self.local.local_features
+
+    def propose(self, query: Query, references: References, best: int, watch: Stopwatch) -> Proposal:
+        assert references.companion is not None, "the localizer gives the second map"
+        name = self.companion.name if self.companion else ""
+        local = self.local.propose(query, references.companion, best, watch)
+        if local.hypotheses and local.hypotheses[0].count >= self.enough:
+            return replace(local, reason=f"{name}: {local.reason}", joint=True)
+        dense = self.dense.propose(query, references, best, watch)
+        if dense.hypotheses or not local.hypotheses:
+            return dense
+        return replace(local, reason=f"{name}: {local.reason}", joint=True)
 
 
 class NearestPose:
@@ -103,10 +154,11 @@ class NearestPose:
     name = "nearest"
     takes_initial = False
     local_features = None
+    companion = None
 
     def propose(self, query: Query, references: References, best: int, watch: Stopwatch) -> Proposal:
         pose = references.map.poses[int(references.rows[0])]
-        return _unmatched(pose, references.rows[:best], "the nearest reference's pose")
+        return _unmatched(pose, references.rows, "the nearest reference's pose")
 
 
 class GivenPose:
@@ -115,13 +167,14 @@ class GivenPose:
     name = "given"
     takes_initial = True
     local_features = None
+    companion = None
 
     def propose(self, query: Query, references: References, best: int, watch: Stopwatch) -> Proposal:
         if query.initial is None:
             return Proposal(Status.NO_POSE, "no initial pose")
-        return _unmatched(query.initial.to(torch.float64), references.rows[:best], "the pose given")
+        return _unmatched(query.initial.to(torch.float64), references.rows, "the pose given")
 
 
 def _unmatched(pose: Pose, rows: Tensor, reason: str) -> Proposal:
-    hypothesis = Hypothesis(pose, rows, torch.zeros(0, dtype=torch.bool), 0, reason)
+    hypothesis = Hypothesis(pose, rows, rows, torch.zeros(0, dtype=torch.bool), 0, reason)
     return Proposal(Status.LOCALIZED, reason, (hypothesis,))

@@ -34,11 +34,12 @@ class Localizer:
         pose: finds the pose before refinement, see `gnnet.localization.initial_pose`.
         refiner: refines it; None leaves it as it is. It needs descriptors of feature maps, not local features.
         references: limit on the references that a query is compared with.
-        best_references: limit on the references of a cluster of covisible ones that are used: those with the most
-            matches; without matches, the nearest.
+        best_references: limit on the references of a cluster of covisible ones whose matches PnP uses: those with the
+            most. Refinement uses what all references of the cluster observe.
         reference_camera: project into the query with the nearest reference's camera (an ablation).
         distortion: False leaves out the distortion of the query's lens (an ablation).
-        ready: the network and the map to localize on; `on` gives them.
+        ready: the network, the map to localize on, and for a `pose` that needs it the map of local features; `on`
+            gives them.
 
     Raises:
         ValueError: if settings contradict each other.
@@ -51,7 +52,7 @@ class Localizer:
     best_references: int = 4
     reference_camera: bool = False
     distortion: bool = True
-    ready: tuple[FeatureNetwork, Map] | None = None
+    ready: tuple[FeatureNetwork, Map, Map | None] | None = None
 
     def __post_init__(self) -> None:
         if self.refiner is not None and self.pose.local_features is not None:
@@ -68,6 +69,7 @@ class Localizer:
         path: str | Path,
         map: str | Path,
         *,
+        companion: str | Path | None = None,
         device: torch.device | str = "cpu",
         allow: str | Sequence[str] = (),
         **settings: Any,
@@ -77,6 +79,7 @@ class Localizer:
         Args:
             path: a checkpoint that `train.py` wrote.
             map: the map's file.
+            companion: file of the map of local features, for a `pose` that needs one (`HybridPose`).
             device: where to run.
             allow: packages of your own whose classes the checkpoint may name.
             **settings: of the localizer, where other than those of `conf/localizer/sparse_to_dense.yaml`.
@@ -85,7 +88,7 @@ class Localizer:
             FileNotFoundError, ValueError: if one is missing or broken, or the map is of another network.
         """
         network = read_checkpoint(path).network(allow=allow).eval().to(device)
-        return cls(**settings).on(network, Map.open(map))
+        return cls(**settings).on(network, Map.open(map), None if companion is None else Map.open(companion))
 
     @property
     def title(self) -> str:
@@ -104,27 +107,39 @@ class Localizer:
         return self._on[1]
 
     @property
-    def _on(self) -> tuple[FeatureNetwork, Map]:
+    def _on(self) -> tuple[FeatureNetwork, Map, Map | None]:
         if self.ready is None:
             raise ValueError("this localizer has settings only: give it a network and a map by localizer.on(…)")
         return self.ready
 
-    def on(self, network: FeatureNetwork, map: Map) -> Localizer:
+    def on(self, network: FeatureNetwork, map: Map, companion: Map | None = None) -> Localizer:
         """The same settings with a network, in evaluation mode on its device, and a map.
 
+        Args:
+            network: describes the query.
+            map: compiled with the network.
+            companion: the same references described by local features, for a `pose` that needs it.
+
         Raises:
-            ValueError: if the map was compiled with another network, retrieval network or local features.
+            ValueError: if a map is missing, was compiled with another network, retrieval network or local features,
+                or the two are of different references.
         """
-        local = self.pose.local_features
-        needed = made_with(network, None if local is None else local.name, self.retrieval.network)
-        for key, expected in needed.items():
-            found = map.about[key]
-            if found != expected:
-                raise ValueError(
-                    f"map {map.path} was compiled with the {key} {found}, not with {expected}; "
-                    "compile one with these (name another file)"
-                )
-        return replace(self, ready=(network, map))
+        if (companion is None) != (self.pose.companion is None):
+            found = "none was given" if companion is None else f"{companion.path} was given and is not used"
+            raise ValueError(f"poses by {self.pose.name} and a second map, of local features: {found}")
+        for part, local in ((map, self.pose.local_features), (companion, self.pose.companion)):
+            if part is None:
+                continue
+            needed = made_with(network, None if local is None else local.name, self.retrieval.network)
+            for key, expected in needed.items():
+                if (found := part.about[key]) != expected:
+                    raise ValueError(
+                        f"map {part.path} was compiled with the {key} {found}, not with {expected}; "
+                        "compile one with these (name another file)"
+                    )
+        if companion is not None and companion.about["scene"] != map.about["scene"]:
+            raise ValueError(f"maps {map.path} and {companion.path} are of different references; compile both anew")
+        return replace(self, ready=(network, map, companion))
 
     @torch.no_grad()
     def localize(
@@ -153,7 +168,7 @@ class Localizer:
         Raises:
             ValueError: if it has no network and map.
         """
-        network, map = self._on
+        network, map, companion = self._on
         width, height = camera.size.round().int().tolist()
         if (width, height) != (image.shape[-1], image.shape[-2]):
             reason = f"the image is {image.shape[-1]}×{image.shape[-2]} pixels, its camera says {width}×{height}"
@@ -175,7 +190,7 @@ class Localizer:
         else:
             rows = rows_of(references, query, map, self.references)
             reason = "the map has none of the references named"
-        chosen = References(map, rows)
+        chosen = References(map, rows, None if companion is None else References(companion, rows))
         watch.lap("retrieval")
         result = Localization(name, Status.NO_REFERENCE, reason, condition, references=chosen.names)
         if len(rows):
@@ -194,12 +209,15 @@ class Localizer:
         result = replace(result, cam_from_world=pose, initial=pose, inliers=best.count)
         if self.refiner is None:
             return result
-        tried, observations = proposal.hypotheses[: self.refiner.hypotheses], references.observations
-        refinement = self.refiner.refine_hypotheses(tried, observations, query.pyramid, query.camera)
+        matched = references.observations if proposal.observations is None else proposal.observations
+        # One with half the inliers of the best does not overtake it by refinement.
+        tried = [h for h in proposal.hypotheses if 2 * h.count >= best.count][: self.refiner.hypotheses]
+        refinement = self.refiner.refine_hypotheses(
+            tried, references.observations, query.pyramid, query.camera,
+            matches=proposal.matches if proposal.joint else None, matched=matched,
+        )  # fmt: skip
         watch.lap("refinement")
-        return choose_hypothesis(
-            result, tried, refinement, proposal.matches, observations, query.camera, proposal.max_error
-        )
+        return choose_hypothesis(result, tried, refinement, proposal.matches, matched, query.camera, proposal.max_error)
 
     def _camera_to_use(self, query: Query, references: References) -> Camera:
         """The query's camera, or what an ablation puts in its place."""

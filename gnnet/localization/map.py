@@ -170,10 +170,12 @@ class References:
     Args:
         map: the map.
         rows: (K,) of the map, the best first.
+        companion: the same references in the map of local features; None without one.
     """
 
     map: Map
     rows: Tensor
+    companion: References | None = None
 
     @property
     def names(self) -> tuple[str, ...]:

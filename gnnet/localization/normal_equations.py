@@ -28,6 +28,29 @@ _CELLS = 12  # that one point gathers, about
 
 
 @dataclass(frozen=True)
+class MatchTerm:
+    """Matches of 3D points with the query's pixels, which take part in the cost beside the features.
+
+    Each adds w·ρ(‖π(cam_from_world · X) − x‖²).
+
+    Args:
+        points: (B, M, 3) in the world.
+        keypoints: (B, M, 2) x, pixels of the queries' images.
+        weight: (B, M) w, squared feature residual that one squared pixel is worth; 0 for padding.
+        robust: ρ, of squared pixels.
+    """
+
+    points: Tensor
+    keypoints: Tensor
+    weight: Tensor
+    robust: Robust
+
+    def __getitem__(self, keep: Tensor) -> MatchTerm:
+        """The elements `keep` of the batch."""
+        return replace(self, points=self.points[keep], keypoints=self.keypoints[keep], weight=self.weight[keep])
+
+
+@dataclass(frozen=True)
 class Level:
     """One level of the problem, for those elements of the batch that are still at work.
 
@@ -46,9 +69,10 @@ class Level:
     robust: Robust
     gradient: Gradient
     rows: tuple[int, ...]
+    matches: MatchTerm | None = None
 
     @classmethod
-    def prepare(cls, features, stride, descriptors, usable, points, camera, robust, gradient) -> Level:
+    def prepare(cls, features, stride, descriptors, usable, points, camera, robust, gradient, matches) -> Level:
         """A level of a whole batch; descriptors that are not finite are masked, an expanded map is kept once."""
         features = features[:1] if features.stride(0) == 0 else features  # expanded: one map for all
         rows = tuple(range(points.shape[0]))
@@ -58,21 +82,23 @@ class Level:
         if torch.is_grad_enabled():  # forwards, masking the residual is enough
             descriptors = torch.where(finite[..., None], descriptors, 0)
         flat = (4 * torch.finfo(features.dtype).eps * norms).square()
-        return cls(features, stride, descriptors, usable & finite, flat, points, camera, robust, gradient, rows)
+        usable = usable & finite
+        return cls(features, stride, descriptors, usable, flat, points, camera, robust, gradient, rows, matches)
 
     def select(self, keep: Tensor, rows: tuple[int, ...]) -> Level:
         """The elements `keep` of those at work, whose rows are `rows`."""
         return replace(
             self, usable=self.usable[keep], flat=self.flat[keep], points=self.points[keep],
-            camera=self.camera[keep], rows=rows,
+            camera=self.camera[keep], rows=rows, matches=None if self.matches is None else self.matches[keep],
         )  # fmt: skip
 
 
 class NormalEquations(NamedTuple):
-    """The normal equations at a pose, of the points valid there.
+    """The normal equations at a pose, of the points valid there, and of the matches behind them, if there are any.
 
-    rotation (B, 3, 3), translation (B, 3); points in cells of the level, xy (B, N, 2); ρ (B, N), zero where
-    not valid (B, N); H = Σ w JᵀJ (B, 6, 6) and g = Σ w Jᵀr (B, 6); Σ w ‖r‖² (B,) and Σ w (B,).
+    rotation (B, 3, 3), translation (B, 3); points in cells of the level, xy (B, N + M, 2); ρ (B, N + M), zero where
+    not valid (B, N + M); H = Σ w JᵀJ (B, 6, 6) and g = Σ w Jᵀr (B, 6); Σ w ‖r‖² (B,) and Σ w (B,); the mean
+    distance of the points from the camera (B,).
     """
 
     rotation: Tensor
@@ -84,6 +110,7 @@ class NormalEquations(NamedTuple):
     gradient: Tensor
     weighted_square: Tensor
     weight: Tensor
+    distance: Tensor
 
     @property
     def pose(self) -> Pose:
@@ -111,10 +138,36 @@ def linearise(level: Level, pose: Pose) -> NormalEquations:
     bent = (products[..., 1:, 1:, None] * jacobian[..., None, :, :]).sum(-2)  # A J_p; a bmm of 2×2s is slower
     right = torch.cat([bent, products[..., 1:, :1]], -1)  # [B, N, 2, 7]
     normal = jacobian.flatten(1, 2).transpose(1, 2) @ right.flatten(1, 2)  # [B, 6, 7]
-    return NormalEquations(
+    equations = NormalEquations(
         pose.rotation, pose.translation, xy, torch.where(valid, cost, 0), valid,
         normal[..., :6], normal[..., 6], products[..., 0, 0].sum(-1), weight.sum(-1),
+        (points_cam.norm(dim=-1) * valid).sum(-1) / valid.sum(-1).clamp(min=1),
     )  # fmt: skip
+    return equations if level.matches is None else _with_matches(equations, level.matches, level, pose)
+
+
+def _with_matches(equations: NormalEquations, matches: MatchTerm, level: Level, pose: Pose) -> NormalEquations:
+    """The normal equations with the matches' reprojection errors added to those of the features."""
+    points_cam = pose.transform(matches.points)
+    xy, projection, in_view = level.camera.project_with_jacobian(points_cam)
+    residual = xy - matches.keypoints
+    squared = residual.square().sum(-1)
+    valid = in_view & (matches.weight > 0) & squared.isfinite()
+    cost, weight = matches.robust.cost_and_weight(torch.where(valid, squared, 0))
+    weight = torch.where(valid, weight * matches.weight, 0)
+    residual = torch.where(valid[..., None], residual, 0)
+    turned = torch.linalg.cross(points_cam[..., None, :].expand_as(projection), projection)
+    jacobian = torch.where(valid[..., None, None], torch.cat([projection, turned], -1), 0)
+    right = weight[..., None, None] * torch.cat([jacobian, residual[..., None]], -1)
+    normal = jacobian.flatten(1, 2).transpose(1, 2) @ right.flatten(1, 2)
+    return equations._replace(
+        xy=torch.cat([equations.xy, xy / level.stride], 1),
+        cost=torch.cat([equations.cost, torch.where(valid, cost * matches.weight, 0)], 1),
+        valid=torch.cat([equations.valid, valid], 1),
+        hessian=equations.hessian + normal[..., :6],
+        gradient=equations.gradient + normal[..., 6],
+        weighted_square=equations.weighted_square + (weight * squared).where(valid, 0).sum(-1),
+    )
 
 
 def _products(level: Level, xy: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.interpolation import Gradient, sample
 from gnnet.geometry.pose import Pose
-from gnnet.localization.normal_equations import Level, NormalEquations, linearise
+from gnnet.localization.normal_equations import Level, MatchTerm, NormalEquations, linearise
 from gnnet.localization.robust import Robust
 from gnnet.models.pyramid import FeaturePyramid
 
@@ -46,8 +46,9 @@ class Refinement:
     Args:
         cam_from_world: (B,) refined poses; the initial pose if there were too few points.
         status: (B,) int64, a `RefinementStatus` each.
-        initial_cost: (B,) mean ρ(‖r‖²) over the points valid at the initial pose; inf if none is.
+        initial_cost: (B,) mean ρ(‖r‖²) at the initial pose over the points valid at both poses; inf if none is.
         final_cost: (B,) the same at the refined pose.
+        cost_noise: (B,) standard error of their difference, the points' costs taken as independent.
         iterations: (B,) steps tried, taken or not, over all levels.
         valid_count: (B,) points valid at the refined pose (if too few: at the pose that had too few).
         covariance: (B, 6, 6) of δ = (translation in metres, rotation in radians) in
@@ -61,6 +62,7 @@ class Refinement:
     status: Tensor
     initial_cost: Tensor
     final_cost: Tensor
+    cost_noise: Tensor
     iterations: Tensor
     valid_count: Tensor
     covariance: Tensor
@@ -106,13 +108,14 @@ def refine_pose(
     valid: Tensor,
     camera: Camera,
     initial: Pose,
+    matches: MatchTerm | None = None,
     robust: Robust = Robust(),  # noqa: B008, a frozen value
     gradient: Gradient = "central",
-    iterations: int | tuple[int, ...] = 20,
+    iterations: int | tuple[int, ...] = 50,
     initial_damping: float = 1e-4,
     min_points: int = 12,
-    step_metres: float = 1e-4,
     step_degrees: float = 1e-3,
+    step_stds: float = 0.2,
     gradient_tolerance: float = 1e-5,
 ) -> Refinement:
     """Refine `cam_from_world` of B queries by feature-metric alignment, coarse to fine.
@@ -138,12 +141,16 @@ def refine_pose(
         valid: (B, N), False for padding.
         camera: (B,) of the queries' images.
         initial: (B,) `cam_from_world` to start from.
+        matches: of the queries with 3D points, which take part in the cost of every level; None: features alone.
         iterations: limit on each level, one for all levels or one for each.
         initial_damping: λ at the start of each level in (H + λ diag H) δ = −g, then ÷10 on a step taken
             and ×10 on a step refused, within [1e-6, 1e2]. 0 is Gauss-Newton: no damping, and every
             step that keeps enough points is taken.
         min_points: fewer valid points at the finest level fail that element; a coarser level is skipped.
-        step_metres, step_degrees: stop where the step, with its damping undone, would be below both.
+        step_degrees: stop where the step, with its damping undone, would turn the camera by less, and move it by less
+            than the same angle at the mean distance of the points.
+        step_stds: stop where the step, with its damping undone, is shorter than so many of its own standard deviations,
+            as the residuals tell it (√(δᵀHδ/σ²), see `Refinement.covariance`): what is left is noise.
         gradient_tolerance: stop where |cos| between the residuals and each column of the Jacobian is below.
 
     Raises:
@@ -158,14 +165,14 @@ def refine_pose(
             f"expected min_points >= 3 and initial_damping in [0, {MAX_DAMPING:g}], "
             f"found {min_points} and {initial_damping}"
         )
-    rules = _Rules(initial_damping, min_points, step_metres, step_degrees, gradient_tolerance)
+    rules = _Rules(initial_damping, min_points, step_degrees, step_stds, gradient_tolerance)
     dtype = torch.promote_types(initial.dtype, torch.float32)
     with torch.autocast(points.device.type, enabled=False):
         start = initial.to(dtype)
         valid = valid & points.isfinite().all(-1)
         points = torch.where(valid[..., None], points.to(dtype), 0)
         levels = [
-            Level.prepare(features, stride, d, valid & ok, points, camera.to(dtype), robust, gradient)
+            Level.prepare(features, stride, d, valid & ok, points, camera.to(dtype), robust, gradient, matches)
             for features, stride, d, ok in zip(*pyramid, descriptors, descriptor_valid, strict=True)
         ]
         inputs = (*pyramid.maps, *descriptors, points, start.rotation, start.translation)
@@ -185,8 +192,8 @@ class _Rules(NamedTuple):
 
     initial_damping: float
     min_points: int
-    step_metres: float
     step_degrees: float
+    step_stds: float
     gradient_tolerance: float
 
 
@@ -213,7 +220,7 @@ def _descend(
     stopped = current, progress  # each element as it was when it stopped
     for _ in range(limit):
         delta, solved = _solve(current.hessian, current.gradient, progress.damping, unroll)
-        progress = progress._replace(status=_stop_if_converged(current, progress, delta, solved, rules))
+        progress = progress._replace(status=_stop_if_converged(level, current, progress, delta, solved, rules))
         if not unroll:
             flags = (progress.status == at_work).tolist()
             if not all(flags):
@@ -249,14 +256,19 @@ def _where(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _stop_if_converged(
-    current: NormalEquations, progress: _Progress, delta: Tensor, solved: Tensor, rules: _Rules
+    level: Level, current: NormalEquations, progress: _Progress, delta: Tensor, solved: Tensor, rules: _Rules
 ) -> Tensor:
     """Status (B,), with those stopped whose next step or gradient is small, or that Gauss-Newton cannot solve."""
     running = progress.status == RefinementStatus.ITERATION_LIMIT
     # Damping in proportion to the diagonal shrinks a step by about 1 + λ: that is no convergence.
-    undamped = 1 + progress.damping
-    small_step = solved & (delta[:, :3].norm(dim=-1) * undamped <= rules.step_metres)
-    small_step &= delta[:, 3:].norm(dim=-1) * undamped <= math.radians(rules.step_degrees)
+    delta = delta * (1 + progress.damping)[:, None]
+    angle = math.radians(rules.step_degrees)
+    small_step = (delta[:, :3].norm(dim=-1) <= angle * current.distance) & (delta[:, 3:].norm(dim=-1) <= angle)
+    # Within the noise: (δᵀHδ) / σ² with σ² the variance of one channel of a residual.
+    squared = (delta[:, None] @ current.hessian @ delta[..., None]).view(-1)
+    variance = current.weighted_square / (level.descriptors.shape[-1] * current.weight).clamp(min=1)
+    small_step |= squared <= rules.step_stds**2 * variance
+    small_step &= solved
     flat = (_squared_cosines(current) <= rules.gradient_tolerance**2).all(-1)
     status = torch.where(running & small_step, RefinementStatus.CONVERGED_STEP, progress.status)
     status = torch.where(running & flat, RefinementStatus.CONVERGED_GRADIENT, status)
@@ -329,7 +341,12 @@ def _conclude(
     """Costs, covariance and status of the whole batch, from the finest level at the start and at the end."""
     too_few = status == RefinementStatus.TOO_FEW_POINTS
     pose = Pose(_where(too_few, first.rotation, last.rotation), _where(too_few, first.translation, last.translation))
-    initial_cost, final_cost = _mean_cost(first), _mean_cost(last)
+    common = first.valid & last.valid
+    count = common.sum(-1)
+    mean = lambda values: (values * common).sum(-1) / count.clamp(min=1)  # noqa: E731, it is used three times here
+    initial_cost, final_cost = (torch.where(count > 0, mean(at.cost), torch.inf) for at in (first, last))
+    change = (last.cost - first.cost).detach()
+    spread = mean((change - mean(change)[:, None]).square())
     scaled, scale = _unit_diagonal(last.hessian.detach())
     factor, info = torch.linalg.cholesky_ex(scaled)
     # A pivot is the share of a column of J that no other column explains; at rounding's level it is none.
@@ -344,16 +361,12 @@ def _conclude(
         status=torch.where(~too_few & ~regular, RefinementStatus.SINGULAR, status),
         initial_cost=initial_cost,
         final_cost=torch.where(too_few, initial_cost, final_cost),
+        cost_noise=(spread / (count - 1).clamp(min=1)).sqrt(),
         iterations=iterations,
         valid_count=last.valid.sum(-1),
         covariance=_where(regular, covariance, torch.full_like(covariance, torch.inf)),
         min_points=rules.min_points,
     )
-
-
-def _mean_cost(at: NormalEquations) -> Tensor:
-    count = at.valid.sum(-1)
-    return torch.where(count > 0, at.cost.sum(-1) / count.clamp(min=1), torch.inf)
 
 
 def _check_shapes(pyramid, descriptors, descriptor_valid, points, valid, camera, initial) -> None:

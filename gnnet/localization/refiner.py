@@ -8,15 +8,17 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from gnnet.data.batches import LocalizationBatch
+from gnnet.data.batches import LocalizationBatch, Matches
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.interpolation import Gradient
 from gnnet.geometry.pose import Pose
 from gnnet.localization.hypotheses import Hypothesis
 from gnnet.localization.map import Observations
+from gnnet.localization.normal_equations import MatchTerm
 from gnnet.localization.refinement import Refinement, refine_pose, sample_descriptors
 from gnnet.localization.robust import Robust
 from gnnet.models.pyramid import FeaturePyramid
+from gnnet.sampling import evenly
 
 
 @dataclass(frozen=True)
@@ -30,23 +32,30 @@ class Refiner:
         min_points: fewer valid points fail a query.
         levels: pyramid levels to use, by position; 0 is the coarsest. None uses all.
         points: limit on the observations that one refinement uses.
-        hypotheses: limit on the clusters of covisible references that are refined; the lowest final cost wins.
+        hypotheses: limit on the clusters of covisible references that are refined; that with most inliers wins.
+        match_weight: squared residual of features of length one that a squared pixel of a local feature's match is
+            worth, where such matches take part (`HybridPose`). Facades and a kitchen do best with 0.1 to 0.3.
+        match_scale: pixels beyond which such a match loses weight (Cauchy's cost).
 
     Raises:
-        ValueError: if `points` or `hypotheses` is less than one.
+        ValueError: if a limit is less than one, or the matches' weight or scale is not positive.
     """
 
     robust: Robust = field(default_factory=lambda: Robust(kind="cauchy", scale=0.3))
     gradient: Gradient = "central"
-    iterations: int = 20
+    iterations: int = 50
     min_points: int = 12
     levels: Sequence[int] | None = None
-    points: int = 2048
+    points: int = 16384
     hypotheses: int = 3
+    match_weight: float = 0.1
+    match_scale: float = 1.0
 
     def __post_init__(self) -> None:
         if self.points < 1 or self.hypotheses < 1:
             raise ValueError(f"{self.points} points and {self.hypotheses} hypotheses to refine; expected 1 or more")
+        if not self.match_weight > 0 or not self.match_scale > 0:
+            raise ValueError(f"match_weight {self.match_weight}, match_scale {self.match_scale}; expected above 0")
 
     def refine(
         self, query: FeaturePyramid, reference: FeaturePyramid, batch: LocalizationBatch, initial: Pose
@@ -63,27 +72,34 @@ class Refiner:
         return self._refine(query, descriptors, valid, batch.points, batch.valid, batch.query.camera, initial)
 
     def refine_hypotheses(
-        self, hypotheses: Sequence[Hypothesis], observations: Observations, pyramid: FeaturePyramid, camera: Camera
-    ) -> Refinement:
-        """Refine the poses of H hypotheses of one query together, each on observations of its own references.
+        self, hypotheses: Sequence[Hypothesis], observations: Observations, pyramid: FeaturePyramid, camera: Camera,
+        *, matches: Matches | None = None, matched: Observations | None = None,
+    ) -> Refinement:  # fmt: skip
+        """Refine the poses of H hypotheses of one query together, each on what its cluster's references observe.
 
         Args:
             hypotheses: H of them, each with a pose.
-            observations: (M,) that the hypotheses tell of.
+            observations: (M,) of the references, described by the network's maps.
             pyramid: maps of the query, a batch of one.
             camera: of the query, unbatched.
+            matches: (M',) exact ones, which take part in the cost beside the features; None: features alone.
+            matched: (M',) the observations that `matches` are of.
 
         Returns:
             Poses (H,) in the map's world, float64 on the CPU.
         """
         device = pyramid.maps[0].device
-        chosen = [h.observations(observations, self.points) for h in hypotheses]
-        widest = max(1, *map(len, chosen))
-        index = torch.stack([torch.nn.functional.pad(rows, (0, widest - len(rows))) for rows in chosen])
-        valid = torch.arange(widest) < torch.tensor([len(rows) for rows in chosen])[:, None]
+        index, valid = _padded([_rows_of(observations.reference, h.cluster) for h in hypotheses], self.points)
         # In a world with its origin near by, float32 is exact enough.
         poses = Pose.stack([h.cam_from_world for h in hypotheses if h.cam_from_world is not None])
         origin = poses[0].center()
+        term = None
+        if matches is not None and matched is not None:
+            rows, real = _padded([_rows_of(matched.reference, h.rows, matches.kept) for h in hypotheses])
+            term = MatchTerm(
+                (matched.points[rows] - origin).float().to(device), matches.keypoints[rows].float().to(device),
+                (self.match_weight * real).to(device), Robust("cauchy", self.match_scale),
+            )  # fmt: skip
         refined = self._refine(
             pyramid,
             tuple(d[index].to(device) for d in observations.descriptors),
@@ -92,6 +108,7 @@ class Refiner:
             valid.to(device),
             Camera.stack([camera] * len(hypotheses)).to(device=device, dtype=torch.float32),
             poses.shifted(origin).to(device=device, dtype=torch.float32),
+            term,
         )
         back = refined.cam_from_world.to(device="cpu", dtype=torch.float64)
         # A float32 rotation is no rotation to the digits of float64, which far from the origin are metres.
@@ -100,12 +117,27 @@ class Refiner:
 
     def _refine(
         self, pyramid: FeaturePyramid, descriptors: tuple[Tensor, ...], descriptor_valid: tuple[Tensor, ...],
-        points: Tensor, valid: Tensor, camera: Camera, initial: Pose,
+        points: Tensor, valid: Tensor, camera: Camera, initial: Pose, matches: MatchTerm | None = None,
     ) -> Refinement:  # fmt: skip
         levels = list(range(len(pyramid.maps)) if self.levels is None else self.levels)
         return refine_pose(
             pyramid=pyramid.select(levels), descriptors=tuple(descriptors[i] for i in levels),
             descriptor_valid=tuple(descriptor_valid[i] for i in levels), points=points, valid=valid, camera=camera,
-            initial=initial, robust=self.robust, gradient=self.gradient, iterations=self.iterations,
+            initial=initial, matches=matches, robust=self.robust, gradient=self.gradient, iterations=self.iterations,
             min_points=self.min_points,
         )  # fmt: skip
+
+
+def _rows_of(reference: Tensor, rows: Tensor, kept: Tensor | None = None) -> Tensor:
+    """Positions of the observations, of which (M,) tells the references, that are by references `rows`, and kept."""
+    mine = torch.isin(reference, rows)
+    return (mine if kept is None else mine & kept).nonzero().squeeze(1)
+
+
+def _padded(chosen: list[Tensor], limit: int | None = None) -> tuple[Tensor, Tensor]:
+    """Lists of rows as one (H, N), at most `limit` of each, padded with zeros, and which of them are real (H, N)."""
+    if limit is not None:
+        chosen = [rows[evenly(len(rows), limit)] for rows in chosen]
+    widest = max(1, *map(len, chosen))
+    index = torch.stack([torch.nn.functional.pad(rows, (0, widest - len(rows))) for rows in chosen])
+    return index, torch.arange(widest) < torch.tensor([len(rows) for rows in chosen])[:, None]

@@ -8,6 +8,7 @@ from enum import StrEnum
 from torch import Tensor
 
 from gnnet.geometry.pose import Pose
+from gnnet.localization.refinement import RefinementStatus
 
 
 class Status(StrEnum):
@@ -34,6 +35,7 @@ class Localization:
         initial: the pose before refinement, from PnP, the nearest reference or the caller; None if there is none.
         refined: whether `cam_from_world` is the refined pose; False if refinement was not asked for,
             failed or lost against `initial`, which then stands.
+        ended: why refinement ended; None if nothing was refined.
         references: names of the references that the query was compared with, the best first.
         matches: number of observations matched with the query's pixels.
         inliers: number of these that agree with `cam_from_world`.
@@ -50,6 +52,7 @@ class Localization:
     cam_from_world: Pose | None = None
     initial: Pose | None = None
     refined: bool = False
+    ended: RefinementStatus | None = None
     references: tuple[str, ...] = ()
     matches: int = 0
     inliers: int = 0

@@ -122,7 +122,7 @@ def test_chunks_of_points_do_not_change_the_equations(monkeypatch):
 
 @pytest.mark.parametrize("gradient", ["central", "exact", "sobel", "bicubic"])
 def test_converges_to_the_truth_in_a_batch_of_mixed_cameras(gradient):
-    arguments, truth = problem(batch=4, strides=(8, 4), gradient=gradient, step_metres=1e-6, step_degrees=1e-5)
+    arguments, truth = problem(batch=4, strides=(8, 4), gradient=gradient, step_degrees=1e-5, step_stds=0.0)
     result = refine_pose(**arguments)
     position, rotation = pose_errors(result.cam_from_world, truth)
     assert result.converged.all(), [result.reason(i) for i in range(4)]
@@ -191,7 +191,7 @@ def test_inference_mode_and_autograd_give_the_same_numbers():
 
 
 def test_derivatives_of_the_unrolled_steps():
-    arguments, truth = problem(channels=5, iterations=3, step_metres=0.0, step_degrees=0.0, gradient_tolerance=0.0)
+    arguments, truth = problem(channels=5, iterations=3, step_degrees=0.0, step_stds=0.0, gradient_tolerance=0.0)
     features, descriptors = arguments["pyramid"].maps[0], arguments["descriptors"][0]
     generator = torch.Generator().manual_seed(5)
     along_map = torch.randn(features.shape, generator=generator, dtype=torch.float64)
@@ -273,7 +273,7 @@ def test_too_few_points_at_a_coarse_level_only_skips_that_level():
 
 
 def test_only_points_seen_before_and_after_judge_a_step():
-    rules = _Rules(1e-4, min_points=12, step_metres=0, step_degrees=0, gradient_tolerance=0)
+    rules = _Rules(1e-4, min_points=12, step_degrees=0, step_stds=0, gradient_tolerance=0)
     arguments, _ = problem()
     current = linearise(level_of(arguments), arguments["initial"])
 
