@@ -20,7 +20,9 @@ from gnnet.localization.refinement import Refinement, RefinementStatus
 from gnnet.localization.result import Localization
 
 COST_TOLERANCE = 2.0  # standard errors by which the mean cost may rise: less is noise
-ERROR_TOLERANCE = 1.1  # factor by which the matches' mean squared reprojection error, cut at `max_error`, may rise
+# Factor by which the matches' mean squared reprojection error, cut at `max_error`, may rise. At the true pose it is
+# above its least by a share of 3 / N, as the least is fitted to N errors with six numbers; four times that is allowed.
+ERROR_TOLERANCE, ERROR_TOLERANCE_OF_FEW = 1.1, 12.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +106,7 @@ def choose_hypothesis(
 
     A refinement has failed if it did not converge. It has lost if the mean cost of the points that count both
     before and after rose by more than `COST_TOLERANCE` standard errors, or the robust reprojection error of the
-    matches by more than `ERROR_TOLERANCE`. Then the pose before it stands.
+    matches by more than `ERROR_TOLERANCE` allows. Then the pose before it stands.
 
     Args:
         result: with the pose of the first hypothesis.
@@ -124,12 +126,13 @@ def choose_hypothesis(
         pose, why = refinement.cam_from_world[i], refinement.reason(i)
         before, _ = _reprojection(hypothesis.cam_from_world, matches, observations, hypothesis, camera, max_error)
         error, count = _reprojection(pose, matches, observations, hypothesis, camera, max_error)
+        allowed = ERROR_TOLERANCE + ERROR_TOLERANCE_OF_FEW / max(1, hypothesis.count)
         kept = converged[i]
         if not kept:
             why = f"refinement failed: {why}"
         elif not final[i] - initial[i] <= COST_TOLERANCE * noise[i]:
             kept, why = False, f"refinement lost (cost {initial[i]:.4g} to {final[i]:.4g})"
-        elif not error <= ERROR_TOLERANCE * before:
+        elif not error <= allowed * before:
             kept, why = False, f"refinement lost (reprojection error {before**0.5:.3g} to {error**0.5:.3g} pixels)"
         results.append(
             replace(

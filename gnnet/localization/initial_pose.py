@@ -138,14 +138,14 @@ class HybridPose:
 
     def propose(self, query: Query, references: References, best: int, watch: Stopwatch) -> Proposal:
         assert references.companion is not None, "the localizer gives the second map"
-        name = self.companion.name if self.companion else ""
-        local = self.local.propose(query, references.companion, best, watch)
-        if local.hypotheses and local.hypotheses[0].count >= self.enough:
-            return replace(local, reason=f"{name}: {local.reason}", joint=True)
-        dense = self.dense.propose(query, references, best, watch)
-        if dense.hypotheses or not local.hypotheses:
-            return dense
-        return replace(local, reason=f"{name}: {local.reason}", joint=True)
+        found = self.local.propose(query, references.companion, best, watch)
+        if not found.hypotheses or found.hypotheses[0].count < self.enough:
+            dense = self.dense.propose(query, references, best, watch)
+            if dense.hypotheses or not found.hypotheses:
+                return dense
+        name = self.local.local_features.name if self.local.local_features else ""
+        named = tuple(replace(h, reason=f"{name}: {h.reason}") for h in found.hypotheses)
+        return replace(found, reason=named[0].reason, hypotheses=named, joint=True)
 
 
 class NearestPose:

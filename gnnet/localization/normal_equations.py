@@ -72,7 +72,7 @@ class Level:
     matches: MatchTerm | None = None
 
     @classmethod
-    def prepare(cls, features, stride, descriptors, usable, points, camera, robust, gradient, matches) -> Level:
+    def prepare(cls, features, stride, descriptors, usable, points, camera, robust, gradient, matches=None) -> Level:
         """A level of a whole batch; descriptors that are not finite are masked, an expanded map is kept once."""
         features = features[:1] if features.stride(0) == 0 else features  # expanded: one map for all
         rows = tuple(range(points.shape[0]))

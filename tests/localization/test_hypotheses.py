@@ -1,4 +1,4 @@
-"""Clusters of covisible references, the observations that a hypothesis uses, and which refined pose is taken."""
+"""Clusters of covisible references, and which refined pose is taken."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from gnnet.data.batches import Matches
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, perturb, pose_errors
 from gnnet.localization.hypotheses import (
-    KEPT_INLIERS,
+    COST_TOLERANCE,
+    ERROR_TOLERANCE,
+    ERROR_TOLERANCE_OF_FEW,
     Hypothesis,
     choose_hypothesis,
     covisibility_clusters,
@@ -66,32 +68,6 @@ def test_clusters_are_the_connected_components(seed):
         assert sum(map(len, found)) == count
 
 
-@pytest.mark.parametrize("limit", [0, 1, 5, 9, 10, 11, 17, 100])
-def test_inliers_come_first_and_others_fill_up_evenly(limit):
-    reference = [7] * 12 + [3] * 12 + [5] * 6
-    observations, _ = observe(reference)
-    inliers = torch.zeros(30, dtype=torch.bool)
-    inliers[[0, 2, 4, 6, 8, 12, 14, 16, 18, 20, 25, 26]] = True  # ten of the cluster's, two of reference 5
-    hypothesis = Hypothesis(TRUTH, torch.tensor([3, 7]), inliers, 10, "")
-    chosen = hypothesis.observations(observations, limit).tolist()
-    mine = [i for i in range(24) if inliers[i]]
-    assert len(chosen) == len(set(chosen)) == min(limit, 24) and max(chosen, default=0) < 24
-    assert set(chosen[:10]) <= set(mine) and set(chosen[10:]).isdisjoint(mine)
-    if 1 < limit < 10:  # from the first to the last of them
-        assert {0, 20} <= set(chosen)
-    if limit == 17:
-        assert {1, 23} <= set(chosen[10:])
-
-
-def test_without_matches_all_observations_of_the_cluster_are_used():
-    observations, _ = observe([1, 2, 1, 2])
-    hypothesis = Hypothesis(TRUTH, torch.tensor([2]), torch.zeros(0, dtype=torch.bool), 0, "")
-    assert hypothesis.observations(observations, 10).tolist() == [1, 3]
-    assert Hypothesis(TRUTH, torch.tensor([9]), torch.zeros(0, dtype=torch.bool), 0, "").observations(
-        observations, 10
-    ).shape == (0,)
-
-
 def test_one_pose_a_cluster_those_with_most_inliers_first():
     """References 4 and 9 see what the query sees; 2 and 6 another place, where 30 chance matches agree on nothing."""
     reference = [4] * 20 + [9] * 25 + [2] * 30 + [6] * 60
@@ -135,13 +111,13 @@ def test_poses_far_from_the_origin_are_as_good(offset):
 # --- the choice among refined poses
 
 
-def refinement(poses, initial, final, status=RefinementStatus.CONVERGED_STEP) -> Refinement:
+def refinement(poses, initial, final, status=RefinementStatus.CONVERGED_STEP, noise=0.0) -> Refinement:
     count = len(poses)
     status = [status] * count if isinstance(status, RefinementStatus) else status
     whole = torch.ones(count, dtype=torch.int64)
     return Refinement(
-        Pose.stack(poses), torch.tensor([int(s) for s in status]), torch.tensor(initial), torch.tensor(final), whole,
-        whole, torch.arange(count)[:, None, None] * torch.ones(6, 6), 12,
+        Pose.stack(poses), torch.tensor([int(s) for s in status]), torch.tensor(initial), torch.tensor(final),
+        torch.full((count,), noise), whole, whole, torch.arange(count)[:, None, None] * torch.ones(6, 6), 12,
     )  # fmt: skip
 
 
@@ -155,8 +131,8 @@ class Case:
         self.starts = [perturb(TRUTH, 0.01, 0.1, generator) for _ in range(2)]
         self.hypotheses = []
         for row, count, start in zip((1, 2), (40, 30), self.starts, strict=True):
-            mine = self.observations.reference == row
-            self.hypotheses.append(Hypothesis(start, torch.tensor([row]), mine, count, f"start {row}"))
+            mine, rows = self.observations.reference == row, torch.tensor([row])
+            self.hypotheses.append(Hypothesis(start, rows, rows, mine, count, f"start {row}"))
         self.good = [perturb(TRUTH, 0.001, 0.01, generator) for _ in range(2)]
         self.bad = perturb(TRUTH, 3.0, 30, generator)
         self.result = Localization(
@@ -173,73 +149,69 @@ class Case:
         return not result.refined and result.cam_from_world is self.starts[0]
 
 
-def test_the_least_cost_wins_whichever_came_first():
+def test_most_inliers_win_whatever_the_costs_which_are_of_different_points():
     case = Case()
-    for final, winner in (([0.2, 0.1], 1), ([0.1, 0.2], 0), ([0.1, 0.1], 0)):
-        found = case.choose(refinement(case.good, [0.5, 0.6], final))
-        assert found.refined and torch.equal(found.cam_from_world.matrix(), case.good[winner].matrix())
-        assert found.initial is case.starts[winner] and found.inliers == (40, 30)[winner]
-        assert found.initial_cost == pytest.approx((0.5, 0.6)[winner])
-        assert found.final_cost == pytest.approx(final[winner])
-        assert found.covariance.dtype == torch.float64 and found.covariance[0, 0] == winner
-        assert f"start {winner + 1}" in found.reason and "converged" in found.reason
+    for hypotheses, winner in ((case.hypotheses, 0), (case.hypotheses[::-1], 1)):
+        for final in ([0.2, 0.1], [0.1, 0.2]):
+            refined = refinement([case.good[0], case.good[1]][:: 1 - 2 * winner], [0.5, 0.6], final)
+            found = case.choose(refined, hypotheses=hypotheses)
+            assert found.refined and torch.equal(found.cam_from_world.matrix(), case.good[0].matrix())
+            assert found.initial is case.starts[0] and found.inliers == 40
+            assert found.initial_cost == pytest.approx((0.5, 0.6)[winner])
+            assert found.final_cost == pytest.approx(final[winner])
+            assert found.covariance.dtype == torch.float64 and found.covariance[0, 0] == winner
+            assert "start 1" in found.reason and "converged" in found.reason
+            assert found.ended == RefinementStatus.CONVERGED_STEP
+
+
+def test_a_rise_of_the_cost_within_its_noise_does_not_refuse_a_pose():
+    """Refinement follows the smoothed gradient, at whose zero the cost may be a little above its least."""
+    case, noise = Case(), 0.001
+    for rise, refined in ((0.0, True), (0.9, True), (1.1, False)):
+        final = 0.5 + rise * COST_TOLERANCE * noise
+        assert case.choose(refinement(case.good[:1], [0.5], [final], noise=noise)).refined == refined
 
 
 def test_the_initial_pose_stays_where_the_cost_rose_or_is_no_number():
     case = Case()
     for final in (0.51, float("nan"), float("inf")):
-        found = case.choose(refinement(case.good[:1], [0.5], [final]))
+        found = case.choose(refinement(case.good[:1], [0.5], [final], noise=0.001))
         assert case.stays(found) and "refinement lost" in found.reason and found.initial_cost == 0.5
-    assert case.choose(refinement(case.good[:1], [0.5], [0.5])).refined
 
 
-def test_the_initial_pose_stays_where_inliers_are_lost():
+def test_the_initial_pose_stays_where_the_matches_reprojection_error_rose():
     case = Case()
-    assert case.stays(case.choose(refinement([case.bad], [0.5], [0.1])))
-    # The share of inliers that must be kept, to one match.
-    may_be_lost = int((1 - KEPT_INLIERS) * 40 + 1e-9)
-    for lost, refined in ((may_be_lost, True), (may_be_lost + 1, False)):
-        keypoints = case.matches.keypoints.clone()
-        keypoints[:lost] += 50
-        found = case.choose(refinement(case.good[:1], [0.5], [0.1]), case.matches._replace(keypoints=keypoints))
-        assert found.refined == refined
-        if refined:
-            assert found.inliers == 40 - lost
+    found = case.choose(refinement([case.bad], [0.5], [0.1]))
+    assert case.stays(found) and "reprojection error" in found.reason
+    # Matches off by two pixels, all to one side, say more than a move of their inliers by a part of a pixel.
+    noisy = case.matches._replace(keypoints=case.matches.keypoints + torch.tensor([2.0, 0.0]))
+    for aside in (0.1, 0.6):  # pixels, away from the matches; the initial pose is taken as the true one
+        start = Hypothesis(TRUTH, torch.tensor([1]), torch.tensor([1]), case.hypotheses[0].inliers, 40, "start")
+        turned = TRUTH.retract(torch.tensor([0.0, 0, 0, 0, -aside / 500, 0], dtype=torch.float64))
+        worse = (2 + aside) ** 2 / 4 > ERROR_TOLERANCE + ERROR_TOLERANCE_OF_FEW / 40
+        assert case.choose(refinement([turned], [0.5], [0.1]), noisy, [start]).refined != worse
 
 
-def test_a_lost_first_hypothesis_leaves_the_second_and_unmatched_observations_do_not_count():
+def test_a_lost_first_hypothesis_keeps_its_initial_pose_and_its_inliers():
     case = Case()
     found = case.choose(refinement([case.bad, case.good[1]], [0.5, 0.5], [0.01, 0.3]))
+    assert case.stays(found)  # 40 inliers, and the second has 30
+    kept = case.matches.kept.clone()
+    kept[:20] = False  # then 20 of the first agree with its refined pose
+    found = case.choose(refinement(case.good, [0.5] * 2, [0.01, 0.3]), case.matches._replace(kept=kept))
     assert found.refined and found.initial is case.starts[1] and found.inliers == 30
-    kept = case.matches.kept.clone()
-    kept[60:] = False  # then only 20 of 30 are matches that may agree
-    assert case.stays(case.choose(refinement([case.bad, case.good[1]], [0.5] * 2, [0.01, 0.3]),
-                                  case.matches._replace(kept=kept)))  # fmt: skip
 
 
-def test_a_hypothesis_with_few_inliers_does_not_win_by_cost():
-    case = Case()
-    few = Hypothesis(case.starts[1], torch.tensor([2]), case.hypotheses[1].inliers, 15, "few")
-    kept = case.matches.kept.clone()
-    kept[55:] = False
-    found = case.choose(
-        refinement(case.good, [0.5, 0.5], [0.3, 0.1]), case.matches._replace(kept=kept), [case.hypotheses[0], few]
-    )
-    assert found.initial is case.starts[0] and found.refined and found.final_cost == pytest.approx(0.3)
-
-
-@pytest.mark.parametrize("status", [RefinementStatus.TOO_FEW_POINTS, RefinementStatus.SINGULAR])
-def test_a_refinement_that_failed_is_none(status):
+@pytest.mark.parametrize("status", [s for s in RefinementStatus if s > RefinementStatus.CONVERGED_GRADIENT])
+def test_a_refinement_that_did_not_converge_is_none(status):
     case = Case()
     found = case.choose(refinement(case.good[:1], [0.5], [0.1], status))
-    assert case.stays(found) and "refinement failed" in found.reason
-    found = case.choose(refinement(case.good, [0.5] * 2, [0.1, 0.4], [status, RefinementStatus.ITERATION_LIMIT]))
-    assert found.refined and found.initial is case.starts[1]
+    assert case.stays(found) and "refinement failed" in found.reason and found.ended == status
 
 
 def test_without_matches_cost_alone_decides():
-    case = Case()
-    start = Hypothesis(case.starts[0], torch.tensor([1, 2]), torch.zeros(0, dtype=torch.bool), 0, "the pose given")
+    case, rows = Case(), torch.tensor([1, 2])
+    start = Hypothesis(case.starts[0], rows, rows, torch.zeros(0, dtype=torch.bool), 0, "the pose given")
     assert case.choose(refinement([case.bad], [0.5], [0.4]), None, [start]).refined
     assert not case.choose(refinement([case.bad], [0.5], [0.6]), None, [start]).refined
 

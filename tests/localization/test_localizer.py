@@ -16,7 +16,7 @@ from gnnet.evaluation.starts import PerturbedPoses, ReferencePoses, localize_bat
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, perturb, pose_errors
 from gnnet.localization.compile import compile_map
-from gnnet.localization.initial_pose import GivenPose, NearestPose, PoseFromMatches
+from gnnet.localization.initial_pose import GivenPose, HybridPose, NearestPose, PoseFromMatches
 from gnnet.localization.local_features import LocalFeatures
 from gnnet.localization.localizer import Localizer
 from gnnet.localization.matching import Matcher, search_coarse_to_fine
@@ -174,6 +174,63 @@ def test_sparse_to_dense_finds_a_reference_by_the_others(town, middle, dense, re
         assert list(result.seconds) == stages and all(s >= 0 for s in result.seconds.values())
         if result.refined:
             assert result.final_cost <= result.initial_cost and result.covariance.shape == (6, 6)
+
+
+@pytest.fixture(scope="module")
+def sift_town(scene, tmp_path_factory):
+    path = tmp_path_factory.mktemp("maps") / "sift.gnmap"
+    return compile_map(path, scene, untrained(), points=500, local_features=LocalFeatures(), progress=False)
+
+
+def test_a_hybrid_takes_local_features_where_enough_agree_and_else_the_maps(town, sift_town, middle):
+    pose = HybridPose(dense=PoseFromMatches(Matcher()), enough=20)
+    hybrid = Localizer(references=4, pose=pose).on(untrained(), town, sift_town)
+    sparse = localizer(pose=PoseFromMatches(LocalFeatures()), refiner=None).on(untrained(), sift_town)
+    dense = localizer().on(untrained(), town)
+    image = middle[0]
+    by_sift = localize(sparse, image)
+    result = localize(hybrid, image)
+    assert by_sift.inliers >= 20 and "sift" in result.reason and result.refined
+    assert torch.equal(result.initial.matrix(), by_sift.initial.matrix()) and result.matches == by_sift.matches
+    assert errors(result, image)[0] < 0.2
+    never = replace(hybrid, pose=replace(hybrid.pose, enough=10**6))
+    by_maps = localize(dense, image).cam_from_world.matrix()
+    torch.testing.assert_close(localize(never, image).cam_from_world.matrix(), by_maps)
+    nothing = replace(hybrid.pose.dense, matcher=Matcher(ratio=0.01))  # keeps no match
+    back = localize(replace(hybrid, pose=replace(never.pose, dense=nothing)), image)
+    torch.testing.assert_close(back.cam_from_world.matrix(), result.cam_from_world.matrix())
+
+
+def test_matches_of_local_features_take_part_in_the_refinement(town, sift_town, middle, monkeypatch):
+    """With all the weight, they keep the pose where they put it; with hardly any, the features move it."""
+    monkeypatch.setattr(
+        "gnnet.localization.localizer.choose_hypothesis",  # whatever it chooses
+        lambda result, tried, refinement, *rest: replace(result, cam_from_world=refinement.cam_from_world[0]),
+    )
+    image, moved = middle[0], []
+    for weight in (1e-6, 1e4):
+        hybrid = Localizer(references=4, pose=HybridPose(enough=20), refiner=Refiner(match_weight=weight))
+        result = localize(hybrid.on(untrained(), town, sift_town), image)
+        position, _ = pose_errors(result.cam_from_world, result.initial)
+        moved.append(position.item())
+    assert moved[0] > 2 * moved[1] > 0
+
+
+def test_maps_that_do_not_go_together_are_refused(town, sift_town, scene, tmp_path):
+    with pytest.raises(ValueError, match="second map, of local features: none was given"):
+        Localizer(pose=HybridPose()).on(untrained(), town)
+    with pytest.raises(ValueError, match="is not used"):
+        Localizer().on(untrained(), town, sift_town)
+    with pytest.raises(ValueError, match="local features"):
+        Localizer(pose=HybridPose()).on(untrained(), sift_town, town)
+    night = compile_map(
+        tmp_path / "other.gnmap", scene.with_places(scene.places[:1]), untrained(), points=50,
+        local_features=LocalFeatures(), progress=False,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="different references"):
+        Localizer(pose=HybridPose()).on(untrained(), town, night)
+    with pytest.raises(ValueError, match="hybrid pose takes LocalFeatures"):
+        HybridPose(local=PoseFromMatches(Matcher()))
 
 
 def test_under_another_name_its_own_observations_give_the_pose_itself(town, middle):

@@ -9,7 +9,7 @@ import torch
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.interpolation import sample
 from gnnet.geometry.pose import Pose, exp, perturb, pose_errors
-from gnnet.localization.normal_equations import Level, linearise
+from gnnet.localization.normal_equations import Level, MatchTerm, linearise
 from gnnet.localization.refinement import RefinementStatus, _improves, _Rules, refine_pose, sample_descriptors
 from gnnet.localization.robust import Robust
 from gnnet.models.pyramid import FeaturePyramid
@@ -369,3 +369,101 @@ def test_bad_arguments_are_named(change, message):
     arguments, _ = problem(batch=2)
     with pytest.raises(ValueError, match=message):
         refine_pose(**arguments | change(arguments))
+
+
+# --- matches beside the features
+
+
+def match_term(arguments, truth, *, count=30, noise=0.0, weight=0.1, seed=7) -> MatchTerm:
+    """Matches of new points, seen by the cameras at the true poses, with errors of `noise` pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    camera, batch = arguments["camera"], len(arguments["points"])
+    xy = 20 + torch.rand(batch, count, 2, generator=generator, dtype=torch.float64) * torch.tensor([120.0, 88.0])
+    depth = 4 + 4 * torch.rand(batch, count, 1, generator=generator, dtype=torch.float64)
+    points = truth.inverse().transform(camera.unproject(xy) * depth)
+    xy = xy + noise * torch.randn(xy.shape, generator=generator, dtype=torch.float64)
+    return MatchTerm(points, xy, torch.full((batch, count), weight).double(), Robust("cauchy", 1.0))
+
+
+def test_normal_equations_of_matches_against_autograd():
+    arguments, truth = problem(batch=3)
+    matches = match_term(arguments, truth, noise=1.0)
+    matches.weight[1, 5:] = 0  # padding
+    level, pose = level_of(arguments), arguments["initial"]
+    without, found = linearise(level, pose), linearise(replace(level, matches=matches), pose)
+
+    def errors(delta):  # [B, M, 2]
+        moved = Pose(*(exp(delta) @ pose).__dict__.values())
+        return arguments["camera"].project(moved.transform(matches.points))[0] - matches.keypoints
+
+    zero = torch.zeros(3, 6, dtype=torch.float64)
+    r, jacobian = errors(zero), torch.func.jacrev(errors)(zero)
+    cost, weight = matches.robust.cost_and_weight(r.square().sum(-1))
+    for b in range(3):
+        j, w = jacobian[b][:, :, b], (weight * matches.weight)[b]
+        torch.testing.assert_close(found.hessian[b] - without.hessian[b], torch.einsum("n,nci,ncj->ij", w, j, j))
+        torch.testing.assert_close(found.gradient[b] - without.gradient[b], torch.einsum("n,nci,nc->i", w, j, r[b]))
+        torch.testing.assert_close(found.cost[b, POINTS:], (cost * matches.weight)[b])
+    assert found.valid[:, POINTS:].sum(-1).tolist() == [30, 5, 30]
+    minimized = lambda d: (matches.robust.cost_and_weight(errors(d).square().sum(-1))[0] * matches.weight).sum() / 2  # noqa: E731
+    torch.testing.assert_close(found.gradient - without.gradient, torch.func.jacrev(minimized)(zero))
+
+
+def test_exact_matches_fix_a_pose_that_the_features_cannot_and_refine_in_a_batch_as_alone():
+    arguments, truth = problem(batch=3, step_degrees=1e-6, step_stds=0.0)
+    flat = tuple(torch.zeros_like(m) for m in arguments["pyramid"].maps)
+    nothing = arguments | {
+        "pyramid": FeaturePyramid(flat, arguments["pyramid"].strides),
+        "descriptors": tuple(torch.zeros_like(d) for d in arguments["descriptors"]),
+    }
+    matches = match_term(arguments, truth)
+    alone = refine_pose(**nothing)
+    assert (alone.status == RefinementStatus.SINGULAR).all()
+    found = refine_pose(**nothing, matches=matches)
+    position, rotation = pose_errors(found.cam_from_world, truth)
+    assert position.max() < 1e-6 and rotation.max() < 1e-5
+    noisy = match_term(arguments, truth, noise=1.0)
+    batch = refine_pose(**arguments, matches=noisy)
+    for i in range(3):
+        one = refine_pose(**element(arguments, i), matches=noisy[slice(i, i + 1)])
+        torch.testing.assert_close(batch.cam_from_world.matrix()[i], one.cam_from_world.matrix()[0])
+    between = pose_errors(batch.cam_from_world, truth)[0]  # exact features hold it against noisy matches
+    assert (between < pose_errors(refine_pose(**nothing, matches=noisy).cam_from_world, truth)[0]).all()
+
+
+@pytest.mark.parametrize("unit", [1e3, 1e-3])
+def test_the_world_unit_changes_nothing_but_the_unit(unit):
+    arguments, _ = problem(batch=4, strides=(8, 4), robust=Robust("cauchy", scale=0.3))
+    scaled = arguments | {
+        "points": arguments["points"] * unit,
+        "initial": Pose(arguments["initial"].rotation, arguments["initial"].translation * unit),
+    }
+    found, other = refine_pose(**arguments), refine_pose(**scaled)
+    assert torch.equal(found.iterations, other.iterations) and torch.equal(found.status, other.status)
+    torch.testing.assert_close(found.cam_from_world.rotation, other.cam_from_world.rotation)
+    torch.testing.assert_close(found.cam_from_world.translation, other.cam_from_world.translation / unit)
+
+
+def test_costs_are_compared_over_the_points_that_count_at_both_poses():
+    """A point that leaves the image on the way takes its cost out of both, not out of one."""
+    arguments, truth = problem(seed=2)
+    initial = arguments["initial"]
+    # One more point, of the worst descriptor, that the camera sees at the initial pose alone.
+    camera = arguments["camera"]
+    for side in torch.cartesian_prod(torch.tensor([2.5, WIDTH - 2.5]), torch.linspace(2.5, HEIGHT - 2.5, 30)).double():
+        point = initial.inverse().transform(camera.unproject(side[None, None]) * 4)
+        xy, valid = camera.project(truth.transform(point))
+        inside = (xy > 2).all() and (xy < torch.tensor([WIDTH - 2, HEIGHT - 2])).all()
+        if not (inside and valid):
+            break
+    else:
+        raise AssertionError("no such point")
+    more = arguments | {
+        "points": torch.cat([arguments["points"], point], 1),
+        "descriptors": tuple(torch.cat([d, -10 * d[:, :1]], 1) for d in arguments["descriptors"]),
+        "descriptor_valid": tuple(torch.cat([v, v[:, :1]], 1) for v in arguments["descriptor_valid"]),
+        "valid": torch.ones(1, POINTS + 1, dtype=torch.bool),
+    }
+    without, found = refine_pose(**arguments), refine_pose(**more, robust=Robust("cauchy", scale=0.01))
+    assert pose_errors(found.cam_from_world, without.cam_from_world)[0] < 1e-2
+    assert found.initial_cost < without.initial_cost + 0.01 and (found.cost_noise > 0).all()

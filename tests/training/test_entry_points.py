@@ -20,7 +20,7 @@ import evaluate
 import train
 from gnnet.data.images import read_image
 from gnnet.evaluation.tables import read_table
-from gnnet.localization.initial_pose import NearestPose
+from gnnet.localization.initial_pose import HybridPose, NearestPose
 from gnnet.localization.localizer import Localizer
 from gnnet.scenes.layouts.robotcar import load_robotcar
 
@@ -100,7 +100,7 @@ def test_every_localizer_takes_every_retrieval(tmp_path, monkeypatch, localizer,
     cfg = configure(tmp_path, *overrides, *asked, name="evaluate")
     made = instantiate(cfg.localizer, _convert_="all")
     assert made.retrieval.name and (made.retrieval.network is not None) == (retrieval == "netvlad")
-    assert (made.refiner is not None) == (localizer in ("refine", "sparse_to_dense"))
+    assert (made.refiner is not None) == (localizer in ("hybrid", "refine", "sparse_to_dense"))
     assert made.references == Localizer.references and made.distortion and not made.reference_camera
 
 
@@ -109,6 +109,9 @@ def test_the_localizer_of_python_is_that_of_the_configuration(tmp_path):
     made, default = instantiate(cfg.localizer, _convert_="all"), Localizer()
     assert (made.pose, made.refiner) == (default.pose, default.refiner)
     assert type(made.retrieval) is type(default.retrieval)
+    hybrid = configure(tmp_path, "checkpoint=x", "localizer=hybrid", name="evaluate")
+    made = instantiate(hybrid.localizer, _convert_="all")
+    assert (made.pose, made.refiner) == (HybridPose(), default.refiner)
 
 
 def test_a_refiner_is_left_out_and_put_in(tmp_path):
@@ -307,11 +310,11 @@ def test_missing_data_ends_in_one_message(tmp_path):
         assert hint in done.stderr
 
 
-@pytest.mark.parametrize("mode", ["nearest", "sparse", "sparse_to_dense"])
+@pytest.mark.parametrize("mode", ["nearest", "sparse", "sparse_to_dense", "hybrid"])
 @pytest.mark.slow
 def test_queries_are_localized_on_a_map_with_one_command(finished_run, toy_root, tmp_path, mode):
     run, _ = finished_run
-    fewer = ["localizer.refiner.iterations=5"] if mode == "sparse_to_dense" else []
+    fewer = ["localizer.refiner.iterations=5"] if mode in ("sparse_to_dense", "hybrid") else []
     done = evaluate.run(
         configure(
             tmp_path, f"checkpoint={run}/checkpoints/best.ckpt", f"localizer={mode}", f"paths.map_dir={tmp_path}/maps",
@@ -323,9 +326,10 @@ def test_queries_are_localized_on_a_map_with_one_command(finished_run, toy_root,
     assert {"poses.txt", "submission.txt", "localizations.jsonl", "report.html", "colmap"} <= {
         path.name for path in tmp_path.iterdir()
     }
-    assert [path.suffix for path in (tmp_path / "maps").iterdir()] == [".gnmap"]
+    assert [path.suffix for path in (tmp_path / "maps").iterdir()] == [".gnmap"] * (1 + (mode == "hybrid"))
     methods = {line.method for line in read_table(tmp_path / "localization.json").rows}
     expected = {"nearest": set(), "sparse": {"PnP"}, "sparse_to_dense": {"PnP", "refined"}}
+    expected["hybrid"] = expected["sparse_to_dense"]
     assert methods == {"nearest"} | expected[mode]
     if mode != "nearest":
         return
