@@ -1,9 +1,10 @@
 """Seconds a query by stage and peak memory of localization on a compiled map; poses refined a second in batches.
 
-    python benchmarks/localize.py [--json] [--threads N] [--device cuda]
+    python benchmarks/localize.py [--json] [--threads N] [--device cuda] [--large]
 
 The map is of rendered streets (a toy town, made in a temporary folder), the network the small U-Net with random
-weights: times do not depend on what it has learned.
+weights: times hardly depend on what it has learned. `--large` takes images of as many pixels as 640×480, ten
+references of 1024 points and the network of `experiment=real_small`, for both localizers.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ from gnnet.data.images import read_image
 from gnnet.evaluation.localize import MapSettings, prepare_localizer, queries_of_scene
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, perturb
+from gnnet.localization.initial_pose import HybridPose
 from gnnet.localization.localizer import Localizer
 from gnnet.localization.refinement import refine_pose, sample_descriptors
 from gnnet.models.pyramid import FeaturePyramid
 from gnnet.models.unet import UNet
 from gnnet.toy.town import load_toy
 
+QUERY_LIMIT = 1.5  # seconds a query with --large, on two cores
 POSES_LIMIT = 5000  # refined a second on a GPU, 512 points, 128 channels, 3 levels
 
 
@@ -38,6 +41,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--large", action="store_true", help="images, references and network of a real scene's size")
     parser.add_argument("--queries", type=int, default=10)
     parser.add_argument("--batch", type=int, default=None, help="poses refined together (64, on a GPU 1024)")
     arguments = parser.parse_args()
@@ -45,12 +49,18 @@ def main() -> None:
     say = (lambda _: None) if arguments.json else print
     device = torch.device(arguments.device)
     torch.manual_seed(0)
+    localizers = {"sparse_to_dense": Localizer()}
+    if arguments.large:
+        localizers["hybrid"] = Localizer(pose=HybridPose())
+    results: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
-        results = _stages(Path(folder), device, arguments.queries)
-    for stage, seconds in results.items():
-        say(f"{stage:12s} {seconds:.3f} s a query")
-    results["total"] = sum(results.values())
-    say(f"{'total':12s} {results['total']:.3f} s a query")
+        for name, localizer in localizers.items():
+            found = _stages(Path(folder), localizer, device, arguments.queries, large=arguments.large)
+            found["total"] = sum(found.values())
+            limit = f" (at most {QUERY_LIMIT})" if arguments.large else ""
+            for stage, seconds in found.items():
+                say(f"{name:16s} {stage:12s} {seconds:.3f} s a query{limit if stage == 'total' else ''}")
+            results |= {f"{name}_{stage}": seconds for stage, seconds in found.items()}
     batch = arguments.batch or (1024 if device.type == "cuda" else 64)
     results["poses_a_second"] = _poses_a_second(device, batch)
     say(f"{results['poses_a_second']:.0f} poses refined a second in batches of {batch} (aim on a GPU {POSES_LIMIT})")
@@ -60,11 +70,19 @@ def main() -> None:
         print(json.dumps(results))
 
 
-def _stages(folder: Path, device: torch.device, count: int) -> dict[str, float]:
+def _stages(
+    folder: Path, settings: Localizer, device: torch.device, count: int, *, large: bool
+) -> dict[str, float]:
     """Mean seconds a query of each stage; the first query is left out."""
-    network = UNet(widths=[24, 48, 96, 128], channels=32, strides=[8, 2], upsampling="bilinear", stem_stride=2)
-    scene = load_toy(folder / "town")
-    localizer = prepare_localizer(Localizer(), network, scene, MapSettings(folder / "maps"), device=device)
+    if large:
+        network = UNet(widths=[16, 32, 64, 128, 128], channels=[64, 128, 32], strides=[16, 8, 2], pooling="blur")
+        town = {"places": 2, "frames": 10, "query_frames": 4, "conditions": ("overcast-reference", "sun")}
+        scene = load_toy(folder / "town", image_size=544, **town)
+    else:
+        network = UNet(widths=[24, 48, 96, 128], channels=32, strides=[8, 2], upsampling="bilinear", stem_stride=2)
+        scene = load_toy(folder / "town")
+    torch.manual_seed(0)
+    localizer = prepare_localizer(settings, network, scene, MapSettings(folder / "maps"), device=device)
     queries = [q for q in queries_of_scene(scene) if q.camera is not None][: count + 1]
     sums: dict[str, float] = {}
     for number, query in enumerate(queries):

@@ -30,7 +30,8 @@ class Refiner:
         gradient: how gradients of the feature maps are taken.
         iterations: limit on each level.
         min_points: fewer valid points fail a query.
-        levels: pyramid levels to use, by position; 0 is the coarsest. None uses all.
+        levels: pyramid levels to use, by position; 0 is the coarsest. None uses all. Where exact matches take part,
+            only the last of them is used.
         points: limit on the observations that one refinement uses.
         hypotheses: limit on the clusters of covisible references that are refined; that with most inliers wins.
         match_weight: squared residual of features of length one that a squared pixel of a local feature's match is
@@ -120,6 +121,8 @@ class Refiner:
         points: Tensor, valid: Tensor, camera: Camera, initial: Pose, matches: MatchTerm | None = None,
     ) -> Refinement:  # fmt: skip
         levels = list(range(len(pyramid.maps)) if self.levels is None else self.levels)
+        if matches is not None:  # they hold the pose within the finest level's reach; the others would cost time alone
+            levels = levels[-1:]
         return refine_pose(
             pyramid=pyramid.select(levels), descriptors=tuple(descriptors[i] for i in levels),
             descriptor_valid=tuple(descriptor_valid[i] for i in levels), points=points, valid=valid, camera=camera,

@@ -214,6 +214,11 @@ def test_matches_of_local_features_take_part_in_the_refinement(town, sift_town, 
         position, _ = pose_errors(result.cam_from_world, result.initial)
         moved.append(position.item())
     assert moved[0] > 2 * moved[1] > 0
+    finest, all_levels = (
+        localize(replace(hybrid, refiner=Refiner(levels=levels)).on(untrained(), town, sift_town), image)
+        for levels in ([-1], None)
+    )
+    assert torch.equal(finest.cam_from_world.matrix(), all_levels.cam_from_world.matrix())
 
 
 def test_maps_that_do_not_go_together_are_refused(town, sift_town, scene, tmp_path):
