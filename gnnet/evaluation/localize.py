@@ -89,7 +89,7 @@ def _compiled(
         retrieval_network.eval().to(device)
     file = map.file
     if file is None:
-        kind = "maps" if local is None else local.name
+        kind = "maps" if local is None else local.identity
         retrieval = "gem" if retrieval_network is None else type(retrieval_network).__name__.lower()
         settled = f"{kind}-{retrieval}-{map.points}-{map.largest_side or 'full'}"
         made_of = f"{scene.name}-{fingerprint(network)[:8]}-{settled}"

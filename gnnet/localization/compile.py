@@ -82,7 +82,7 @@ def compile_map(
     )  # fmt: skip
     made_of = {
         "version": VERSION,
-        **made_with(network, None if local_features is None else local_features.name, retrieval_network),
+        **made_with(network, None if local_features is None else local_features.identity, retrieval_network),
         "scene": _scene_fingerprint(references, poses, cameras, scene.points),
         "points": points, "largest_side": largest_side, "dimensions": dimensions, "seed": seed,
         "channels": list(network.channels) if local_features is None else [local_features.channels],

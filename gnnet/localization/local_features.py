@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -16,10 +17,17 @@ from gnnet.data.depth import lift_keypoints
 from gnnet.data.sift import detect_sift, match_sift
 from gnnet.localization.map import Observations
 from gnnet.localization.query import Query
-from gnnet.models.weights import tensors_only
+from gnnet.models.weights import fingerprint, load_strictly, read_plain, state_dict_of, tensors_only
 from gnnet.scenes.scene import Scene, SceneImage
 
 NEAR_POINT = 3.0  # pixels within which a detection takes the depth of a known point
+
+# Published files of weights, under the names that kornia gives them in torch hub's cache.
+_FILES = {
+    "disk": "depth-save.pth", "lightglue-disk": "disk_lightglue_v0-1_arxiv-pth",
+    "aliked": "aliked-n16.pth", "lightglue-aliked": "aliked_lightglue_v0-1_arxiv-pth",
+}  # fmt: skip
+_OTHER_ALIKED = ("aliked-t16", "aliked-n32")  # aliked-n16rot has the same network as aliked-n16, and is taken
 
 
 class Detections(NamedTuple):
@@ -35,26 +43,31 @@ class LocalFeatures:
 
     Args:
         name: `sift` (COLMAP's, no weights needed), or kornia's `disk` (Tyszkiewicz et al., NeurIPS 2020) or `aliked`
-            (Zhao et al., IEEE TIM 2023), whose weights come from torch hub's cache or the network.
+            (Zhao et al., IEEE TIM 2023).
         count: limit on the detections of an image.
-        lightglue: match by LightGlue (Lindenberger et al., ICCV 2023; kornia's, weights as above) instead of by
-            nearest descriptors with a ratio test. Not for SIFT.
+        lightglue: match by LightGlue (Lindenberger et al., ICCV 2023; kornia's, weights from torch hub's cache or the
+            network) instead of by nearest descriptors with a ratio test. Not for SIFT.
         ratio: limit of Lowe's test, of the nearest distance to the second nearest; not for LightGlue.
+        weights: published file of the detector's weights, `depth-save.pth` of DISK or `aliked-n16.pth`; None takes
+            torch hub's cache, or the network.
 
     Raises:
-        ValueError: if the name is not known, or LightGlue does not know the features.
+        ValueError: if the name is not known, or LightGlue or `weights` do not go with the features.
     """
 
     name: Literal["sift", "disk", "aliked"] = "sift"
     count: int = 4096
     lightglue: bool = False
     ratio: float = 0.8
+    weights: str | Path | None = None
 
     def __post_init__(self) -> None:
         if self.name not in ("sift", "disk", "aliked"):
             raise ValueError(f"local features {self.name!r} are not known; expected sift, disk or aliked")
         if self.lightglue and self.name == "sift":
             raise ValueError("lightglue=true goes with name=disk or name=aliked, not with sift")
+        if self.weights is not None and self.name == "sift":
+            raise ValueError(f"weights={self.weights} go with name=disk or name=aliked; sift has none")
 
     channels: ClassVar[int] = 128
 
@@ -63,21 +76,29 @@ class LocalFeatures:
         """What describes the map's points for this matcher: itself."""
         return self
 
+    @property
+    def identity(self) -> str:
+        """What a map of these features must have been made with: their name, and weights that were given."""
+        if self.weights is None:
+            return self.name
+        return f"{self.name} {fingerprint(_load_network(self.name, self.weights))}"
+
     def load(self) -> None:
         """Load the weights, if there are any, before the first image is to be described.
 
         Raises:
+            FileNotFoundError, ValueError: if their file is missing, damaged, or of another network.
             ConnectionError: if they are not in the cache and cannot be fetched.
         """
         if self.name != "sift":
-            _load_network(self.name)
+            _load_network(self.name, self.weights)
         if self.lightglue:
             _load_network(f"lightglue-{self.name}")
 
     def detect(self, image: Tensor) -> Detections:
         """Detections of an image (3, H, W) uint8."""
         if self.name != "sift":
-            return _detect_learned(self.name, image, self.count)
+            return _detect_learned(_load_network(self.name, self.weights), image, self.count)
         found = detect_sift(image)
         order = found.strength.argsort(descending=True, stable=True)[: self.count]
         return Detections(found.keypoints[order], found.descriptors[order])
@@ -115,9 +136,9 @@ _FIRST_CENTER = 0.5  # of the first pixel; kornia counts it as (0, 0)
 
 
 @torch.no_grad()
-def _detect_learned(name: str, image: Tensor, count: int) -> Detections:
-    network, image = _load_network(name), image[None].float() / 255
-    if name == "disk":
+def _detect_learned(network: nn.Module, image: Tensor, count: int) -> Detections:
+    image = image[None].float() / 255
+    if type(network).__name__ == "DISK":
         found = network(image, n=count, pad_if_not_divisible=True)[0]
         scores = found.detection_scores
     else:
@@ -145,15 +166,19 @@ def _match_learned(name: str, a: Detections, b: Detections, sizes: tuple[Tensor,
 
 @cache
 @tensors_only()
-def _load_network(name: str) -> nn.Module:
+def _load_network(name: str, weights: str | Path | None = None) -> nn.Module:
     """A detector, or `lightglue-` with the name of one; with weights, in evaluation mode.
 
     Raises:
+        FileNotFoundError, ValueError: if the file of weights is missing, damaged, holds more than tensors and plain
+            values, or is of another network.
         ConnectionError: if the weights are not in the cache and cannot be fetched.
-        ValueError: if their file holds more than tensors and plain values.
     """
     from kornia import feature  # slow to import
 
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / _FILES[name]
+    if weights is not None or (cached.is_file() and not name.startswith("lightglue-")):
+        return _read_network(name, cached if weights is None else Path(weights).expanduser())
     try:
         if name == "disk":
             return feature.DISK.from_pretrained("depth").eval()
@@ -161,10 +186,31 @@ def _load_network(name: str) -> nn.Module:
             return feature.ALIKED.from_pretrained("aliked-n16").eval()
         return feature.LightGlue(name.removeprefix("lightglue-")).eval()
     except (OSError, RuntimeError) as error:
+        setting = "" if name.startswith("lightglue-") else f"localizer.pose.matcher.weights=PATH/{_FILES[name]}, or "
         raise ConnectionError(
-            f"the weights of {name} could not be fetched ({error}); place them in {torch.hub.get_dir()}/checkpoints, "
-            "or take localizer.pose.matcher.name=sift, which needs none"
+            f"the weights of {name} could not be fetched ({error}); fetch the published file where there is a network "
+            f"and give it by {setting}place it at {cached}, or take localizer.pose.matcher.name=sift, which needs none"
         ) from error
+
+
+def _read_network(name: str, path: Path) -> nn.Module:
+    """A detector with the weights of a published file."""
+    from kornia import feature  # slow to import
+
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is not a file (localizer.pose.matcher.weights); expected {_FILES[name]}")
+    content = read_plain(path)
+    if name == "disk" and isinstance(content, dict):
+        content = content.get("extractor", content)
+    state = state_dict_of(content, path)
+    for other in _OTHER_ALIKED if name == "aliked" else ():
+        shapes = {key: value.shape for key, value in feature.ALIKED(other).state_dict().items()}
+        if all(value.shape == shapes.get(key) for key, value in state.items()):
+            raise ValueError(f"{path} holds the weights of {other}; expected those of aliked-n16")
+    network = feature.DISK() if name == "disk" else feature.ALIKED("aliked-n16")
+    constants = {key: value for key, value in network.state_dict().items() if key.endswith("hw_grid")}  # in no file
+    load_strictly(network, {**constants, **state}, source=str(path), kind=f"weights of {name} expected")
+    return network.eval()
 
 
 def points_of_detections(scene: Scene, reference: SceneImage, detections: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -130,7 +130,7 @@ class Localizer:
         for part, local in ((map, self.pose.local_features), (companion, self.pose.companion)):
             if part is None:
                 continue
-            needed = made_with(network, None if local is None else local.name, self.retrieval.network)
+            needed = made_with(network, None if local is None else local.identity, self.retrieval.network)
             for key, expected in needed.items():
                 if (found := part.about[key]) != expected:
                     raise ValueError(

@@ -192,7 +192,7 @@ def made_with(
 ) -> dict[str, str | None]:
     """What a map and a localizer on it must have in common.
 
-    `local_features` is the name of those that describe the points, None if the network's maps do;
+    `local_features` is the identity of those that describe the points, None if the network's maps do;
     `retrieval_network` gives the global descriptors, None if they are the GeM of the network's maps.
     """
     return {

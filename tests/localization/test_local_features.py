@@ -23,7 +23,7 @@ def test_sift_comes_strongest_first_and_not_more_than_asked():
 def test_disk_gives_colmap_pixels_strongest_first(monkeypatch):
     torch.manual_seed(0)
     network = kornia.feature.DISK().eval()  # random: its weights are not at hand everywhere
-    monkeypatch.setattr(local_features, "_load_network", lambda name: network)
+    monkeypatch.setattr(local_features, "_load_network", lambda *_: network)
     image = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (3, 96, 130), dtype=np.uint8))  # not of 16
     found = LocalFeatures("disk", 50).detect(image)
     assert found.descriptors.shape == (len(found.keypoints), LocalFeatures("disk").channels)
@@ -40,7 +40,7 @@ def test_disk_gives_colmap_pixels_strongest_first(monkeypatch):
 def test_aliked_gives_colmap_pixels_strongest_first(monkeypatch):
     torch.manual_seed(0)
     network = kornia.feature.ALIKED(detection_threshold=0.0, max_num_keypoints=80).eval()
-    monkeypatch.setattr(local_features, "_load_network", lambda name: network)
+    monkeypatch.setattr(local_features, "_load_network", lambda *_: network)
     image = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (3, 96, 130), dtype=np.uint8))
     found = LocalFeatures("aliked", 50).detect(image)
     assert found.descriptors.shape == (50, LocalFeatures("aliked").channels)
@@ -70,7 +70,7 @@ def query_of(image: torch.Tensor) -> Query:
 def test_lightglue_matches_reference_by_reference_in_its_own_pixels(monkeypatch):
     torch.manual_seed(0)
     glue = kornia.feature.LightGlue(None, input_dim=128, filter_threshold=0.0, n_layers=2).eval()  # random, so 0
-    monkeypatch.setattr(local_features, "_load_network", lambda name: {"lightglue-disk": glue}[name])
+    monkeypatch.setattr(local_features, "_load_network", lambda *_: glue)
     generator = torch.Generator().manual_seed(1)
 
     def detections(count, width, height):
@@ -123,10 +123,89 @@ def test_weights_that_cannot_be_fetched_are_said(monkeypatch, name):
 
 def test_weights_of_lightglue_are_asked_for_before_the_first_query(monkeypatch):
     asked = []
-    monkeypatch.setattr(local_features, "_load_network", asked.append)
+    monkeypatch.setattr(local_features, "_load_network", lambda name, *_: asked.append(name))
     LocalFeatures("sift").load()
     LocalFeatures("aliked", lightglue=True).load()
     assert asked == ["aliked", "lightglue-aliked"]
+
+
+@pytest.fixture
+def no_cache(monkeypatch, tmp_path):
+    """Torch hub's folder of files, empty; nothing can be fetched."""
+
+    def fail(*_, **__):
+        raise OSError("no network")
+
+    for kind in (kornia.feature.DISK, kornia.feature.ALIKED):
+        monkeypatch.setattr(kind, "from_pretrained", fail)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    local_features._load_network.cache_clear()
+    yield tmp_path / "home" / "hub" / "checkpoints"
+    local_features._load_network.cache_clear()
+
+
+def published(name: str, seed: int = 0) -> dict:
+    """Random weights as ALIKED's and DISK's files hold them."""
+    torch.manual_seed(seed)
+    network = kornia.feature.DISK() if name == "disk" else kornia.feature.ALIKED(name)
+    state = {key: value for key, value in network.state_dict().items() if "hw_grid" not in key}
+    return {"extractor": state} if name == "disk" else state
+
+
+@pytest.mark.cases
+@pytest.mark.parametrize(("name", "file"), [("aliked", "aliked-n16"), ("disk", "disk")])
+def test_weights_are_read_from_a_file_or_the_cache(no_cache, tmp_path, name, file):
+    content, image = published(file), torch.randint(0, 255, (3, 96, 128), dtype=torch.uint8)
+    torch.save(content, tmp_path / "mine.pth")
+    given = LocalFeatures(name, 64, weights=tmp_path / "mine.pth")
+    given.load()
+    network = local_features._load_network(name, given.weights)
+    assert not network.training
+    for key, value in content.get("extractor", content).items():
+        assert torch.equal(network.state_dict()[key], value)
+    with pytest.raises(ConnectionError, match=rf"weights=PATH/[\w-]+\.pth, or place it at {no_cache}/[\w-]+\.pth"):
+        LocalFeatures(name).load()
+    no_cache.mkdir(parents=True)
+    torch.save(content, no_cache / ("depth-save.pth" if name == "disk" else "aliked-n16.pth"))
+    found, cached = given.detect(image), LocalFeatures(name, 64).detect(image)
+    assert torch.equal(found.descriptors, cached.descriptors) and torch.equal(found.keypoints, cached.keypoints)
+    torch.save(published(file, seed=1), tmp_path / "other.pth")
+    others = {LocalFeatures(name, weights=w).identity for w in (None, given.weights, tmp_path / "other.pth")}
+    assert len(others) == 3  # so that a map is never used with the weights of another
+
+
+@pytest.mark.cases
+def test_a_wrong_file_of_weights_is_said_by_name(no_cache, tmp_path, monkeypatch):
+    whole = tmp_path / "aliked-n16.pth"
+    torch.save(published("aliked-n16"), whole)
+    wrong = {
+        "cut.pth": (whole.read_bytes()[:100_000], "is damaged"),
+        "empty.pth": (b"", "is damaged"),
+        "page.pth": (b"<html>404</html>", "is damaged"),
+        "code.pth": (b"cos\nsystem\n(S'false'\ntR.", "execute code|is damaged"),
+    }
+    for name, (content, message) in wrong.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name}.*({message})"):
+            LocalFeatures("aliked", weights=tmp_path / name).load()
+    for variant in ("aliked-t16", "aliked-n32"):
+        torch.save(published(variant), tmp_path / "x.pth")
+        with pytest.raises(ValueError, match=rf"x\.pth holds the weights of {variant}; expected those of aliked-n16"):
+            LocalFeatures("aliked", weights=tmp_path / "x.pth").load()
+    torch.save(published("disk"), tmp_path / "disk.pth")
+    with pytest.raises(ValueError, match=r"disk\.pth.*(fit ALIKED|expected tensors by name)"):
+        LocalFeatures("aliked", weights=tmp_path / "disk.pth").load()
+    with pytest.raises(ValueError, match=r"aliked-n16\.pth.*does not fit DISK: 26 missing"):
+        LocalFeatures("disk", weights=whole).load()
+    with pytest.raises(FileNotFoundError, match=r"none\.pth is not a file .*weights.*expected aliked-n16\.pth"):
+        LocalFeatures("aliked", weights=tmp_path / "none.pth").load()
+    no_cache.mkdir(parents=True)
+    (no_cache / "aliked-n16.pth").write_bytes(whole.read_bytes()[:100_000])
+    with pytest.raises(ValueError, match=r"checkpoints/aliked-n16\.pth.*is damaged"):
+        LocalFeatures("aliked").load()
+    with pytest.raises(ValueError, match="sift has none"):
+        LocalFeatures("sift", weights=whole)
 
 
 def test_settings_are_checked():
