@@ -12,8 +12,9 @@ import hydra
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from gnnet.data.datamodule import DataModule
 from gnnet.evaluation.dataset import Results, evaluate_networks
@@ -23,8 +24,11 @@ from gnnet.models.checkpoint import read_checkpoint
 from gnnet.models.pyramid import FeatureNetwork
 from gnnet.models.weights import load_weights
 from gnnet.scenes.formats.poses import read_pose_file, read_query_list
+from gnnet.training.launch import Sweep, job_folder, quote_paths, varied
 
 make = partial(instantiate, _convert_="all")
+sweep = Sweep()
+OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)  # for conf/evaluate.yaml
 
 
 class Prepared(NamedTuple):
@@ -106,23 +110,30 @@ def localize(cfg: DictConfig, prepared: Prepared) -> list[LocalizedQueries]:
 
 
 def overrides() -> str:
-    """The command line without the checkpoint and its data: names a run in a comparison."""
+    """The command line without checkpoint and data, unless a sweep varies them: names a run in a comparison."""
     if not HydraConfig.initialized():
         return ""
-    given = [o for o in HydraConfig.get().overrides.task if not o.startswith(("checkpoint=", "dataset", "paths."))]
+    hydra_config = HydraConfig.get()
+    task, data = hydra_config.overrides.task, ("checkpoint=", "dataset", "paths.")
+    varying = varied(task) if hydra_config.mode == RunMode.MULTIRUN else []
+    given = [o for o in task if o in varying or not o.startswith(data)]
     return " ".join(o.removeprefix("localizer=").removeprefix("localizer.") for o in given)
 
 
 @hydra.main(config_path="conf", config_name="evaluate", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Hydra's entry point."""
-    try:
-        results = run(cfg)
-    except (FileNotFoundError, ConnectionError, ValueError) as error:  # what the user can mend; the message says how
-        raise SystemExit(f"\n{error}") from error
-    if isinstance(results, list) and not any(result.any_localized for result in results):
-        raise SystemExit("\nno query was localized; localizations.jsonl has the reasons")
+    hydra_config = HydraConfig.get()
+    with sweep.job(Path(hydra_config.runtime.output_dir) if hydra_config.mode == RunMode.MULTIRUN else None):
+        try:
+            results = run(cfg)
+        except (FileNotFoundError, ConnectionError, ValueError) as error:  # what the user can mend
+            raise SystemExit(f"\n{error}") from error
+        if isinstance(results, list) and not any(result.any_localized for result in results):
+            raise SystemExit("\nno query was localized; localizations.jsonl has the reasons")
 
 
 if __name__ == "__main__":
-    main()
+    sys.argv[1:] = quote_paths(sys.argv[1:])
+    with sweep.summary():
+        main()

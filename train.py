@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import time
 import warnings
@@ -21,10 +22,12 @@ from gnnet.data.datamodule import DataModule
 from gnnet.evaluation.dataset import Results, evaluate_networks
 from gnnet.models.weights import load_weights
 from gnnet.training.checkpoints import check_resume
-from gnnet.training.launch import close_loggers, draw_loss_curves, one_job
+from gnnet.training.launch import Sweep, close_loggers, draw_loss_curves, job_folder, one_job, quote_paths, varied
 from gnnet.training.module import FeatureLearning
 
 make = partial(instantiate, _convert_="all")
+sweep = Sweep()
+OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)  # for conf/train.yaml
 
 
 def run(cfg: DictConfig) -> Results | None:
@@ -95,10 +98,13 @@ def build_network(cfg: DictConfig) -> nn.Module:
 
 
 def choices() -> dict[str, str]:
-    """Which option of each group is in use; nothing outside Hydra."""
-    chosen = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
-    groups = ("dataset", "model", "loss", "trainer", "experiment")
-    return {group: chosen[group] for group in groups if chosen.get(group)}
+    """Which option of each group is in use, and in a sweep what varies; nothing outside Hydra."""
+    if not HydraConfig.initialized():
+        return {}
+    hydra_config = HydraConfig.get()
+    chosen, groups = hydra_config.runtime.choices, ("dataset", "model", "loss", "trainer", "experiment")
+    run = " ".join(varied(hydra_config.overrides.task)) if hydra_config.mode == RunMode.MULTIRUN else ""
+    return ({"run": run} if run else {}) | {group: chosen[group] for group in groups if chosen.get(group)}
 
 
 def arguments() -> list[str]:
@@ -116,14 +122,19 @@ def main(cfg: DictConfig) -> float | None:
     """Hydra's entry point; returns the score (see `Results`), for sweepers that maximise."""
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # tips and hardware
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own, about torch
-    with one_job(arguments()):
-        try:
-            prepared = prepare(cfg)
-        except (FileNotFoundError, ConnectionError, ValueError) as error:  # what the user can mend
-            raise SystemExit(f"\n{error}") from error
-        results = train(cfg, *prepared)
-    return None if results is None else results.score()
+    hydra_config = HydraConfig.get()
+    with sweep.job(Path(hydra_config.runtime.output_dir) if hydra_config.mode == RunMode.MULTIRUN else None):
+        with one_job(arguments()):
+            try:
+                prepared = prepare(cfg)
+            except (FileNotFoundError, ConnectionError, ValueError) as error:  # what the user can mend
+                raise SystemExit(f"\n{error}") from error
+            results = train(cfg, *prepared)
+        return None if results is None else results.score()
+    return math.nan  # a job of a sweep that failed
 
 
 if __name__ == "__main__":
-    main()
+    sys.argv[1:] = quote_paths(sys.argv[1:])
+    with sweep.summary():
+        main()

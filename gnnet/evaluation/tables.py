@@ -9,8 +9,11 @@ is infinite when half the queries or more failed), and a number that is not know
 from __future__ import annotations
 
 import argparse
+import csv
+import io
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
@@ -24,10 +27,11 @@ from rich.text import Text
 
 from gnnet.evaluation.matching import MatchingSummary
 from gnnet.evaluation.metrics import CONVERGED, ErrorSummary, Thresholds
-from gnnet.files import read_text, write_json
+from gnnet.files import read_text, write_at_once, write_json
 
 FORMAT = "gnnet table 1"
 INITIAL_POSES = "initial poses"  # the method whose rows tell the errors before refinement
+_RESULTS = ("results.json", "localization.json", "matching.json")  # of a run
 _AGAIN = "run the evaluation again to write it anew"
 
 Setting = str | int | float | bool | None
@@ -323,6 +327,16 @@ def write_table(table: Table, path: str | Path) -> None:
     write_json(path, json_value(content))
 
 
+def write_csv(table: Table, path: str | Path) -> Path:
+    """Write the rows of a table as CSV, with the figures as they are."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = [column.name for column in table.columns]
+    writer.writerow(["method", "condition", *names])
+    writer.writerows([row.method, row.condition, *(row[name] for name in names)] for row in table.rows)
+    return write_at_once(path, text.getvalue().encode("utf-8"))
+
+
 def json_value(value: Any) -> Any:
     """A value for strict JSON: null for nan, the string "inf" for infinity, lists for tuples, text for the rest."""
     if isinstance(value, Mapping):
@@ -424,6 +438,32 @@ def join_tables(tables: Mapping[str, Table]) -> Table | None:
     return replace(first, title=title, rows=tuple(rows), notes=tuple(notes))
 
 
+def result_files(paths: Iterable[str | Path]) -> list[Path]:
+    """Files of results; for a folder those of all runs below it, one of each run, in the order of their numbers."""
+    found: list[Path] = []
+    for path in map(Path, paths):
+        by_folder: dict[Path, Path] = {}
+        for name in _RESULTS:
+            for file in path.rglob(name):
+                by_folder.setdefault(file.parent, file)
+        numbered = sorted(by_folder.values(), key=lambda file: [int(n) for n in re.findall(r"\d+", str(file))])
+        found += numbered if path.is_dir() else [path]
+    return found
+
+
+def best_first(table: Table) -> Table:
+    """The same rows, in each condition sorted by the first figure of which more is better, then of which less is."""
+    figures = [next((c.name for c in table.columns if c.better == better), None) for better in ("higher", "lower")]
+    conditions = list(dict.fromkeys(row.condition for row in table.rows))
+
+    def rank(row: Row) -> tuple:
+        values = [0.0 if name is None else float(row[name]) for name in figures]
+        signed = (-values[0], values[1])
+        return conditions.index(row.condition), *((math.isnan(value), value) for value in signed)
+
+    return replace(table, rows=tuple(sorted(table.rows, key=rank)))
+
+
 def compare_runs(paths: Iterable[str | Path], *, setting: str | None = None, method: str | None = None) -> Table:
     """One table of several runs' files, as a Hydra multirun leaves them.
 
@@ -445,7 +485,7 @@ def compare_runs(paths: Iterable[str | Path], *, setting: str | None = None, met
         raise ValueError("no results.json to compare; expected paths such as multirun/<date>/<time>/*/results.json")
     tables = [read_table(path) for path in paths]
     if setting is None:
-        setting = "run" if "run" in tables[0].settings else "loss"
+        setting = "run" if all("run" in table.settings for table in tables) else "loss"
     if method is None:
         present = {row.method for table in tables for row in table.rows}
         method = next((m for m in ("refined", "PnP", "nearest") if m in present), "trained")
@@ -509,11 +549,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m gnnet.evaluation.report", description="Tables of several runs side by side."
     )
-    parser.add_argument("files", nargs="+", type=Path, help="results.json, localization.json or matching.json of runs")
+    parser.add_argument(
+        "files", nargs="+", type=Path, help="results.json, localization.json or matching.json of runs, or their folders"
+    )
     parser.add_argument("--setting", help="the setting that names the runs: by default run, or else loss")
     parser.add_argument("--method", help="the method that is compared: by default refined, or else trained")
     arguments = parser.parse_args()
     try:
-        print_table(compare_runs(arguments.files, setting=arguments.setting, method=arguments.method))
+        files = result_files(arguments.files)
+        print_table(best_first(compare_runs(files, setting=arguments.setting, method=arguments.method)))
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error

@@ -18,6 +18,7 @@ from gnnet.evaluation.tables import (
     main,
     print_table,
     read_table,
+    result_files,
     rich_table,
     write_table,
 )
@@ -267,3 +268,17 @@ def test_the_command_compares_files(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["report", str(tmp_path / "none.json")])
     with pytest.raises(SystemExit, match=r"none\.json does not exist"):
         main()
+
+
+@pytest.mark.cases
+def test_folders_of_runs_are_compared_by_all_tables_below_them(tmp_path, monkeypatch, capsys):
+    for number in (0, 2, 10):
+        table = make_table(run=f"lr={number}")
+        write_table(table, tmp_path / f"{number}_lr-{number}" / "results.json")
+        write_table(table, tmp_path / f"{number}_lr-{number}" / "matching.json")  # one table of each run
+    files = [tmp_path / f"{number}_lr-{number}" / "results.json" for number in (0, 2, 10)]
+    assert result_files([tmp_path]) == files
+    assert result_files([tmp_path / "10_lr-10", files[0]]) == [files[2], files[0]]
+    monkeypatch.setattr("sys.argv", ["report", str(tmp_path)])
+    main()
+    assert "3 runs by run" in capsys.readouterr().out

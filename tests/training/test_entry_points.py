@@ -283,17 +283,18 @@ def test_sweep_of_two_process_jobs_leaves_one_folder_each(toy_root, tmp_path):
     sizes = [*SMALL_ROBOTCAR, "trainer=ddp", "trainer.accelerator=cpu", "dataset.validation_queries=3", "steps=2"]
     done = call(
         "train.py", "-m", "seed=0,1", "dataset=robotcar", f"dataset.root={toy_root}", *sizes,
-        "hydra.sweep.dir=sweep", "hydra.sweep.subdir=${hydra.job.num}", cwd=tmp_path,
+        "hydra.sweep.dir=sweep", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert sorted(path.name for path in (tmp_path / "sweep").iterdir()) == ["0", "1", "multirun.yaml"]
+    jobs = ["0_seed-0", "1_seed-1"]
+    assert sorted(path.name for path in (tmp_path / "sweep").iterdir()) == [*jobs, "multirun.yaml", "sweep.csv"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["outputs", "sweep"]
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["index"]  # of the dataset, beside the runs
-    for job in ("0", "1"):
+    for number, job in enumerate(jobs):
         folder = tmp_path / "sweep" / job
         assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
         report = read_table(folder / "results.json")
-        assert report.settings["seed"] == int(job)
+        assert report.settings["seed"] == number and report.settings["run"] == f"seed={number}"
         logged = last_validation(folder)
         # Three queries on two processes: gathered, each counts once, as in the table of one process.
         everywhere = next(x for x in report.rows if (x.method, x.condition) == ("trained", "all"))
