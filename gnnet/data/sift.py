@@ -49,7 +49,7 @@ def detect_sift(image: Tensor, *, upright: bool = False) -> SiftFeatures:
     import pycolmap  # slow to import, and only baselines need it
 
     # ITU-R BT.601, as image libraries turn RGB to grey.
-    grey = (image.cpu().float() * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(0) / 255
+    grey = (image.cpu().float() * torch.tensor([0.299, 0.587, 0.114], dtype=torch.float32).view(3, 1, 1)).sum(0) / 255
     found, descriptors = _extractor(upright).extract_from_float32_array(grey.numpy())
     columns = torch.from_numpy(np.array(pycolmap.keypoints_to_matrix(found), dtype=np.float32))
     xy, scale = columns[:, :2], columns[:, 2]
@@ -150,7 +150,7 @@ def _blur(grey: Tensor, sigma: float) -> Tensor:
     """A grey image (H, W) under a Gaussian of `sigma` pixels, (1, 1, H, W); the camera gave it half a pixel of that."""
     sigma = math.sqrt(max(sigma**2 - 0.5**2, 0.01))
     radius = math.ceil(3 * sigma)
-    kernel = torch.exp(-(torch.arange(-radius, radius + 1) ** 2) / (2 * sigma**2))
+    kernel = torch.exp(-(torch.arange(-radius, radius + 1, dtype=grey.dtype) ** 2) / (2 * sigma**2))
     kernel = kernel / kernel.sum()
     padded = F.pad(grey[None, None], (radius,) * 4, mode="replicate")
     return F.conv2d(F.conv2d(padded, kernel.view(1, 1, 1, -1)), kernel.view(1, 1, -1, 1))

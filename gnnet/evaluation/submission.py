@@ -1,4 +1,4 @@
-"""Result files for the benchmark at visuallocalization.net: written, and checked before they are handed in.
+"""Result files of benchmarks: written, and checked before they are handed in.
 
 `python -m gnnet.evaluation.submission FILE DATASET [ROOT]` checks one.
 """
@@ -6,25 +6,20 @@
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from scipy.spatial import cKDTree
 
+from gnnet.evaluation.result_formats import FORMATS, ResultFormat, format_of
 from gnnet.geometry.pose import Pose, rotation_angle
 from gnnet.localization.result import Localization
-from gnnet.scenes.formats.poses import PoseLine, read_pose_lines, write_pose_file
-from gnnet.scenes.index import open_scene
-from gnnet.scenes.layouts.cmu_slice import parse_name
-from gnnet.scenes.layouts.registry import DATASETS, reader_of
-from gnnet.scenes.layouts.robotcar_models import CAMERAS
+from gnnet.scenes.formats.poses import PoseLine
 from gnnet.scenes.problems import BadInput
 from gnnet.scenes.scene import Scene, SceneImage
 
@@ -40,17 +35,23 @@ examples:
   python -m gnnet.evaluation.submission results.txt robotcar
   python -m gnnet.evaluation.submission results.txt robotcar /data/RobotCar-Seasons
   python -m gnnet.evaluation.submission results.txt cmu /data/Extended-CMU-Seasons
+  python -m gnnet.evaluation.submission results.txt aachen night_time_queries_with_intrinsics.txt
 
-With ROOT the names are compared with the dataset's queries, and the camera centres with its references.
+With ROOT the names are compared with the dataset's queries, and the camera centres with its references. For aachen and
+inloc it may be a query list, for eth3d it is the folder that holds rgb.txt.
 Exit status: 0 if no error was found, 1 if one was, 2 for wrong usage."""
 
 
 class Submitted(NamedTuple):
-    """What became of the queries: lines written, queries that failed, and queries that the benchmark does not score."""
+    """What became of the queries: lines written, queries that failed, and queries that the benchmark does not score.
+
+    `unknown` are names of queries that the benchmark's format cannot express.
+    """
 
     lines: int
     failed: int
     not_scored: int
+    unknown: tuple[str, ...] = ()
 
 
 @dataclass
@@ -70,115 +71,34 @@ class Validation:
     facts: list[str] = field(default_factory=list)
 
 
-class ResultFormat:
-    """How a benchmark's result file names the queries of a dataset; here, as the scene does.
-
-    Args:
-        dataset: one of those that `python -m gnnet.scenes` knows.
-    """
-
-    def __init__(self, dataset: str) -> None:
-        self.dataset = dataset
-
-    def submitted_name(self, name: str) -> str | None:
-        """The name of a scene's image in the result file; None if the benchmark does not score it.
-
-        Raises:
-            ValueError: if it is no image's name of the dataset.
-        """
-        return name
-
-    def name_error(self, name: str, source: str) -> str | None:
-        """What is wrong with a name in the result file; `source` says where it stands."""
-        return None
-
-    def is_query(self, image: SceneImage) -> bool:
-        """Whether an image that is no reference is a query."""
-        return True
-
-    def map_of(self, name: str) -> str:
-        """Which map an image belongs to; the images of one map share a world."""
-        return ""
-
-    def open(self, root: Path, progress: bool) -> Scene:
-        """The dataset at a folder, with its queries; nothing is written."""
-        return open_scene(reader_of(self.dataset), root, on_bad="skip", progress=progress)
-
-
-class RobotCarFormat(ResultFormat):
-    """RobotCar Seasons: `rear/<timestamp>.jpg`, without the condition; left and right images are not scored."""
-
-    def submitted_name(self, name: str) -> str | None:
-        parts = PurePosixPath(name).parts
-        if len(parts) != 3 or parts[1] not in CAMERAS:
-            raise ValueError(f"query {name!r} is no image of {self.dataset}; expected <condition>/rear/<timestamp>.jpg")
-        return f"rear/{parts[2]}" if parts[1] == "rear" else None
-
-    def name_error(self, name: str, source: str) -> str | None:
-        if re.fullmatch(r"rear/\d+\.jpg", name, re.ASCII) is not None:
-            return None
-        return f"{source} names {name!r}; expected rear/<timestamp>.jpg, without the condition, and no left or right"
-
-    def open(self, root: Path, progress: bool) -> Scene:
-        # The toy town is read as what it is on disk: its own reader may render another town over it.
-        reader = partial(reader_of("robotcar"), test_queries=True)
-        return open_scene(reader, root, on_bad="skip", progress=progress)
-
-
-class CmuFormat(ResultFormat):
-    """Extended CMU Seasons: the file's name without folders; each slice has a map of its own."""
-
-    def submitted_name(self, name: str) -> str | None:
-        return PurePosixPath(name).name
-
-    def name_error(self, name: str, source: str) -> str | None:
-        try:
-            parse_name(name, source)
-        except ValueError as error:
-            return f"{error}, without folders"
-        return None
-
-    def is_query(self, image: SceneImage) -> bool:
-        return "/database/" not in image.name  # of such an image without a pose, no file tells the pose
-
-    def map_of(self, name: str) -> str:
-        return PurePosixPath(name).parts[0]
-
-
-_FORMATS = {"robotcar": RobotCarFormat, "toy": RobotCarFormat, "cmu": CmuFormat}
-
-
-def format_of(dataset: str) -> ResultFormat:
-    """The form of a dataset's result file; without a name, that of hloc.
-
-    Raises:
-        ValueError: an unknown dataset.
-    """
-    if dataset and dataset not in DATASETS:
-        raise ValueError(f"dataset {dataset!r} is not known; expected one of {', '.join(DATASETS)}")
-    return _FORMATS.get(dataset, ResultFormat)(dataset)
-
-
 def write_submission(path: str | Path, localizations: Iterable[Localization], *, dataset: str) -> Submitted:
     """Write the poses of the localized queries as the dataset's benchmark wants them; a failed query has no line.
 
     Args:
         path: of the file; its folder is made, and the file appears when it is complete.
         localizations: of the queries, with the scene's names.
-        dataset: gives the names their form, see `ResultFormat`.
+        dataset: gives the names their form, see `format_of`.
 
     Raises:
-        ValueError: an unknown dataset, a name of another form, a pose that is not finite, or two
-            queries that become one name.
+        ValueError: an unknown dataset, a pose that is not finite, or two queries that become one name.
     """
-    form = format_of(dataset)
+    localizations = list(localizations)
+    form = format_of(dataset, [localization.name for localization in localizations])
     poses: dict[str, Pose] = {}
     origin: dict[str, str] = {}
     failed = not_scored = 0
+    unknown: list[str] = []
     for localization in localizations:
-        name = form.submitted_name(localization.name)
+        try:
+            name = form.submitted_name(localization.name)
+        except ValueError:
+            unknown.append(localization.name)
+            continue
         if name is None:
             not_scored += 1
+            continue
+        if name.split() != [name] or form.name_error(name, "") is not None:
+            unknown.append(localization.name)
             continue
         if name in origin:
             raise ValueError(
@@ -190,8 +110,8 @@ def write_submission(path: str | Path, localizations: Iterable[Localization], *,
             failed += 1
         else:
             poses[name] = localization.cam_from_world
-    write_pose_file(path, poses)
-    return Submitted(len(poses), failed, not_scored)
+    form.write(path, poses)
+    return Submitted(len(poses), failed, not_scored, tuple(unknown))
 
 
 def validate_submission(
@@ -204,7 +124,7 @@ def validate_submission(
     another reading of the numbers would place them near, that reading is named as the error.
 
     Args:
-        dataset: see `ResultFormat`.
+        dataset: one of `FORMATS`.
         root: the dataset's folder, `dataset.root`; None leaves out what needs it. Nothing is written there.
         progress: show progress bars.
 
@@ -214,7 +134,7 @@ def validate_submission(
     """
     form = format_of(dataset)
     bad = BadInput("skip")
-    lines = read_pose_lines(path, bad)
+    lines = form.read(path, bad)
     found = Validation(len(lines) + len(bad.problems), errors=[*bad.problems])
     found.facts.append(f"{found.lines} lines")
     for line in lines:
@@ -225,7 +145,7 @@ def validate_submission(
         if not abs(length - 1) <= _UNIT:
             found.errors.append(
                 f"{source} has a quaternion of length {length:.6g}; expected 1 to within {_UNIT:g}, so divide it by "
-                "its length, and see that the order is qw qx qy qz tx ty tz"
+                f"its length, and see that the order is {form.line}"
             )
     if found.lines == 0:
         found.errors.append(f"{path} holds no pose; expected a line a localized query")
@@ -401,12 +321,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(
         prog="python -m gnnet.evaluation.submission",
-        description="Check a result file (name qw qx qy qz tx ty tz a line) before it is handed in.",
+        description="Check a result file (name qw qx qy qz tx ty tz a line, or as the benchmark wants it) before it is "
+        "handed in.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="the result file")
-    parser.add_argument("dataset", choices=DATASETS, metavar="DATASET", help=f"one of {', '.join(DATASETS)}")
+    parser.add_argument("dataset", choices=FORMATS, metavar="DATASET", help=f"one of {', '.join(FORMATS)}")
     parser.add_argument("root", type=Path, nargs="?", metavar="ROOT", help="the dataset's folder, as dataset.root")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
     arguments = parser.parse_args(argv)

@@ -181,10 +181,10 @@ def _load_network(name: str, weights: str | Path | None = None) -> nn.Module:
         return _read_network(name, cached if weights is None else Path(weights).expanduser())
     try:
         if name == "disk":
-            return feature.DISK.from_pretrained("depth").eval()
+            return feature.DISK.from_pretrained("depth").float().eval()
         if name == "aliked":
-            return feature.ALIKED.from_pretrained("aliked-n16").eval()
-        return feature.LightGlue(name.removeprefix("lightglue-")).eval()
+            return feature.ALIKED.from_pretrained("aliked-n16").float().eval()
+        return feature.LightGlue(name.removeprefix("lightglue-")).float().eval()
     except (OSError, RuntimeError) as error:
         setting = "" if name.startswith("lightglue-") else f"localizer.pose.matcher.weights=PATH/{_FILES[name]}, or "
         raise ConnectionError(
@@ -210,7 +210,7 @@ def _read_network(name: str, path: Path) -> nn.Module:
     network = feature.DISK() if name == "disk" else feature.ALIKED("aliked-n16")
     constants = {key: value for key, value in network.state_dict().items() if key.endswith("hw_grid")}  # in no file
     load_strictly(network, {**constants, **state}, source=str(path), kind=f"weights of {name} expected")
-    return network.eval()
+    return network.float().eval()
 
 
 def points_of_detections(scene: Scene, reference: SceneImage, detections: Tensor) -> tuple[Tensor, Tensor, Tensor]:

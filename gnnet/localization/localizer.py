@@ -16,10 +16,10 @@ from gnnet.geometry.pose import Pose
 from gnnet.localization.hypotheses import choose_hypothesis
 from gnnet.localization.initial_pose import PoseFromMatches, PoseSource
 from gnnet.localization.map import Map, References, made_with
-from gnnet.localization.query import Query
+from gnnet.localization.query import Query, one_camera, one_pose, rgb_image
 from gnnet.localization.refiner import Refiner
 from gnnet.localization.result import Localization, Status
-from gnnet.localization.retrieval import DescriptorRetrieval, Retrieval, rows_of
+from gnnet.localization.retrieval import DescriptorRetrieval, InitialPoseRetrieval, Retrieval, rows_of
 from gnnet.localization.stopwatch import Stopwatch
 from gnnet.models.checkpoint import read_checkpoint
 from gnnet.models.pyramid import FeatureNetwork
@@ -133,8 +133,10 @@ class Localizer:
             needed = made_with(network, None if local is None else local.identity, self.retrieval.network)
             for key, expected in needed.items():
                 if (found := part.about[key]) != expected:
+                    kind = next((parameter.dtype for parameter in network.parameters()), torch.float32)
+                    rounded = f" (its weights are {kind})" if key == "network" and kind != torch.float32 else ""
                     raise ValueError(
-                        f"map {part.path} was compiled with the {key} {found}, not with {expected}; "
+                        f"map {part.path} was compiled with the {key} {found}, not with {expected}{rounded}; "
                         "compile one with these (name another file)"
                     )
         if companion is not None and companion.about["scene"] != map.about["scene"]:
@@ -157,18 +159,27 @@ class Localizer:
         """Find the pose of an image in the map's world.
 
         Args:
-            image: (3, H, W) uint8 RGB.
-            camera: its intrinsics, unbatched; its distortion is used.
+            image: (3, H, W) RGB, uint8 or floating from 0 to 1, on any device.
+            camera: its intrinsics, unbatched, on any device; its distortion is used.
             name: a reference of this name is never used: a map's own image is localized without its observations.
             condition, place: the query's, if known.
             references: names of the references to use, the nearest first; None retrieves them.
-            initial: `cam_from_world` known beforehand, for `GivenPose` and `InitialPoseRetrieval`.
+            initial: `cam_from_world` known beforehand, for `GivenPose` and `InitialPoseRetrieval` alone.
             truth: the true `cam_from_world`, for `OracleRetrieval`.
 
         Raises:
-            ValueError: if it has no network and map.
+            ValueError: if it has no network and map; if image, camera or pose are of another form; or if an initial
+                pose is given that would not be used.
         """
         network, map, companion = self._on
+        if initial is not None and not (self.pose.takes_initial or isinstance(self.retrieval, InitialPoseRetrieval)):
+            raise ValueError(
+                "an initial pose is given, but this localizer uses none; take pose=GivenPose(), which refines it, or "
+                "retrieval=InitialPoseRetrieval(), which matches the references near it"
+            )
+        image, camera = rgb_image(image), one_camera(camera)
+        initial = None if initial is None else one_pose(initial, "initial")
+        truth = None if truth is None else one_pose(truth, "true")
         width, height = camera.size.round().int().tolist()
         if (width, height) != (image.shape[-1], image.shape[-2]):
             reason = f"the image is {image.shape[-1]}×{image.shape[-2]} pixels, its camera says {width}×{height}"
@@ -179,22 +190,25 @@ class Localizer:
         watch = Stopwatch(device)
         image, factors = limit_size(image, map.largest_side)
         pyramid = network(image[None].to(device))
+        pyramid = pyramid._replace(maps=tuple(m.float() for m in pyramid.maps))  # as the map's descriptors are
         watch.lap("features")
-        full_camera = camera.to(torch.float64)
-        query = Query(
-            name, image, pyramid, full_camera.scale(torch.from_numpy(factors)), full_camera, place, initial, truth
-        )
+        query = Query(name, image, pyramid, camera.scale(torch.from_numpy(factors)), camera, place, initial, truth)
+        unknown: list[str] = []
         if references is None:
             rows = self.retrieval.find(query, map, self.references)
             reason = f"retrieval by {self.retrieval.name} found no reference"
         else:
             rows = rows_of(references, query, map, self.references)
-            reason = "the map has none of the references named"
+            unknown = [name for name in references if name not in map.rows]
+            reason = f"the map has none of the references named{f' ({unknown[0]}, …)' if unknown else ''}"
         chosen = References(map, rows, None if companion is None else References(companion, rows))
         watch.lap("retrieval")
         result = Localization(name, Status.NO_REFERENCE, reason, condition, references=chosen.names)
         if len(rows):
             result = self._localize(result, replace(query, camera=self._camera_to_use(query, chosen)), chosen, watch)
+            if unknown:
+                listed = ", ".join(unknown[:3]) + (", …" if len(unknown) > 3 else "")
+                result = replace(result, reason=f"{result.reason}; the map has no reference {listed}")
         return replace(result, seconds=watch.seconds)
 
     def _localize(self, result: Localization, query: Query, references: References, watch: Stopwatch) -> Localization:

@@ -308,7 +308,7 @@ def _after_step(progress: _Progress, running: Tensor, accepted: Tensor, rules: _
     if rules.initial_damping == 0:  # refused for lack of points, and would be again
         damping, stuck = progress.damping, refused
     else:
-        damping = (progress.damping * torch.where(accepted, 0.1, 10.0)).clamp(MIN_DAMPING, MAX_DAMPING)
+        damping = torch.where(accepted, 0.1 * progress.damping, 10.0 * progress.damping).clamp(MIN_DAMPING, MAX_DAMPING)
         stuck = refused & (progress.damping >= MAX_DAMPING)
     status = torch.where(stuck, RefinementStatus.DAMPING_AT_MAXIMUM, progress.status)
     return _Progress(damping, status, progress.iterations + running)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,7 @@ def load_weights(model: nn.Module, source: str | Path | None) -> str:
     """
     if source is None:
         return "random weights"
+    model = unwrapped(model)
     if source == "imagenet":
         if not isinstance(model, VGG16):
             raise ValueError(
@@ -52,12 +54,24 @@ def load_weights(model: nn.Module, source: str | Path | None) -> str:
     return f"{len(model.state_dict())} tensors of {type(model).__name__} from {source} ({kind})"
 
 
+def unwrapped(network: Any) -> Any:
+    """The network itself inside what `torch.compile` or DataParallel put around it; its tensors are the same."""
+    while True:
+        if isinstance(network, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            network = network.module
+        elif (inner := getattr(network, "_orig_mod", None)) is not None:
+            network = inner
+        else:
+            return network
+
+
 def load_tensors(model: nn.Module, state: StateDict, *, source: str) -> str:
     """Load a checkpoint's tensors, under any of the names that `load_weights` lists, and say what kind it is.
 
     Raises:
         ValueError: if they do not fit the network (names and shapes are listed).
     """
+    model = unwrapped(model)
     state, kind = _for_network(state, model)
     load_strictly(model, state, source=source, kind=kind)
     return kind
@@ -86,7 +100,7 @@ def state_dict_of(checkpoint: object, path: Path) -> StateDict:
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         found = f"the keys {_some(map(str, checkpoint))}" if isinstance(checkpoint, Mapping) else type(checkpoint)
         raise ValueError(f"{path} holds {found}; expected tensors by name, or such a mapping under 'state_dict'")
-    return {".".join(p for p in str(k).split(".") if p not in ("module", "_orig_mod")): v for k, v in state.items()}
+    return {_bare(str(name)): value for name, value in state.items()}
 
 
 def read_plain(path: Path) -> object:
@@ -178,7 +192,7 @@ def load_strictly(model: nn.Module, state: StateDict, *, source: str, kind: str)
     Raises:
         ValueError: if the state dict does not fit; names and shapes are listed.
     """
-    own = model.state_dict()
+    own = {_bare(name): value for name, value in model.state_dict().items()}  # a part of it may be compiled
     unlike = [k for k in own if k in state and state[k].shape != own[k].shape]
     problems = {
         "missing": [k for k in own if k not in state],
@@ -191,7 +205,7 @@ def load_strictly(model: nn.Module, state: StateDict, *, source: str, kind: str)
             f"{source} ({kind}, {len(state)} tensors) does not fit {type(model).__name__}: {'; '.join(found)}; "
             "build the network with the settings it was trained with (its run's saved config), or take other weights"
         )
-    model.load_state_dict(state)
+    model.load_state_dict({name: state[_bare(name)] for name in model.state_dict()})
 
 
 def fingerprint(network: nn.Module | FeatureNetwork) -> str:
@@ -199,15 +213,16 @@ def fingerprint(network: nn.Module | FeatureNetwork) -> str:
 
     Maps and descriptors are kept with the fingerprint of the network that made them.
     """
+    network = unwrapped(network)
     digest = hashlib.sha256(type(network).__name__.encode())
     # Settings that leave no trace in the weights, as whether maps are normalised, are attributes of the modules.
     for name, module in network.named_modules():
         if not type(module).__module__.startswith("torch."):
             plain = {k: v for k, v in vars(module).items() if isinstance(v, bool | int | float | str | tuple)}
             settings = {k: v for k, v in plain.items() if not k.startswith("_") and k != "training"}
-            digest.update(f"{name} {sorted(settings.items())}".encode())
+            digest.update(f"{_bare(name)} {sorted(settings.items())}".encode())
     for name, value in network.state_dict().items():
-        digest.update(name.encode())
+        digest.update(_bare(name).encode())
         digest.update(value.detach().cpu().contiguous().float().numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -224,6 +239,11 @@ def _imagenet_state_dict() -> StateDict:
             f"weights=imagenet: {weights.url} could not be downloaded ({error}); fetch it where there is a network "
             f"and place it in {folder}, or give its path as weights=<path>/{Path(weights.url).name}"
         ) from error
+
+
+def _bare(name: str) -> str:
+    """A tensor's or module's name without what wrappers add."""
+    return ".".join(part for part in name.split(".") if part not in ("module", "_orig_mod"))
 
 
 def _some(names: Iterable[str]) -> str:

@@ -59,6 +59,9 @@ def write_lines(path: Path, *lines: str) -> Path:
     return path
 
 
+CMU = "img_00119_c1_1303398475046031us.jpg"
+
+
 def test_robotcar_has_rear_images_alone_without_their_condition(tmp_path):
     pose = perturb(Pose.identity(dtype=torch.float64), 5.0, 30.0, torch.Generator().manual_seed(0))
     names = ["night/rear/20.jpg", "dawn/rear/3.jpg", "night/left/20.jpg", "night/right/20.jpg"]
@@ -67,7 +70,7 @@ def test_robotcar_has_rear_images_alone_without_their_condition(tmp_path):
         counts = write_submission(
             path, [*(localized(name, pose) for name in names), failed("rain/rear/4.jpg")], dataset=dataset
         )
-        assert counts == (2, 1, 2)
+        assert counts == (2, 1, 2, ())
         words = [line.split() for line in path.read_text().splitlines()]
         assert [line[0] for line in words] == ["rear/20.jpg", "rear/3.jpg"]
         numbers = torch.tensor([float(word) for word in words[0][1:]], dtype=torch.float64)
@@ -87,11 +90,10 @@ def test_cmu_has_the_files_names_and_others_the_scenes(tmp_path):
     ("dataset", "names", "message"),
     [
         ("toy", ["night/rear/1.jpg", "dawn/rear/1.jpg"], r"night/rear/1\.jpg and dawn/rear/1\.jpg are both rear/1"),
-        ("cmu", ["slice2/query/a.jpg", "slice3/query/a.jpg"], r"slice2/query/a\.jpg and slice3/query/a\.jpg are both"),
+        ("cmu", [f"slice{n}/query/{CMU}" for n in (2, 3)], rf"slice2/query/{CMU} and slice3/query/{CMU} are both"),
         ("colmap", ["a.jpg", "a.jpg"], r"both a\.jpg in a colmap submission"),
-        ("robotcar", ["rear/1.jpg"], r"'rear/1\.jpg' is no image of robotcar; expected <condition>/rear"),
-        ("colmap", ["my photo.jpg"], "without spaces"),
-        ("aachen", ["a.jpg"], "dataset 'aachen' is not known; expected one of robotcar, cmu"),
+        ("aachen", ["query/day/a/1.jpg", "query/day/b/1.jpg"], r"both 1\.jpg in a aachen submission"),
+        ("achen", ["a.jpg"], r"dataset 'achen' is not known; expected one of robotcar, cmu.*, aachen, inloc, eth3d"),
     ],
 )
 def test_names_that_cannot_be_submitted(tmp_path, dataset, names, message):
@@ -262,7 +264,7 @@ def test_the_command(town, toy_root, tmp_path, capsys):
     assert "cannot be read: RobotCar Seasons: no folder at" in capsys.readouterr().out
     assert main([str(tmp_path / "none.txt"), "robotcar"]) == 1
     assert "none.txt does not exist; expected name qw qx" in capsys.readouterr().out
-    for argv in ([str(good), "aachen"], [str(good)]):
+    for argv in ([str(good), "achen"], [str(good)]):
         with pytest.raises(SystemExit) as stopped:
             main(argv)
         assert stopped.value.code == 2
@@ -296,3 +298,92 @@ def test_written_poses_are_the_estimates(town, tmp_path):
     for query in queries:
         position, angle = pose_errors(found[query.name.split("/", 1)[1]], query.cam_from_world)
         assert position < 1e-9 and angle < 1e-6
+
+
+AACHEN = ["query/day/milestone/2010-10-30_17-47-25_73.jpg", "query/night/nexus5x/IMG_20161227_160713.jpg"]
+INLOC = ["query/iphone7/IMG_0731.JPG", "query/iphone7/IMG_0732.JPG"]
+ETH3D = ["rgb/1542.25.png", "rgb/999.5.png"]
+ROOM = ["seq-03/frame-000010.color.png", "seq-03/frame-000011.color.jpg"]
+
+
+@pytest.mark.cases
+@pytest.mark.parametrize(
+    ("dataset", "names", "written"),
+    [
+        *((dataset, names, [name.rpartition("/")[2] for name in names])
+          for names, dataset in ((AACHEN, "aachen"), (AACHEN, "colmap"), (INLOC, "inloc"), (INLOC, "colmap"))),
+        ("aachen", ["images/images_upright/" + name for name in AACHEN], [n.rpartition("/")[2] for n in AACHEN]),
+        ("sevenscenes", ROOM, ["seq-03/frame-000010.color.png", "seq-03/frame-000011.color.png"]),
+        ("eth3d", ETH3D, ["999.5", "1542.25"]),
+        ("colmap", ETH3D, ["999.5", "1542.25"]),
+        ("colmap", [AACHEN[0], "a/b.jpg"], ["a/b.jpg", AACHEN[0]]),  # as the scene does
+        ("rgbd", AACHEN, AACHEN),
+    ],
+)  # fmt: skip
+def test_each_benchmark_has_its_own_names(tmp_path, dataset, names, written):
+    path = tmp_path / "results.txt"
+    assert write_submission(path, [localized(name) for name in names], dataset=dataset) == (2, 0, 0, ())
+    assert [line.split()[0] for line in path.read_text().splitlines()] == written
+    assert validate_submission(path, dataset=format_of(dataset, names).dataset).errors == []
+
+
+@pytest.mark.cases
+def test_a_name_that_a_benchmark_does_not_know_is_left_out_and_told(tmp_path):
+    known = {"robotcar": "night/rear/1.jpg", "toy": "night/rear/1.jpg", "cmu": f"slice2/query/{CMU}", "eth3d": ETH3D[0]}
+    for dataset, name in known.items():
+        path, own = tmp_path / f"{dataset}.txt", [localized("in/my_photo.jpg"), localized(name), failed("x.jpg")]
+        assert write_submission(path, own, dataset=dataset) == (1, 0, 0, ("in/my_photo.jpg", "x.jpg"))
+        assert len(path.read_text().splitlines()) == 1
+
+
+@pytest.mark.cases
+def test_eth3d_wants_a_trajectory_from_camera_to_world(tmp_path):
+    poses = [perturb(Pose.identity(dtype=torch.float64), 5.0, 60.0, torch.Generator().manual_seed(i)) for i in (0, 1)]
+    path = tmp_path / "cables_1.txt"
+    write_submission(path, [localized(name, pose) for name, pose in zip(ETH3D, poses, strict=True)], dataset="eth3d")
+    for line, pose in zip(path.read_text().splitlines(), poses[::-1], strict=True):
+        numbers = torch.tensor([float(word) for word in line.split()[1:]], dtype=torch.float64)
+        torch.testing.assert_close(numbers[:3], pose.center())
+        world_from_cam = Pose.from_quaternion(numbers[[6, 3, 4, 5]], numbers[:3])
+        torch.testing.assert_close(world_from_cam.matrix(), pose.inverse().matrix())
+    (tmp_path / "rgb.txt").write_text("# timestamp file\n999.5 rgb/999.5.png\n1000.5 rgb/1000.5.png\n")
+    found = validate_submission(path, dataset="eth3d", root=tmp_path)
+    assert [error.partition("line ")[2] for error in found.errors] == [
+        "2 names 1542.25, which is no query of eth3d; expected queries alone"
+    ]
+    assert found.warnings == ["1 of 2 queries have no line; each counts as failed"]
+    wrong = write_lines(
+        tmp_path / "wrong.txt", "2 0 0 0 0 0 0 1", "1 0 0 0 0 0 0 1", "rgb/3.png 0 0 0 0 0 0 1", "4 0 0 0 0 0 0 2",
+        "5 0 0 0 0 0 1", "6 0 0 0 0 0 0 0",
+    )  # fmt: skip
+    errors = validate_submission(wrong, dataset="eth3d").errors
+    parts = ("line 2 is not later", "line 3", "7 numbers", "quaternion 0 0 0 0", "order is tx ty tz qx qy qz qw")
+    assert len(errors) == 5 and all(any(part in error for error in errors) for part in parts)
+
+
+@pytest.mark.cases
+def test_a_submission_is_compared_with_a_query_list(tmp_path, capsys):
+    lists = tmp_path / "queries"
+    lists.mkdir()
+    for name in AACHEN:
+        part = name.split("/")[1]
+        write_lines(lists / f"{part}_time_queries_with_intrinsics.txt", f"{name} PINHOLE 1600 1200 1000 1000 800 600")
+    names = [AACHEN[0].rpartition("/")[2], "other.jpg", AACHEN[1]]
+    path = write_lines(tmp_path / "results.txt", *(f"{name} 1 0 0 0 1 2 3" for name in names))
+    for root in (tmp_path, lists):
+        errors = validate_submission(path, dataset="aachen", root=root).errors
+        assert len(errors) == 3 and any("other.jpg, which is no query of aachen" in error for error in errors)
+        assert any(f"names '{AACHEN[1]}'; expected the file's name without folders" in error for error in errors)
+    night = lists / "night_time_queries_with_intrinsics.txt"
+    good = write_lines(tmp_path / "good.txt", f"{AACHEN[1].rpartition('/')[2]} 1 0 0 0 1 2 3")
+    assert main([str(good), "aachen", str(night), "--quiet"]) == 0
+    assert "1 of 1 queries of aachen have a line" in capsys.readouterr().out
+    inloc = tmp_path / "inloc"
+    (inloc / "query" / "iphone7").mkdir(parents=True)
+    for name in INLOC:
+        (inloc / name).touch()
+    path = write_lines(tmp_path / "i.txt", "IMG_0731.JPG 1 0 0 0 1 2 3")
+    found = validate_submission(path, dataset="inloc", root=inloc)
+    assert found.errors == [] and "1 of 2 queries of inloc have a line" in found.facts
+    [error] = validate_submission(path, dataset="inloc", root=inloc / "query").errors
+    assert "holds no query; expected lists" in error

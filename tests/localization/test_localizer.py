@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from gnnet.data.batches import collate
@@ -502,3 +505,148 @@ def test_a_localizer_of_a_checkpoint(town, middle, tmp_path):
         Localizer.from_checkpoint(path, tmp_path / "none.gnmap")
     with pytest.raises(FileNotFoundError, match="checkpoint"):
         Localizer.from_checkpoint(tmp_path / "none.ckpt", town.path)
+
+
+# --- what programs of others hand over
+
+
+@pytest.mark.cases
+def test_an_initial_pose_is_used_or_refused(town, middle):
+    image, network = middle[0], untrained()
+    for settings in ({}, {"pose": NearestPose()}, {"refiner": None}, {"retrieval": OracleRetrieval()}):
+        with pytest.raises(ValueError, match="but this localizer uses none; take pose=GivenPose"):
+            localize(localizer(**settings).on(network, town), image, initial=image.cam_from_world)
+    given = localizer(pose=GivenPose(), retrieval=InitialPoseRetrieval()).on(network, town)
+    matrix, batch = image.cam_from_world.matrix(), Pose.stack([image.cam_from_world])
+    broken = Pose(image.cam_from_world.rotation, image.cam_from_world.translation * torch.nan)
+    for wrong, message in ((matrix, "is a Tensor"), (batch, r"a batch \(1,\) of Poses?"), (broken, "is not finite")):
+        with pytest.raises(ValueError, match=f"the initial pose {message}" if wrong is broken else message):
+            localize(given, image, initial=wrong)
+
+
+@pytest.mark.cases
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_a_floating_image_counts_from_0_to_1(town, middle, kind):
+    image, found = middle[0], localizer().on(untrained(), town)
+    pixels = read_image(image.path)
+    expected = localize(found, image, pixels=pixels)
+    result = localize(found, image, pixels=(pixels.double() / 255).to(kind))
+    if kind != torch.bfloat16:  # whose 8 bits do not tell all grey values apart
+        assert torch.equal(result.cam_from_world.matrix(), expected.cam_from_world.matrix())
+    assert errors(result, image)[0] < 0.4
+    for wrong in (pixels.to(kind), pixels.to(kind) / 255 - 0.5, pixels.to(kind) * torch.nan):
+        with pytest.raises(ValueError, match=r"is floating, from .* expected 0 to 1, or uint8 from 0 to 255"):
+            localize(found, image, pixels=wrong)
+
+
+@pytest.mark.cases
+def test_an_image_of_another_form_is_said_with_what_makes_it_one(town, middle):
+    image, found = middle[0], localizer().on(untrained(), town)
+    pixels = read_image(image.path)
+    rows = pixels.permute(1, 2, 0)
+    wrong = {
+        r"\(96, 96, 3\).*permute\(2, 0, 1\)": rows,
+        r"\(1, 3, 96, 96\).*image\[0\]": pixels[None],
+        r"\(96, 96\).*grey": pixels[0],
+        r"\(1, 96, 96\).*grey": pixels[:1],
+        r"\(4, 96, 96\).*transparency": torch.cat([pixels, pixels[:1]]),
+        r"\(3, 0, 96\)": pixels[:, :0],
+        "is a numpy.ndarray; .*from_numpy.*BGR": rows.numpy(),
+        "is a PIL.Image.Image": Image.fromarray(rows.numpy()),
+        "type torch.int64; expected uint8": pixels.long(),
+        "type torch.bool; expected uint8": pixels > 0,
+    }
+    for message, given in wrong.items():
+        with pytest.raises(ValueError, match=f"the image .*{message}"):
+            localize(found, image, pixels=given)
+    cameras = {
+        r"a batch \(1,\) of Cameras": Camera.stack([image.camera]),
+        "is a dict": {"model": "PINHOLE"},
+        "is not finite": Camera(image.camera.size, image.camera.parameters * torch.nan),
+    }
+    for message, camera in cameras.items():
+        with pytest.raises(ValueError, match=f"the camera .*{message}"):
+            localize(found, image, camera=camera)
+
+
+@pytest.mark.cases
+def test_what_lies_on_another_device_is_fetched(town, middle):
+    """Tensors of the device `meta` hold nothing, so that fetching them is told by torch; using them would not be."""
+    image, network = middle[0], untrained()
+    found = localizer(pose=GivenPose(), retrieval=InitialPoseRetrieval()).on(network, town)
+    elsewhere = {
+        "pixels": read_image(image.path).to("meta"), "camera": image.camera.to("meta"),
+        "initial": image.cam_from_world.to("meta"), "truth": image.cam_from_world.to("meta"),
+    }  # fmt: skip
+    for name, value in elsewhere.items():
+        with pytest.raises(NotImplementedError, match="meta tensor"):
+            localize(found, image, **{"initial": image.cam_from_world, name: value})
+
+
+@pytest.mark.cases
+def test_references_that_the_map_has_not_are_named(town, middle):
+    found, image = localizer(references=3).on(untrained(), town), middle[0]
+    none = localize(found, image, references=["night/nowhere.jpg"])
+    assert none.status == Status.NO_REFERENCE and "night/nowhere.jpg" in none.reason
+    some = localize(found, image, references=["a.jpg", middle[1].name, "b.jpg"])
+    assert some.references == (middle[1].name,) and some.reason.endswith("; the map has no reference a.jpg, b.jpg")
+    assert "no reference" not in localize(found, image, references=[middle[1].name]).reason
+
+
+@pytest.mark.cases
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64])
+def test_networks_of_other_types_localize(scene, town, middle, tmp_path, kind):
+    network, image = untrained().to(kind), middle[0]
+    own = compile_map(tmp_path / "own", scene, network, points=300, progress=False)
+    result = localize(localizer(references=1).on(network, own), image, name="unknown")
+    assert result.references == (image.name,) and errors(result, image)[0] < 0.02
+    if kind == torch.float64:  # the weights are the same
+        assert errors(localize(localizer(references=1).on(network, town), image, name="unknown"), image)[0] < 0.02
+    else:
+        with pytest.raises(ValueError, match=rf"compiled with the network .*\(its weights are {kind}\)"):
+            localizer().on(network, town)
+
+
+@pytest.mark.cases
+@pytest.mark.parametrize("matcher", [Matcher(), Matcher(dense=False), LocalFeatures("sift", 500)])
+def test_the_default_type_may_be_float64(scene, middle, tmp_path, matcher):
+    features = matcher.local_features
+    refiner = None if features else Refiner()
+    network = untrained()
+    own = compile_map(tmp_path / "own", scene, network, points=300, local_features=features, progress=False)
+    found = localizer(pose=PoseFromMatches(matcher), refiner=refiner, references=1).on(network, own)
+    expected = localize(found, middle[0], name="unknown")
+    torch.set_default_dtype(torch.float64)
+    try:
+        again = compile_map(tmp_path / "again", scene, network, points=300, local_features=features, progress=False)
+        for map, of_type in ((own, network), (again, deepcopy(network).double())):
+            result = localize(found.on(of_type, map), middle[0], name="unknown")
+            assert errors(result, middle[0])[0] < 0.05 and result.inliers == pytest.approx(expected.inliers, abs=3)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.cases
+def test_threads_share_a_localizer_and_localizers_a_map(town, scene):
+    network = untrained()
+    refiner = Refiner(iterations=2)
+    two = [localizer(refiner=refiner, references=n).on(net, town) for n, net in ((2, network), (1, untrained()))]
+    jobs = [(found, image) for image in list(scene.images.values())[:2] for found in two]
+    alone = [localize(found, image) for found, image in jobs]
+    with ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(lambda job: localize(*job), 2 * jobs))
+    for one, other in zip(2 * alone, together, strict=True):
+        assert (one.name, one.status, one.references, one.inliers) == (
+            other.name, other.status, other.references, other.inliers,
+        )  # fmt: skip
+        assert (one.cam_from_world is None) == (other.cam_from_world is None)
+        assert one.cam_from_world is None or torch.equal(one.cam_from_world.matrix(), other.cam_from_world.matrix())
+
+
+@pytest.mark.cases
+@pytest.mark.slow
+def test_a_compiled_network_is_the_same_network(town, middle):
+    plain, compiled = untrained(), torch.compile(untrained(), backend="eager")
+    expected = localize(localizer().on(plain, town), middle[0])
+    result = localize(localizer().on(compiled, town), middle[0])
+    assert torch.equal(result.cam_from_world.matrix(), expected.cam_from_world.matrix())

@@ -1,11 +1,13 @@
 """Fingerprints of networks: what they tell apart."""
 
+import pytest
 import torch
+from torch import nn
 
 from gnnet.models.grey import GreyValues
 from gnnet.models.unet import UNet
 from gnnet.models.vgg import VGG16
-from gnnet.models.weights import fingerprint
+from gnnet.models.weights import fingerprint, load_weights
 
 
 def small_unet(seed=0, **settings):
@@ -43,3 +45,24 @@ def test_fingerprints_are_those_of_maps_that_were_compiled_before():
             for parameter in network.parameters():
                 parameter.fill_(0.5)
         assert fingerprint(network) == letters
+
+
+@pytest.mark.cases
+@pytest.mark.slow
+def test_wrappers_change_neither_fingerprint_nor_weights(tmp_path):
+    network, part = small_unet(), small_unet()
+    part.heads[0] = torch.compile(part.heads[0], backend="eager")
+    wrapped = [torch.compile(small_unet(), backend="eager"), nn.DataParallel(small_unet()), part]
+    other = small_unet(seed=1)
+    torch.save(
+        {"network." + name: value for name, value in torch.compile(other).state_dict().items()}, tmp_path / "w.pth"
+    )
+    for one in wrapped:
+        assert fingerprint(one) == fingerprint(network)
+        load_weights(one, tmp_path / "w.pth")
+        assert fingerprint(one) == fingerprint(other)
+    vgg = torch.compile(VGG16(taps=(10, 5)))
+    torch.save(
+        {f"encoder.{k.removeprefix('_orig_mod.features.')}": v for k, v in vgg.state_dict().items()}, tmp_path / "v.pth"
+    )
+    assert "S2DHM" in load_weights(vgg, tmp_path / "v.pth")
