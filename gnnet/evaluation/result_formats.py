@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from pathlib import Path, PurePosixPath
 
@@ -146,10 +147,8 @@ class FileNameFormat(ResultFormat):
         if not names:
             raise FileNotFoundError(f"{root} holds no query; expected lists {_QUERY_LIST}, or images below query/")
         images = {name: SceneImage(name, root / name, "") for name in names}
-        try:
+        with suppress(OSError, ValueError):  # no COLMAP folder
             images = {**open_scene(reader_of("colmap"), root, on_bad="skip", progress=progress).images, **images}
-        except (OSError, ValueError):
-            pass  # no COLMAP folder
         return Scene(self.dataset, images, ())
 
 

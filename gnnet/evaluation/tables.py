@@ -337,6 +337,32 @@ def write_csv(table: Table, path: str | Path) -> Path:
     return write_at_once(path, text.getvalue().encode("utf-8"))
 
 
+def result_files(paths: Iterable[str | Path]) -> list[Path]:
+    """Files of results; for a folder those of all runs below it, one of each run, in the order of their numbers."""
+    found: list[Path] = []
+    for path in map(Path, paths):
+        by_folder: dict[Path, Path] = {}
+        for name in _RESULTS:
+            for file in path.rglob(name):
+                by_folder.setdefault(file.parent, file)
+        numbered = sorted(by_folder.values(), key=lambda file: [int(n) for n in re.findall(r"\d+", str(file))])
+        found += numbered if path.is_dir() else [path]
+    return found
+
+
+def best_first(table: Table) -> Table:
+    """The same rows, in each condition sorted by the first figure of which more is better, then of which less is."""
+    figures = [next((c.name for c in table.columns if c.better == better), None) for better in ("higher", "lower")]
+    conditions = list(dict.fromkeys(row.condition for row in table.rows))
+
+    def rank(row: Row) -> tuple:
+        values = [0.0 if name is None else float(row[name]) for name in figures]
+        signed = (-values[0], values[1])
+        return conditions.index(row.condition), *((math.isnan(value), value) for value in signed)
+
+    return replace(table, rows=tuple(sorted(table.rows, key=rank)))
+
+
 def json_value(value: Any) -> Any:
     """A value for strict JSON: null for nan, the string "inf" for infinity, lists for tuples, text for the rest."""
     if isinstance(value, Mapping):
@@ -436,32 +462,6 @@ def join_tables(tables: Mapping[str, Table]) -> Table | None:
     notes = [f"{name}: {note}" for name, table in tables.items() for note in table.notes]
     title = "; ".join(table.title for table in tables.values())
     return replace(first, title=title, rows=tuple(rows), notes=tuple(notes))
-
-
-def result_files(paths: Iterable[str | Path]) -> list[Path]:
-    """Files of results; for a folder those of all runs below it, one of each run, in the order of their numbers."""
-    found: list[Path] = []
-    for path in map(Path, paths):
-        by_folder: dict[Path, Path] = {}
-        for name in _RESULTS:
-            for file in path.rglob(name):
-                by_folder.setdefault(file.parent, file)
-        numbered = sorted(by_folder.values(), key=lambda file: [int(n) for n in re.findall(r"\d+", str(file))])
-        found += numbered if path.is_dir() else [path]
-    return found
-
-
-def best_first(table: Table) -> Table:
-    """The same rows, in each condition sorted by the first figure of which more is better, then of which less is."""
-    figures = [next((c.name for c in table.columns if c.better == better), None) for better in ("higher", "lower")]
-    conditions = list(dict.fromkeys(row.condition for row in table.rows))
-
-    def rank(row: Row) -> tuple:
-        values = [0.0 if name is None else float(row[name]) for name in figures]
-        signed = (-values[0], values[1])
-        return conditions.index(row.condition), *((math.isnan(value), value) for value in signed)
-
-    return replace(table, rows=tuple(sorted(table.rows, key=rank)))
 
 
 def compare_runs(paths: Iterable[str | Path], *, setting: str | None = None, method: str | None = None) -> Table:
