@@ -13,10 +13,11 @@ from torch import Tensor
 from gnnet.data.images import limit_size
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
+from gnnet.localization.arguments import one_camera, one_pose, rgb_image
 from gnnet.localization.hypotheses import choose_hypothesis
 from gnnet.localization.initial_pose import PoseFromMatches, PoseSource
 from gnnet.localization.map import Map, References, made_with
-from gnnet.localization.query import Query, one_camera, one_pose, rgb_image
+from gnnet.localization.query import Query
 from gnnet.localization.refiner import Refiner
 from gnnet.localization.result import Localization, Status
 from gnnet.localization.retrieval import DescriptorRetrieval, InitialPoseRetrieval, Retrieval, rows_of
@@ -160,7 +161,7 @@ class Localizer:
 
         Args:
             image: (3, H, W) RGB, uint8 or floating from 0 to 1, on any device.
-            camera: its intrinsics, unbatched, on any device; its distortion is used.
+            camera: its intrinsics, unbatched; its distortion is used.
             name: a reference of this name is never used: a map's own image is localized without its observations.
             condition, place: the query's, if known.
             references: names of the references to use, the nearest first; None retrieves them.
@@ -192,7 +193,10 @@ class Localizer:
         pyramid = network(image[None].to(device))
         pyramid = pyramid._replace(maps=tuple(m.float() for m in pyramid.maps))  # as the map's descriptors are
         watch.lap("features")
-        query = Query(name, image, pyramid, camera.scale(torch.from_numpy(factors)), camera, place, initial, truth)
+        full_camera = camera.to(torch.float64)
+        query = Query(
+            name, image, pyramid, full_camera.scale(torch.from_numpy(factors)), full_camera, place, initial, truth
+        )
         unknown: list[str] = []
         if references is None:
             rows = self.retrieval.find(query, map, self.references)
