@@ -27,7 +27,7 @@ from gnnet.data.queries import LocalizationDataset
 from gnnet.data.sampler import MixtureSampler, TrainingSampler, ValidationSampler
 from gnnet.sampling import evenly
 from gnnet.scenes.index import open_scene
-from gnnet.scenes.problems import OnBad
+from gnnet.scenes.problems import OnBad, describe_problems
 from gnnet.scenes.scene import Scene
 
 Validation = LocalizationDataset | MatchingDataset
@@ -226,8 +226,8 @@ class CorrespondenceData(DataModule):
         scene = self._open(root)
         if scene.problems:
             _log.warning(
-                "%s: %d broken or unsuited files were left out (`python -m gnnet.scenes` lists them), the first: %s",
-                scene.name, len(scene.problems), scene.problems[0],
+                "%s: what is broken or unsuited was left out (`python -m gnnet.scenes` lists it): %s",
+                scene.name, describe_problems(scene.problems),
             )  # fmt: skip
         return scene if self._conditions is None else scene.with_conditions(self._conditions)
 

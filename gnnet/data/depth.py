@@ -26,15 +26,19 @@ _NEIGHBOURS = np.array([(x, y) for y in (-1, 0, 1) for x in (-1, 0, 1)])
 _CENTRE = len(_NEIGHBOURS) // 2
 
 
-def read_depth(path: Path) -> np.ndarray:
-    """Depth along the optical axis (H, W), float32 metres, from a 16-bit PNG in millimetres; 0 where it is unknown.
+def read_depth(path: Path, scale: float = 1000.0) -> np.ndarray:
+    """Depth along the optical axis (H, W), float32 metres, from a 16-bit PNG; 0 where it is unknown.
+
+    Args:
+        path: the file.
+        scale: units of the file in a metre; 1000: millimetres.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: if the file is no readable 16-bit image of one channel.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"depth map {path} does not exist; expected a 16-bit PNG in millimetres")
+        raise FileNotFoundError(f"depth map {path} does not exist; expected a 16-bit PNG")
     try:
         with Image.open(path) as image:  # not torchvision, which ends the process on a damaged PNG
             raw, mode, channels = np.array(image), image.mode, len(image.getbands())
@@ -46,9 +50,9 @@ def read_depth(path: Path) -> np.ndarray:
     if not mode.startswith("I"):  # I;16, or I where Pillow is older
         raise ValueError(
             f"depth map {path} has {channels} channels of {8 * raw.dtype.itemsize} bits; "
-            "expected a 16-bit PNG of one channel, in millimetres"
+            "expected a 16-bit PNG of one channel"
         )
-    metres = raw * np.float32(0.001)
+    metres = raw * np.float32(1 / scale)
     metres[raw == _UNKNOWN] = 0
     return metres
 
@@ -166,7 +170,7 @@ def read_depth_view(image: SceneImage) -> DepthView:
     if depth is None or image_camera is None or cam_from_world is None:
         missing = "depth map" if depth is None else "camera" if image_camera is None else "pose"
         raise ValueError(f"{image.name} has no {missing}; points from depth need depth map, camera and pose")
-    metres, camera = read_depth(depth.path), depth.camera or image_camera
+    metres, camera = read_depth(depth.path, depth.scale), depth.camera or image_camera
     size = tuple(camera.size.round().int().tolist())
     if size != metres.shape[::-1]:
         raise ValueError(

@@ -14,9 +14,10 @@ from torchvision.transforms.v2.functional import resize
 
 from gnnet.geometry.camera import Camera
 from gnnet.sampling import turns
+from gnnet.scenes.formats.images import eight_bits, open_image, orientation_needed
 from gnnet.scenes.scene import SceneImage
 
-_PNG_MARK = b"\x89PNG\r\n\x1a\n"
+_LARGE = 50e6  # pixels from which a JPEG is shrunk while it is decoded
 
 
 class ImageView(NamedTuple):
@@ -47,45 +48,77 @@ class ImageView(NamedTuple):
 def read_view(image: SceneImage, largest_side: int | None = None) -> ImageView:
     """The pixels of an image and its camera, both shrunk to `largest_side` pixels; None keeps the file's size.
 
+    An image is turned as `read_image` tells.
+
     Raises:
         FileNotFoundError: no such file.
         ValueError: if the file is no readable image, or not of its camera's size; the message names the file.
     """
-    pixels = read_image(image.path)
     camera = image.camera
-    if camera is not None:
-        height, width = pixels.shape[-2:]
-        expected = camera.size.round().int().tolist()
-        if expected != [width, height]:
-            raise ValueError(
-                f"image {image.path} is {width}×{height} pixels, its camera says {expected[0]}×{expected[1]}; "
-                "give the camera of images of this size, or the image that it took"
-            )
-    pixels, factors = limit_size(pixels, largest_side)
-    return ImageView(pixels, None if camera is None else camera.scale(torch.from_numpy(factors)), factors)
+    view = ImageView(*_read(image.path, camera, largest_side))
+    if camera is None:
+        return view
+    found, (width, height) = view.file_size, camera.size.round().int().tolist()
+    if found != (width, height):
+        raise ValueError(
+            f"image {image.path} is {found[0]}×{found[1]} pixels, its camera says {width}×{height}; "
+            "give the camera of images of this size, or the image that it took"
+        )
+    return view._replace(camera=camera.scale(torch.from_numpy(view.factors)))
 
 
-def read_image(path: Path) -> Tensor:
+def read_image(path: Path, camera: Camera | None = None) -> Tensor:
     """RGB image (3, H, W) uint8.
+
+    Args:
+        path: the file.
+        camera: an image that has the camera's size only when it is turned by its orientation tag (EXIF) is turned;
+            any other is given as the file stores it.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: if the file is no readable image; the message names it.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"image {path} does not exist")
-    try:
-        with open(path, "rb") as file:
-            is_png = file.read(len(_PNG_MARK)) == _PNG_MARK
-        if is_png:  # not by torchvision, which ends the process on a damaged PNG
-            with Image.open(path) as image:
-                return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
-        return decode_image(str(path), mode=ImageReadMode.RGB)
-    except Exception as error:  # Pillow raises many types on a damaged file
-        raise ValueError(
-            f"image {path} cannot be read ({(str(error) or type(error).__name__).splitlines()[0][:120]}); "
-            "it may be truncated: fetch it again, or remove it from the dataset"
-        ) from error
+    return _read(path, camera, None)[0]
+
+
+def _read(path: Path, camera: Camera | None, largest_side: int | None) -> tuple[Tensor, None, np.ndarray]:
+    """Pixels, shrunk to `largest_side`, no camera, and the factors: see `ImageView`."""
+    camera_size = None if camera is None else tuple(camera.size.round().tolist())
+    with open_image(path) as image:
+        if image.format == "JPEG" and orientation_needed(image, camera_size) == 1:
+            shrunk = _shrunk_while_decoding(image, largest_side)
+            if shrunk is not None:
+                return shrunk
+            pixels = decode_image(str(path), mode=ImageReadMode.RGB)
+        else:  # not by torchvision, which ends the process on a damaged PNG
+            pixels = _as_tensor(eight_bits(image, camera_size))
+    small, factors = limit_size(pixels, largest_side)
+    return small, None, factors
+
+
+def _shrunk_while_decoding(image: Image.Image, largest_side: int | None) -> tuple[Tensor, None, np.ndarray] | None:
+    """As `_read`, for a JPEG so large that whole it would take much memory; None for others."""
+    width, height = image.size
+    if largest_side is None or width * height < _LARGE:
+        return None
+    small = _limited(image.size, largest_side)
+    drafted = image.draft("RGB", (2 * small[0], 2 * small[1]))  # the decoder shrinks by 2, 4 or 8, never below this
+    if drafted is None or image.size == (width, height):
+        return None
+    box = drafted[1]  # what the whole image covers of the drafted one, which ends with a whole pixel
+    shrunk = image.convert("RGB").resize(small, Image.Resampling.BILINEAR, box=box)
+    return _as_tensor(shrunk), None, np.array([small[0] / width, small[1] / height])
+
+
+def _as_tensor(image: Image.Image) -> Tensor:
+    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+def _limited(size: tuple[int, int], largest_side: int) -> tuple[int, int]:
+    """Width and height of an image that is shrunk to `largest_side` pixels."""
+    ratio = largest_side / max(size)
+    return round(size[0] * ratio), round(size[1] * ratio)
 
 
 def limit_size(image: Tensor, largest_side: int | None) -> tuple[Tensor, np.ndarray]:
@@ -93,8 +126,7 @@ def limit_size(image: Tensor, largest_side: int | None) -> tuple[Tensor, np.ndar
     height, width = image.shape[-2:]
     if largest_side is None or max(height, width) <= largest_side:
         return image, np.ones(2)
-    ratio = largest_side / max(height, width)
-    new_height, new_width = round(height * ratio), round(width * ratio)
+    new_width, new_height = _limited((width, height), largest_side)
     factors = np.array([new_width / width, new_height / height])
     return resize(image, [new_height, new_width], antialias=True), factors
 

@@ -11,6 +11,7 @@ from scipy.ndimage import map_coordinates, uniform_filter
 
 from gnnet.data.depth import Window
 from gnnet.sampling import evenly
+from gnnet.scenes.formats.images import eight_bits, open_image
 from gnnet.scenes.scene import Correspondences, Scene
 
 _SIDE = 320  # pixels, largest side of the images that structure is found in
@@ -32,16 +33,16 @@ def lasting_structure(paths: Sequence[Path]) -> np.ndarray:
         paths: images of one size; some twenty are enough.
 
     Raises:
-        OSError: if an image cannot be read.
+        OSError, ValueError: if an image cannot be read.
     """
     total: np.ndarray | float = 0.0
     squares: np.ndarray | float = 0.0
     for path in paths:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             factor = _SIDE / max(image.size)
             size = max(8, round(image.width * factor)), max(8, round(image.height * factor))
             image.draft("L", size)
-            grey = np.asarray(image.convert("L").resize(size, Image.Resampling.BOX), np.float32)
+            grey = np.asarray(eight_bits(image).convert("L").resize(size, Image.Resampling.BOX), np.float32)
         dy, dx = np.gradient(grey)
         gradient = dx + 1j * dy
         magnitude = np.abs(gradient)

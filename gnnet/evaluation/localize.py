@@ -148,7 +148,7 @@ def localize_queries(
             yield replace(result, status=Status.NO_POSE, reason="the file of poses has none of this name")
             continue
         try:
-            image = read_image(query.path)
+            image = read_image(query.path, query.camera)
         except (OSError, ValueError) as error:
             yield replace(result, reason=str(error))
             continue
@@ -266,9 +266,7 @@ def localize_dataset(
     found: list[Localization] = []
     with (output / "localizations.jsonl").open("w") as file:
         results = localize_queries(localizer, queries, initial=initial)
-        for result, query in zip(
-            track(results, description="Localizing", total=len(queries)), queries, strict=True
-        ):
+        for result, query in zip(track(results, description="Localizing", total=len(queries)), queries, strict=True):
             found.append(result)
             file.write(json.dumps(to_record(result, query.cam_from_world)) + "\n")
             file.flush()

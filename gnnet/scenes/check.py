@@ -14,7 +14,7 @@ from gnnet.progress import track
 from gnnet.scenes.columns import CAMERA, FILE, KEYPOINTS, POINT_IDS, POSE, STATIC, ImageColumns, Views
 from gnnet.scenes.formats.correspondences import read_correspondence_header
 from gnnet.scenes.formats.images import image_size
-from gnnet.scenes.problems import BadInput
+from gnnet.scenes.problems import BadInput, describe_problems
 from gnnet.scenes.scene import Scene
 from gnnet.scenes.table import ImageTable, PairTable
 
@@ -51,9 +51,8 @@ def checked(scene: Scene, bad: BadInput, *, progress: bool = True) -> Scene:
     pairs = _check_pairs(scene.pairs, scene.images, images, sizes, bad, progress)
     for kind, before, after in (("images", scene.images, images), ("pairs", scene.pairs, pairs)):
         if len(after) == 0 and (len(before) or kind == "images"):
-            problems = (*scene.problems, *bad.problems)
-            first = f"; {len(problems)} problems, the first: {problems[0]}" if problems else ""
-            raise ValueError(f"{scene.name}: of {len(before)} {kind} none is left{first}")
+            told = describe_problems((*scene.problems, *bad.problems))
+            raise ValueError(f"{scene.name}: of {len(before)} {kind} none is left{told and f'; {told}'}")
     return replace(scene, images=images, pairs=pairs, problems=(*scene.problems, *bad.problems))
 
 
@@ -66,10 +65,11 @@ def _check_files(images: ImageTable, bad: BadInput, progress: bool) -> tuple[np.
 
     def look(row: int) -> tuple[int, int] | Exception:
         try:
-            size = image_size(Path(columns.views.paths[row]))
-            camera = columns.views.camera[row, :2] if columns.views.flags[row] & CAMERA else None
-            _require_size(f"image {columns.views.paths[row]}", size, camera)
-            _check_depth(columns, int(columns.depth_row[row]), camera)
+            path = columns.views.paths[row]
+            camera = _camera_size(columns.views, row)
+            size = image_size(Path(path), camera)
+            _require_size(f"image {path}", size, camera)
+            _check_depth(columns, int(columns.depth_row[row]), path, camera)
             return size
         except (OSError, ValueError) as error:
             return error
@@ -90,24 +90,39 @@ def _check_files(images: ImageTable, bad: BadInput, progress: bool) -> tuple[np.
     return sizes, broken
 
 
-def _check_depth(columns: ImageColumns, row: int, image_camera: np.ndarray | None) -> None:
+def _camera_size(views: Views, row: int) -> tuple[float, float] | None:
+    """Width and height in pixels that a view's camera says; None without a camera."""
+    if not views.flags[row] & CAMERA:
+        return None
+    width, height = views.camera[row, :2].tolist()
+    return width, height
+
+
+def _check_depth(columns: ImageColumns, row: int, image: str, of_image: tuple[float, float] | None) -> None:
     """Raise if the depth map's file is broken, or not of the size of its own camera or else the image's."""
     if row < 0:
         return
     path = Path(columns.depths.paths[row])
     if path.suffix.lower() != ".png":
-        raise ValueError(f"depth map {path} is no .png; expected a 16-bit PNG in millimetres")
-    own = columns.depths.camera[row, :2] if columns.depths.flags[row] & CAMERA else image_camera
+        raise ValueError(f"depth map {path} is no .png; expected a 16-bit PNG")
+    own = _camera_size(columns.depths, row)
     try:
-        _require_size(f"depth map {path}", image_size(path), own)
+        size = image_size(path)
+        _require_size(f"depth map {path}", size, own)
     except (OSError, ValueError) as error:
         raise type(error)(str(error).replace("image ", "depth map ", 1)) from error
-
-
-def _require_size(what: str, size: tuple[int, int], camera: np.ndarray | None) -> None:
-    if camera is not None and tuple(camera.tolist()) != size:
+    if own is None and of_image is not None and size != of_image:
         raise ValueError(
-            f"{what} is {size[0]}×{size[1]} pixels, its camera says {camera[0]:.6g}×{camera[1]:.6g}; "
+            f"depth map {path} is {size[0]}×{size[1]} pixels, its image {image} is {of_image[0]:g}×{of_image[1]:g}; "
+            "expected one size, as depth is registered to the image: resize one of them (depth to the nearest pixel)"
+        )
+
+
+def _require_size(what: str, size: tuple[int, int], camera: tuple[float, float] | None) -> None:
+    if camera is not None and camera != size:
+        exchanged = ": width and height are exchanged" if camera == size[::-1] else ""
+        raise ValueError(
+            f"{what} is {size[0]}×{size[1]} pixels, its camera says {camera[0]:.6g}×{camera[1]:.6g}{exchanged}; "
             "give the camera of images of this size, or the images that it took"
         )
 

@@ -119,7 +119,7 @@ class ImageColumns:
     """Columns of N images, D depth maps and M observations.
 
     `observations` (N+1,) tells where each image's `point_ids` (M,) and `keypoints` (M, 2) begin, which are zeros
-    where an image has the other alone; `depth_row` (N,) is -1 without depth.
+    where an image has the other alone; `depth_row` (N,) is -1 without depth; `depth_scale` (D,) is `Depth.scale`.
     """
 
     names: Strings
@@ -131,6 +131,7 @@ class ImageColumns:
     point_ids: np.ndarray
     keypoints: np.ndarray
     depth_row: np.ndarray
+    depth_scale: np.ndarray
     depths: Views
 
     @classmethod
@@ -171,6 +172,7 @@ class ImageColumns:
             point_ids=point_ids,
             keypoints=keypoints,
             depth_row=depth_row,
+            depth_scale=np.array([depth.scale for depth in depths], dtype=np.float64),
             depths=Views.of([(depth.path, depth.camera, depth.image_from_depth) for depth in depths]),
         )
 
@@ -181,6 +183,7 @@ class ImageColumns:
         """The image of a row; its observations are views of the columns."""
         flags, seen = self.flags[row], slice(self.observations[row], self.observations[row + 1])
         path, camera, cam_from_world = self.views[row]
+        deep = self.depth_row[row]
         return SceneImage(
             name=self.names[row],
             path=path,
@@ -191,7 +194,7 @@ class ImageColumns:
             is_reference=bool(flags & REFERENCE),
             point_ids=self.point_ids[seen] if flags & POINT_IDS else None,
             keypoints=self.keypoints[seen] if flags & KEYPOINTS else None,
-            depth=Depth(*self.depths[self.depth_row[row]]) if self.depth_row[row] >= 0 else None,
+            depth=Depth(*self.depths[deep], scale=float(self.depth_scale[deep])) if deep >= 0 else None,
         )
 
 

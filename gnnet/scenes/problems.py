@@ -2,11 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
 OnBad = Literal["raise", "skip"]
+_PARTICULAR = re.compile(r"\S*[/\\0-9]\S*|\b(?:nan|-?inf)\b")  # words with a path or a number in them
+
+
+def kinds_of_problems(problems: Sequence[str]) -> list[list[str]]:
+    """Messages that are alike but for paths and numbers, together; the most frequent kind first."""
+    kinds: dict[str, list[str]] = {}
+    for problem in problems:
+        kinds.setdefault(re.sub(r"(?:· ?)+", "·", _PARTICULAR.sub("·", problem)), []).append(problem)
+    return sorted(kinds.values(), key=lambda alike: -len(alike))
+
+
+def describe_problems(problems: Sequence[str]) -> str:
+    """How many there are, the most frequent one, and the first one; empty if there is none."""
+    return f"{len(problems)} problems, {_named(problems, 'of them', 'the first')}" if problems else ""
+
+
+def _named(problems: Sequence[str], of: str, first: str) -> str:
+    """The most frequent problem, where it is another than the first, and the first, which may be the cause."""
+    alike = kinds_of_problems(problems)[0]
+    most = "" if len(alike) == 1 or alike[0] == problems[0] else f"{len(alike)} {of} alike: {alike[0]}; "
+    return f"{most}{first}: {problems[0]}"
 
 
 class BadInput:
@@ -36,8 +58,8 @@ class BadInput:
 
     @property
     def first(self) -> str:
-        """`; the first problem: …`, to end a message with; empty if there is none."""
-        return f"; the first problem: {self.problems[0]}" if self.problems else ""
+        """`; the first problem: …`, to end a message with, after the most frequent one; empty if there is none."""
+        return f"; {_named(self.problems, 'problems', 'the first problem')}" if self.problems else ""
 
     @contextmanager
     def skipping(self) -> Iterator[None]:

@@ -17,14 +17,16 @@ class Depth:
     """A depth map along the optical axis, and the camera that took it.
 
     Args:
-        path: a 16-bit PNG in millimetres; 0 and 65535 are unknown.
+        path: a 16-bit PNG; 0 and 65535 are unknown.
         camera: intrinsics of the depth map, unbatched, float64; None: the image's own (registered depth).
         image_from_depth: maps points of the depth camera to the image's camera; None: they are one.
+        scale: units of the file in a metre; 1000: millimetres.
     """
 
     path: Path
     camera: Camera | None = None
     image_from_depth: Pose | None = None
+    scale: float = 1000.0
 
 
 @dataclass(frozen=True)

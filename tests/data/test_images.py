@@ -20,10 +20,10 @@ def test_unreadable_images_are_named(tmp_path):
     write_jpeg(torch.randint(0, 255, (3, 64, 64), dtype=torch.uint8), str(whole))
     assert read_image(whole).shape == (3, 64, 64)
     (tmp_path / "cut.jpg").write_bytes(whole.read_bytes()[:200])
-    with pytest.raises(ValueError, match=r"cut\.jpg cannot be read"):
+    with pytest.raises(ValueError, match=r"cut\.jpg \(200 bytes\) cannot be read"):
         read_image(tmp_path / "cut.jpg")
     (tmp_path / "text.jpg").write_text("no image")
-    with pytest.raises(ValueError, match=r"text\.jpg cannot be read"):
+    with pytest.raises(ValueError, match=r"text\.jpg \(8 bytes\) cannot be read"):
         read_image(tmp_path / "text.jpg")
 
 

@@ -38,7 +38,7 @@ def random_image(number: int, rng: np.random.Generator) -> SceneImage:
 
     def depth() -> Depth:
         camera, pose = known(lambda: random_camera(rng)), known(lambda: random_pose(rng))
-        return Depth(Path(f"/depth/{number}.png"), camera, pose)
+        return Depth(Path(f"/depth/{number}.png"), camera, pose, scale=float(rng.choice([1000, 6553.5])))
 
     seen = int(rng.integers(0, 4))
     name = f"{'naïve' if number % 7 == 0 else 'plain'}/rear/{number * 7919 % 1000:03d}.jpg"
@@ -73,7 +73,7 @@ def random_pairs(images: dict[str, SceneImage], count: int = 100) -> tuple[Pair,
 
 def assert_equal(found, expected) -> None:
     """Assert that every field is exactly equal, nested values included."""
-    if expected is None or isinstance(expected, str | Path | bool | int):
+    if expected is None or isinstance(expected, str | Path | bool | int | float):
         assert found == expected and type(found) is type(expected)
     elif isinstance(expected, Tensor):
         assert found.dtype == expected.dtype and torch.equal(found, expected)

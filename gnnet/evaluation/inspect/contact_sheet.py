@@ -18,7 +18,7 @@ from PIL import Image
 from scipy.ndimage import uniform_filter
 from torchvision.transforms.v2.functional import rgb_to_grayscale
 
-from gnnet.data.images import even_subset, limit_size, read_image
+from gnnet.data.images import even_subset, read_view
 from gnnet.evaluation.inspect.inspection import Inspection, condition_pairs
 from gnnet.evaluation.inspect.pairs import PairReader
 from gnnet.evaluation.report import style
@@ -94,9 +94,9 @@ def choose_pairs(scene: Scene, count: int) -> list[Pair]:
 
 def _read_row(scene: Scene, pair: Pair) -> Row:
     names = (pair.image_a, pair.image_b)
-    whole = [read_image(scene.images[name].path) for name in names]
-    sizes = {name: (image.shape[-1], image.shape[-2]) for name, image in zip(names, whole, strict=True)}
-    (a, factor_a), (b, factor_b) = (limit_size(image, _LARGEST_SIDE) for image in whole)
+    views = [read_view(scene.images[name], _LARGEST_SIDE) for name in names]
+    sizes = {name: view.file_size for name, view in zip(names, views, strict=True)}
+    (a, _, factor_a), (b, _, factor_b) = views
     matches = PairReader(scene, sizes)(pair)
     # Weights are not used here: a faint line is better than none.
     drawn = even_subset(matches.keypoints_a, sizes[pair.image_a], LINES, np.random.default_rng(0))

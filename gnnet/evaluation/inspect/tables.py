@@ -15,6 +15,7 @@ from gnnet.evaluation.inspect.pairs import MOST_CORRESPONDENCES
 from gnnet.evaluation.tables import Column, Row, Table, Unit, json_value, print_table, show
 from gnnet.files import write_json
 from gnnet.models.images import IMAGENET_MEAN, IMAGENET_STD
+from gnnet.scenes.problems import kinds_of_problems
 
 FORMAT = "gnnet inspection 2"
 _SHOWN_PROBLEMS = 10
@@ -171,7 +172,11 @@ def _print_problems(inspection: Inspection, console: Console) -> None:
     if not problems:
         console.print(f"problems: none ({read})")
         return
-    first = f", the first {_SHOWN_PROBLEMS}" if len(problems) > _SHOWN_PROBLEMS else ""
-    console.print(f"problems: {len(problems):,} ({read}){first}")
-    for problem in problems[:_SHOWN_PROBLEMS]:
+    kinds = kinds_of_problems(problems)
+    most = max(1, _SHOWN_PROBLEMS // len(kinds))  # of each kind
+    shown = [problem for alike in kinds[:_SHOWN_PROBLEMS] for problem in alike[:most]]
+    counts = f", of {len(kinds)} kinds ({', '.join(str(len(alike)) for alike in kinds)})" if len(kinds) > 1 else ""
+    first = f", the first {len(shown)}" if len(problems) > len(shown) else ""
+    console.print(f"problems: {len(problems):,} ({read}){counts}{first}")
+    for problem in shown:
         console.print(Text(f"• {problem}"), soft_wrap=True)

@@ -52,7 +52,7 @@ def draw_query(localization: Localization, query: SceneImage, *, map: Map, scene
         scene: knows the references' image files; without it no reference is shown.
     """
     try:
-        image = read_image(query.path)
+        image = read_image(query.path, query.camera)
     except (OSError, ValueError) as error:
         return QueryPictures(None, None, (str(error),))
     problems, camera = [], query.camera

@@ -1,17 +1,54 @@
-"""Image files: which ones a folder holds, their sizes, and whether they are whole; no pixel is decoded."""
+"""Image files: which ones a folder holds, what their headers say, whether they are whole, and their pixels in 8 bits.
+
+Read are JPEG, PNG, TIFF, BMP and WebP, by their content, whatever the file's ending.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp")
+LIMIT = "GNNET_MAX_MEGAPIXELS"  # environment variable, which worker processes inherit
+_MEGAPIXELS = 250.0  # where the variable is not set: the largest photographs of phones, with room
+# By their first bytes. Opened by these classes, as `Image.open` has a limit of its own and tries forty formats.
+_READERS = {
+    b"\xff\xd8\xff": JpegImageFile, b"\x89PNG\r\n\x1a\n": PngImageFile, b"II*\0": TiffImageFile,
+    b"MM\0*": TiffImageFile, b"BM": BmpImageFile, b"RIFF": WebPImageFile,
+}  # fmt: skip
+_NOT_READ = {
+    b"GIF8": "a GIF", b"\0\0\0\x0cjP": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000", b"8BPS": "a Photoshop file",
+    b"\x76\x2f\x31\x01": "OpenEXR", b"P5": "PGM", b"P6": "PPM", b"II+\0": "BigTIFF", b"MM\0+": "BigTIFF",
+}  # fmt: skip
+_UNSUPPORTED = re.compile(r"not support|unsupport|cannot handle|unknown pixel|not available", re.IGNORECASE)
+_CONVERT = "convert it to an 8-bit JPEG or PNG, or remove it from the dataset"
+_FETCH = "fetch it again, or remove it from the dataset"
+_MODES = ("1", "L", "P", "LA", "La", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "I")  # and I;16 of all kinds
+_BITS = (8, 10, 12, 14, 16)  # that cameras write in 16
+_NUMBER = re.compile(r"([0-9]{1,30})")
+_ORIENTATION = 0x0112  # EXIF's tag
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+_STRIPS = ((273, 324), (279, 325))  # TIFF's tags: where strips or tiles begin, and their lengths in bytes
+_PIECES, _PIECE = 16, 512  # number and bytes of the pieces of a file that are hashed
 _LOOKED_AT = 5  # images that tell the usual size
 _TAIL = 4096  # bytes at a file's end that hold its end mark; some cameras write notes after it
-_END_MARKS = {"JPEG": b"\xff\xd9", "MPO": b"\xff\xd9", "PNG": b"IEND"}
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -27,40 +64,146 @@ def named_folders(root: Path, is_one: Callable[[Path], bool]) -> dict[str, Path]
 
 
 def image_files(folder: Path) -> list[Path]:
-    """JPEG and PNG files directly in a folder, sorted by name, without hidden ones."""
+    """Image files directly in a folder, sorted by name, without hidden ones."""
     return sorted(
         p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and p.is_file()
     )
 
 
-def image_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels of an image whose header is readable and whose end mark is there.
+def in_order(paths: Sequence[Path]) -> list[Path]:
+    """The frames of a sequence in order: as their names are sorted, or, where that differs, by the one number in them.
+
+    Raises:
+        ValueError: if both orders differ and the names differ in more than one number, so that neither is certain.
+    """
+    by_name = sorted(paths, key=lambda path: path.name)
+    words = [_NUMBER.split(path.stem) for path in by_name]  # text and numbers in turn
+    if len({len(word) for word in words}) == 1:
+        columns = [list(column) for column in zip(*words, strict=True)]
+        vary = [i for i, column in enumerate(columns) if len(set(column)) > 1]
+        if len(vary) == 1 and vary[0] % 2 == 1:
+            numbers = [int(number) for number in columns[vary[0]]]
+            if len(set(numbers)) == len(numbers):
+                return [by_name[i] for i in np.argsort(numbers, kind="stable")]
+    natural = sorted(by_name, key=lambda p: [int(w) if w.isdigit() else w for w in _NUMBER.split(p.stem)])
+    for first, second in zip(by_name, natural, strict=True):
+        if first != second:
+            raise ValueError(
+                f"the order of the images in {first.parent} is not certain: sorted by name {first.name} comes where "
+                f"by the numbers in the names {second.name} would; give all numbers as many digits (0001, 0002, …)"
+            )
+    return by_name
+
+
+@contextmanager
+def open_image(path: Path) -> Iterator[Image.Image]:
+    """An image file whose header is read, and whose pixels are not yet.
+
+    Whatever goes wrong with the file, in the block too, becomes a ValueError that names it.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: if the file is no image of a format that is read, damaged, larger than the limit (`LIMIT`), of
+            pixels that are not read, or no regular file.
+    """
+    if not path.is_file():
+        if path.exists():
+            raise ValueError(f"image {path} is a folder or device; expected an image file")
+        raise FileNotFoundError(f"image {path} does not exist; put it there, or take it out of the dataset's lists")
+    told = f"image {path} ({path.stat().st_size} bytes)"
+    try:
+        with open(path, "rb") as file:
+            reader = _reader(file)
+            file.seek(0)
+            with reader(file) as image:
+                _require_readable(image)
+                yield image
+    except _Refused as error:
+        raise ValueError(f"{told} {error}") from None
+    except Exception as error:  # Pillow raises many types on a damaged file
+        text = (str(error) or type(error).__name__).splitlines()[0][:120]
+        advice = _CONVERT if _UNSUPPORTED.search(text) else f"it may be truncated: {_FETCH}"
+        raise ValueError(f"{told} cannot be read ({text!r}); {advice}") from error
+
+
+class _Refused(Exception):
+    """Why a file is not read: what stands in the message after the file's name."""
+
+
+def _reader(file: BinaryIO) -> Callable[[BinaryIO], Image.Image]:
+    head = file.read(16)
+    for mark, reader in _READERS.items():
+        if head.startswith(mark) and (mark != b"RIFF" or head[8:12] == b"WEBP"):
+            return reader
+    known = next((name for mark, name in _NOT_READ.items() if head.startswith(mark)), None)
+    if head[4:8] == b"ftyp":
+        known = "HEIC or AVIF"
+    if known is not None:
+        raise _Refused(f"is {known}, which is not read; {_CONVERT}")
+    found = f"is no JPEG, PNG, TIFF, BMP or WebP, and begins {head!r}" if head else "is empty"
+    raise _Refused(f"cannot be read (it {found}); {_FETCH}")
+
+
+def _require_readable(image: Image.Image) -> None:
+    width, height = stored_size(image)
+    limit = float(os.environ.get(LIMIT) or _MEGAPIXELS)
+    if width * height > limit * 1e6:
+        raise _Refused(
+            f"is {width}×{height} = {width * height / 1e6:.0f} megapixels, more than the limit of {limit:g}; "
+            f"shrink it with its camera, or raise the limit (environment variable {LIMIT})"
+        )
+    if image.mode not in _MODES and not image.mode.startswith("I;16"):
+        kind = "32-bit floating-point numbers" if image.mode == "F" else f"the kind {image.mode}"
+        raise _Refused(f"has pixels of {kind}, which are not read; {_CONVERT}")
+
+
+def stored_size(image: Image.Image) -> tuple[int, int]:
+    """Width and height in pixels of an opened image as the file stores it, whatever its orientation tag."""
+    if isinstance(image, TiffImageFile):  # Pillow gives the size of the turned image
+        return int(image.tag_v2[256]), int(image.tag_v2[257])
+    return image.size
+
+
+def orientation(image: Image.Image) -> int:
+    """The orientation tag (EXIF) of an opened image, 1 to 8; 1 (upright) where there is none."""
+    try:
+        tag = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged notes: the pixels may be sound
+        return 1
+    return tag if tag in range(1, 9) else 1
+
+
+def orientation_needed(image: Image.Image, camera_size: tuple[float, float] | None) -> int:
+    """The orientation tag where an opened image has its camera's size only when it is turned by it, else 1.
+
+    So a model of the pixels as stored, as COLMAP makes it, is taken whatever the tag; and so is a model of
+    upright pixels, where width and height tell. A turn of 180° or of a square image cannot be told by its size.
+    """
+    size = stored_size(image)
+    if camera_size is None or camera_size == size or camera_size != size[::-1]:
+        return 1
+    tag = orientation(image)
+    return tag if tag >= 5 else 1
+
+
+def image_size(path: Path, camera_size: tuple[float, float] | None = None) -> tuple[int, int]:
+    """Width and height in pixels of an image whose header is readable and whose end is there.
+
+    Args:
+        path: the file.
+        camera_size: width and height that the camera says; an image that has them only when it is turned by its
+            orientation tag is told as turned.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: naming the file, if it is empty, truncated, no image, or no regular file.
     """
-    if not path.is_file():
-        if path.exists():
-            raise ValueError(f"image {path} is a folder or device; expected a JPEG or PNG file")
-        raise FileNotFoundError(f"image {path} does not exist; put it there, or take it out of the dataset's lists")
-    bytes_found = path.stat().st_size
-    try:
-        with open(path, "rb") as file:
-            with Image.open(file) as image:
-                size, kind = image.size, image.format
-            mark = _END_MARKS.get(str(kind))
-            complete = mark is None or _has_end(file, mark, start=0 if kind == "PNG" else _scan_start(file))
-    except Exception as error:  # Pillow raises many types on a damaged file
-        raise ValueError(
-            f"image {path} ({bytes_found} bytes) cannot be read ({(str(error) or type(error).__name__)[:120]!r}); "
-            "fetch it again, or remove it from the dataset"
-        ) from error
-    if not complete:
-        raise ValueError(
-            f"image {path} ({bytes_found} bytes) is truncated: the {kind} ends before its end mark; "
-            "fetch it again, or remove it from the dataset"
-        )
+    with open_image(path) as image, open(path, "rb") as file:
+        size = stored_size(image)
+        if orientation_needed(image, camera_size) > 1:
+            size = size[::-1]
+        if not _is_whole(image, file):
+            raise _Refused(f"is truncated: the {image.format} ends before its end mark; {_FETCH}")
     return size
 
 
@@ -84,6 +227,58 @@ def usual_size(paths: Sequence[Path]) -> tuple[int, int]:
     return max(sizes, key=sizes.count)
 
 
+def eight_bits(image: Image.Image, camera_size: tuple[float, float] | None = None) -> Image.Image:
+    """The pixels of an opened image in 8 bits a colour, grey (L) or RGB, turned as `image_size` tells.
+
+    Grey of 16 bits is scaled by the bits that it uses: cameras of 10, 12 and 14 bits write into 16. Alpha is dropped.
+
+    Args:
+        image: from `open_image`, whose block tells what is refused here: pixels of more than 16 bits, and colours of
+            16 bits that use the lower ones only.
+        camera_size: width and height that the camera says.
+    """
+    wanted = orientation_needed(image, camera_size)
+    given = orientation(image) if isinstance(image, TiffImageFile) else 1  # Pillow turns TIFF alone as it reads it
+    deep_colour = any(";16" in str(tile) for tile in image.tile)  # type: ignore[attr-defined]
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() >= 1 << _BITS[-1]:
+            raise _Refused(f"holds numbers from {values.min()} to {values.max()}, deeper than 16 bits; {_CONVERT}")
+        bits = next(bits for bits in _BITS if values.max() < 1 << bits)
+        found = Image.fromarray((values >> (bits - 8)).astype(np.uint8))
+    else:
+        found = image.convert("L" if image.mode in ("1", "L") else "RGB")
+        # Pillow keeps the upper 8 bits of a colour: 12 bits of 16 would be almost black.
+        if deep_colour and max(high for _, high in found.getextrema()) < 16:  # type: ignore[misc]
+            raise _Refused(f"has 16 bits a colour, of which it uses the lower 12 only; {_CONVERT}")
+    if wanted != given:
+        found = found.transpose(_UPRIGHT[wanted] if given == 1 else _UPRIGHT[{6: 8, 8: 6}.get(given, given)])
+    return found
+
+
+def _is_whole(image: Image.Image, file: BinaryIO) -> bool:
+    """Whether the file of an opened image reaches to where its pixels end."""
+    length = file.seek(0, 2)
+    if isinstance(image, JpegImageFile):
+        return _has_end(file, b"\xff\xd9", start=_scan_start(file))
+    if isinstance(image, PngImageFile):
+        return _has_end(file, b"IEND", start=0)
+    if isinstance(image, TiffImageFile):
+        strips = zip(*(_numbers(image.tag_v2.get(a) or image.tag_v2.get(b)) for a, b in _STRIPS), strict=False)
+        return all(start + count <= length for start, count in strips)
+    if isinstance(image, WebPImageFile):
+        file.seek(4)
+        return 8 + int.from_bytes(file.read(4), "little") <= length
+    if isinstance(image, BmpImageFile) and image.tile[:1] and image.tile[0][0] == "raw":
+        _, _, start, settings = image.tile[0]
+        return start + settings[1] * image.height <= length  # type: ignore[index, operator]  # (mode, bytes a row, …)
+    return True
+
+
+def _numbers(value: int | tuple[int, ...] | None) -> tuple[int, ...]:
+    return value if isinstance(value, tuple) else () if value is None else (value,)
+
+
 def _scan_start(file: BinaryIO) -> int:
     """Byte where a JPEG's compressed pixels begin, after its headers, which may hold a thumbnail with an end mark."""
     position = 2
@@ -104,3 +299,15 @@ def _has_end(file: BinaryIO, mark: bytes, *, start: int) -> bool:
     """Whether the mark is in the last bytes, after `start`."""
     file.seek(max(start, file.seek(0, 2) - _TAIL))
     return mark in file.read()
+
+
+def sample_digest(path: Path) -> str:
+    """Hash of a file's size and of sixteen pieces spread over it, which tells two photographs of one name apart."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        length = file.seek(0, 2)
+        digest.update(str(length).encode())
+        for piece in range(_PIECES):
+            file.seek(piece * max(0, length - _PIECE) // (_PIECES - 1))
+            digest.update(file.read(_PIECE))
+    return digest.hexdigest()

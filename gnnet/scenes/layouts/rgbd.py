@@ -12,16 +12,16 @@ from gnnet.files import parse_numbers, read_lines, read_text
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.progress import track
-from gnnet.scenes.formats.images import image_files, named_folders, usual_size
+from gnnet.scenes.formats.images import image_files, in_order, named_folders, usual_size
 from gnnet.scenes.pairing import pairs_at_gaps
 from gnnet.scenes.problems import BadInput, OnBad
 from gnnet.scenes.scene import Depth, Pair, Scene, SceneImage
 
-READER_VERSION = 1  # raise it when the same files make another scene, so that their index is made anew
+READER_VERSION = 2  # raise it when the same files make another scene, so that their index is made anew
 _TREE = """\
   <dataset.root>/            one sequence, or a folder of such folders
-    images/*.jpg or *.png    in the sequence's order, when sorted by name
-    depth/*.png              same names but for the ending; 16 bits, millimetres, 0 unknown
+    images/*.jpg or *.png    in the sequence's order, when sorted by name, or by the one number in the names
+    depth/*.png              same names but for the ending; 16 bits, millimetres (else dataset.depth_scale), 0 unknown
     K.txt                    3×3 intrinsics of the images and of the depth maps, which are registered to them
     poses.txt                camera to world, metres: 16 numbers a line, row by row, a line for each image
 See docs/datasets.md "Posed RGB-D"."""
@@ -33,6 +33,7 @@ def load_rgbd(
     *,
     images: str = "images",
     depth: str = "depth",
+    depth_scale: float = 1000.0,
     gaps: Sequence[int] = (2, 4, 8, 16),
     min_overlap: float = 0.3,
     places: int = 5,
@@ -48,7 +49,8 @@ def load_rgbd(
         root: a sequence's folder, or a folder of them; then names begin with the sequence's.
         images: image folder inside a sequence.
         depth: folder of the depth maps inside a sequence.
-        gaps: an image is paired with the images so many places later, in order of their names.
+        depth_scale: units of the depth maps in a metre: 1000 for millimetres, 5000 as TUM RGB-D writes them.
+        gaps: an image is paired with the images so many places later in the sequence.
         min_overlap: pairs whose views share less, judged by their poses as if the room were 1 to 4 m
             away, are left out.
         places: into how many stretches along time each sequence is cut for splitting; neighbouring
@@ -62,6 +64,8 @@ def load_rgbd(
     root, bad = Path(root), BadInput(on_bad)
     if places < 1:
         raise ValueError(f"dataset.places is {places}; expected 1 (each sequence a place) or more")
+    if not 0 < depth_scale < float("inf"):
+        raise ValueError(f"dataset.depth_scale is {depth_scale}; expected units of the depth maps in a metre, above 0")
     named = named_folders(root, lambda folder: _is_sequence(folder, images))
     if not named:
         raise FileNotFoundError(f"{root.absolute()} holds no posed RGB-D sequence (dataset.root); expected\n{_TREE}")
@@ -69,7 +73,7 @@ def load_rgbd(
     pairs: list[Pair] = []
     for prefix, folder in track(named.items(), "Reading sequences", show=progress):
         with bad.skipping():
-            for stretch in _read_sequence(folder, prefix, images, depth, places, bad):
+            for stretch in _read_sequence(folder, prefix, images, depth, depth_scale, places, bad):
                 found |= {image.name: image for image in stretch}
                 pairs += pairs_at_gaps(stretch, range(len(stretch)), gaps, min_overlap)
     if not pairs:
@@ -99,10 +103,10 @@ def _is_sequence(folder: Path, images: str) -> bool:
 
 
 def _read_sequence(
-    folder: Path, prefix: str, images: str, depth: str, places: int, bad: BadInput
+    folder: Path, prefix: str, images: str, depth: str, depth_scale: float, places: int, bad: BadInput
 ) -> list[list[SceneImage]]:
     """Usable images, a list for each stretch."""
-    files = image_files(folder / images)
+    files = in_order(image_files(folder / images))
     path = folder / "poses.txt"
     lines = read_lines(path, f"{_POSE} for each image")
     if len(lines) != len(files):
@@ -121,7 +125,8 @@ def _read_sequence(
                 raise FileNotFoundError(f"{file} has no depth map {depth_path}; put it there, or remove the image")
             stretch = i * len(stretches) // len(files)
             name, place = f"{prefix}{file.name}", f"{folder.absolute().name}/{stretch}"
-            image = SceneImage(name, file, "reference", place, camera, pose, is_reference=True, depth=Depth(depth_path))
+            map = Depth(depth_path, scale=depth_scale)
+            image = SceneImage(name, file, "reference", place, camera, pose, is_reference=True, depth=map)
             stretches[stretch].append(image)
     return stretches
 

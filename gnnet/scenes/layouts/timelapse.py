@@ -13,7 +13,7 @@ from PIL import Image
 
 from gnnet.progress import track
 from gnnet.sampling import evenly
-from gnnet.scenes.formats.images import image_files, image_size, subfolders
+from gnnet.scenes.formats.images import eight_bits, image_files, image_size, open_image, subfolders
 from gnnet.scenes.problems import BadInput, OnBad
 from gnnet.scenes.scene import Pair, Scene, SceneImage
 
@@ -117,13 +117,11 @@ class _Look(NamedTuple):
 
 def _look_at(path: Path) -> _Look:
     size = image_size(path)
-    try:
-        with Image.open(path) as image:
-            image.draft("L", (_SIDE, _SIDE))
-            factor = _SIDE / max(size)
-            small = image.convert("L").resize((round(size[0] * factor), round(size[1] * factor)), Image.Resampling.BOX)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise ValueError(f"image {path} cannot be read ({error}); fetch it again, or remove it") from error
+    with open_image(path) as image:
+        image.draft("L", (_SIDE, _SIDE))
+        factor = _SIDE / max(size)
+        small = eight_bits(image).convert("L")
+        small = small.resize((round(size[0] * factor), round(size[1] * factor)), Image.Resampling.BOX)
     grey = np.asarray(small, np.float32)
     dy, dx = np.gradient(grey)
     magnitude = np.hypot(dx, dy)
