@@ -20,6 +20,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.accelerators import CUDAAccelerator
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from gnnet.data.agreement import refuse_contradiction
 from gnnet.data.batches import PairBatch, collate
 from gnnet.data.matching_pairs import MatchingDataset
 from gnnet.data.pairs import PairDataset
@@ -116,6 +117,8 @@ class CorrespondenceData(DataModule):
         num_workers: processes that load data.
         on_bad: `raise` ends the program at broken input; `skip` leaves it out and counts it.
         index_dir: folder in which the dataset's index is kept, so that the next start is quick; None keeps none.
+        check_images: match a few pairs of images before the start, and refuse data that contradict them, see
+            `refuse_contradiction`.
         reader_settings: further settings, passed on to the reader (`slices`, `cameras`, …).
 
     Raises:
@@ -145,10 +148,12 @@ class CorrespondenceData(DataModule):
         num_workers: int = 2,
         on_bad: OnBad = "raise",
         index_dir: str | Path | None = None,
+        check_images: bool = False,
         **reader_settings,
     ) -> None:
         super().__init__(batch_size=batch_size, validation_batch_size=validation_batch_size, num_workers=num_workers)
         self._open = partial(open_scene, _with_settings(scene, reader_settings), index_dir=index_dir, on_bad=on_bad)
+        self._check_images = check_images
         self._root = root
         self._validation_root = validation_root
         self._conditions = conditions
@@ -172,6 +177,7 @@ class CorrespondenceData(DataModule):
             largest_side=largest_side,
             max_queries=validation_queries,
             seed=split_seed,
+            on_bad=on_bad,
         )
         self._make_matching = partial(
             MatchingDataset, largest_side=largest_side, max_pairs=validation_queries, seed=split_seed
@@ -206,7 +212,9 @@ class CorrespondenceData(DataModule):
 
     def _scenes(self) -> tuple[Scene | None, Scene | None]:
         """The scene to train on, and the scene to validate on."""
-        root, other = (None if r is None else self._read(r) for r in (self._root, self._validation_root))
+        root = None if self._root is None else self._read(self._root)
+        again = self._validation_root == self._root  # which is checked once
+        other = None if self._validation_root is None else root if again else self._read(self._validation_root)
         if other is not None or root is None:
             return root, other
         if self._validation_places is not None:
@@ -229,6 +237,8 @@ class CorrespondenceData(DataModule):
                 "%s: what is broken or unsuited was left out (`python -m gnnet.scenes` lists it): %s",
                 scene.name, describe_problems(scene.problems),
             )  # fmt: skip
+        if self._check_images:
+            refuse_contradiction(scene)
         return scene if self._conditions is None else scene.with_conditions(self._conditions)
 
     def train_dataloader(self) -> DataLoader:

@@ -14,6 +14,7 @@ from gnnet.data.images import read_view
 from gnnet.data.observed_points import observed_points, observes
 from gnnet.geometry.pose import Pose, pose_errors
 from gnnet.sampling import turns
+from gnnet.scenes.problems import OnBad
 from gnnet.scenes.scene import Scene, SceneImage
 
 METRES_PER_RADIAN = 10.0  # of a pose distance: an angle counts as the motion of what lies so far away
@@ -38,6 +39,7 @@ class LocalizationDataset(Dataset):
         largest_side: images (and cameras) are shrunk to it, in pixels; None keeps them.
         max_queries: at most so many queries, spread evenly over conditions and places; None takes all.
         seed: decides which points are drawn.
+        on_bad: what the dataset does with broken input; maps of it do the same.
         name: the source's name in a mixture; empty where there is no mixture.
     """
 
@@ -49,9 +51,11 @@ class LocalizationDataset(Dataset):
         largest_side: int | None,
         max_queries: int | None,
         seed: int,
+        on_bad: OnBad = "raise",
         name: str = "",
     ) -> None:
         self.scene = scene
+        self.on_bad: OnBad = on_bad
         self.points = points
         self.largest_side = largest_side
         self.seed = seed

@@ -37,6 +37,7 @@ from gnnet.models.weights import fingerprint
 from gnnet.progress import track
 from gnnet.sampling import evenly
 from gnnet.scenes.formats.poses import write_pose_file
+from gnnet.scenes.problems import OnBad
 from gnnet.scenes.scene import Scene, SceneImage
 
 
@@ -49,12 +50,14 @@ class MapSettings:
         file: a map's file to use instead; if it was made of something else, it is refused.
         points: limit on the observations of each reference.
         largest_side: images are shrunk to it, in pixels; None keeps them.
+        on_bad: `skip` leaves references out that cannot be read.
     """
 
     folder: Path
     file: Path | None = None
     points: int = 1024
     largest_side: int | None = None
+    on_bad: OnBad = "raise"
 
 
 def prepare_localizer(
@@ -97,6 +100,7 @@ def _compiled(
     return compile_map(
         file, scene, network, points=map.points if local is None else local.count,
         largest_side=map.largest_side, local_features=local, retrieval_network=retrieval_network, device=device,
+        on_bad=map.on_bad,
     )  # fmt: skip
 
 
@@ -223,7 +227,7 @@ def localize_validations(
     done = []
     for validation in localizable:
         scene, folder = validation.scene, output / validation.name
-        of_set = replace(maps, largest_side=validation.largest_side)
+        of_set = replace(maps, largest_side=validation.largest_side, on_bad=validation.on_bad)
         localizer = prepare_localizer(settings, network, scene, of_set, device=device)
         queries = queries_of_scene(scene) if listed is None else queries_of_list(*listed, scene)
         queries = [queries[i] for i in evenly(len(queries), max_queries, np.random.default_rng(0))]

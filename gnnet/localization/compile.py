@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,10 +25,14 @@ from gnnet.localization.refinement import sample_descriptors
 from gnnet.models.pyramid import FeatureNetwork
 from gnnet.progress import track
 from gnnet.sampling import evenly
+from gnnet.scenes.formats.images import sample_digest
 from gnnet.scenes.pairing import shared_points
+from gnnet.scenes.problems import BadInput, OnBad, describe_problems
 from gnnet.scenes.scene import Scene, SceneImage
 
-VERSION = 2  # of a map's meaning; a map of another version is refused
+VERSION = 3  # of a map's meaning; a map of another version is refused
+_THREADS = 16  # that look at files; they wait for the disk most of the time
+_log = logging.getLogger(__name__)
 WHITENING_SAMPLE = 1024  # limit on the references that the whitening of global descriptors is fitted on
 
 
@@ -42,14 +48,15 @@ def compile_map(
     dimensions: int = 256,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    on_bad: OnBad = "raise",
     progress: bool = True,
 ) -> Map:
     """Compile the references of a scene into a map at `path`, or go on from where that was interrupted.
 
     Which points are described, and at which pixels, says `gnnet.data.observed_points`. Memory holds one image's
     features, the sample that the whitening is fitted on, and for covisibility some 20 bytes for each observation
-    of a 3D point, however many references there are. A finished map of the same network, scene and settings is
-    opened as it is.
+    of a 3D point, however many references there are. A finished map of the same network, scene, image files and
+    settings is opened as it is.
 
     Args:
         path: file of the map; its folders are made.
@@ -62,6 +69,7 @@ def compile_map(
         dimensions: limit on the dimensions of the global descriptor after whitening.
         seed: seed of the points chosen.
         device: where the networks run.
+        on_bad: `skip` leaves a reference whose image or depth map cannot be read without observations, and says so.
         progress: show a bar.
 
     Raises:
@@ -84,6 +92,7 @@ def compile_map(
         "version": VERSION,
         **made_with(network, None if local_features is None else local_features.identity, retrieval_network),
         "scene": _scene_fingerprint(references, poses, cameras, scene.points),
+        "images": _files_fingerprint(references),
         "points": points, "largest_side": largest_side, "dimensions": dimensions, "seed": seed,
         "channels": list(network.channels) if local_features is None else [local_features.channels],
     }  # fmt: skip
@@ -102,9 +111,14 @@ def compile_map(
         )
     if not file["finished"][0]:
         waiting = np.flatnonzero(file["done"] == 0).tolist()
-        title = f"Compiling {len(waiting)} references"
+        title, bad = f"Compiling {len(waiting)} references", BadInput(on_bad)
         for row in track(waiting, description=title, show=progress):
-            _write(file, row, *work.describe(references[row], row))
+            with bad.skipping():
+                _write(file, row, *work.describe(references[row], row))
+        if len(bad.problems) == len(references):
+            raise ValueError(f"{scene.name} has no reference that can be read; {describe_problems(bad.problems)}")
+        if bad.problems:
+            _log.warning("left out of the map: %s", describe_problems(bad.problems))
         _finish(file, references, poses, cameras)
     file.close()
     return Map.open(path)
@@ -201,13 +215,15 @@ def _finish(file: ArrayFile, references: list[SceneImage], poses: Pose, cameras:
     """Write what follows from all references together: whitening, global descriptors, covisibility."""
     count, small = file.shape("global")
     raw = file["global/raw"]
-    sample = raw[evenly(count, WHITENING_SAMPLE)]
+    described = np.flatnonzero(file["done"])  # all but those that were left out
+    sample = raw[described[evenly(len(described), WHITENING_SAMPLE)]]
     whitening = fit_whitening(torch.from_numpy(sample.astype(np.float32)), small)
     file.write("whitening/mean", 0, whitening.mean.numpy())
     file.write("whitening/projection", 0, whitening.projection.numpy())
     for start in range(0, count, 256):
         rows = torch.from_numpy(raw[start : start + 256].astype(np.float32))
-        file.write("global", start, whitening.apply(rows).numpy())
+        known = torch.from_numpy(np.array(file["done"][start : start + 256]) > 0)
+        file.write("global", start, (whitening.apply(rows) * known[:, None]).numpy())
     point_ids = [i.point_ids for i in references if i.point_ids is not None]
     if len(point_ids) == count:
         parts = shared_points(point_ids)
@@ -229,6 +245,21 @@ def _finish(file: ArrayFile, references: list[SceneImage], poses: Pose, cameras:
 def _points_of(file: ArrayFile, row: int) -> Tensor:
     start, count = int(file["offsets"][row]), int(file["count"][row])
     return torch.from_numpy(np.array(file["points"][start : start + count]))
+
+
+def _files_fingerprint(references: list[SceneImage]) -> str:
+    """Hash of the references' images and depth maps, by `sample_digest`; a file that is not there counts as missing."""
+
+    def look(path: Path) -> str:
+        try:
+            return sample_digest(path)
+        except OSError:  # told when it is read
+            return "missing"
+
+    paths = [path for i in references for path in (i.path, *(() if i.depth is None else (i.depth.path,)))]
+    scales = [0.0 if i.depth is None else i.depth.scale for i in references]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return hashlib.sha256("\n".join([*pool.map(look, paths), repr(scales)]).encode()).hexdigest()[:16]
 
 
 def _scene_fingerprint(references: list[SceneImage], poses: Pose, cameras: Camera, points: Tensor) -> str:

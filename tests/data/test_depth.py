@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from gnnet.data.agreement import match_agreement
 from gnnet.data.depth import depth_correspondences, depth_points, lift_keypoints, read_depth, read_depth_view
-from gnnet.evaluation.inspect.agreement import match_agreement
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, exp
 from gnnet.scenes.scene import Depth, Pair, Scene, SceneImage
@@ -232,14 +232,14 @@ def test_agreement_is_of_the_images_with_the_poses(tmp_path):
     a = write_view(tmp_path, "a", world, LARGE, LEFT)
     b = write_view(tmp_path, "b", world, LARGE, RIGHT)
     pair = Pair("a", "b", "room")
-    errors = match_agreement(Scene("room", {"a": a, "b": b}, (pair,)), pair)
+    errors, _ = match_agreement(Scene("room", {"a": a, "b": b}, (pair,)), pair)
     assert len(errors) > 50 and np.median(errors) < 0.5
     # A camera that looks one degree aside sees everything 3.5 px aside.
     turned = exp(torch.tensor([0, 0, 0, 0, np.deg2rad(1), 0], dtype=torch.float64)) @ RIGHT
-    off = match_agreement(Scene("room", {"a": a, "b": replace(b, cam_from_world=turned)}, (pair,)), pair)
+    off, _ = match_agreement(Scene("room", {"a": a, "b": replace(b, cam_from_world=turned)}, (pair,)), pair)
     assert 3 < np.median(off) < 4.5
     Image.fromarray(np.full((180, 240), 90, np.uint8)).save(a.path)
-    assert len(match_agreement(Scene("room", {"a": a, "b": b}, (pair,)), pair)) == 0
+    assert len(match_agreement(Scene("room", {"a": a, "b": b}, (pair,)), pair)[0]) == 0
 
 
 def test_depth_is_read_in_metres_and_broken_files_are_named(tmp_path):

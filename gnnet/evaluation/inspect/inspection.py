@@ -13,16 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gnnet.data.agreement import LARGEST_ERROR, ImageErrors, errors_in_images
 from gnnet.data.images import read_view
 from gnnet.data.queries import localization_samples
-from gnnet.evaluation.inspect.agreement import errors_in_images
 from gnnet.evaluation.inspect.pairs import PairMeasure, PairReader, describe, measure_pair
 from gnnet.progress import track
 from gnnet.sampling import evenly
 from gnnet.scenes.formats.images import image_size
 from gnnet.scenes.scene import Scene, SceneImage
 
-LARGEST_ERROR = 0.02  # of an image's longer side: correspondences and poses that differ by more contradict each other
 _PIXELS_PER_IMAGE = 20_000  # looked at for mean and standard deviation
 
 
@@ -153,7 +152,8 @@ def inspect_scene(
         how = measures[index].how
         if how is not None:
             errors.setdefault(how, []).append(measures[index].errors)
-    errors |= errors_in_images(scene, progress=progress)
+    matched = errors_in_images(scene, progress=progress)
+    errors |= matched.errors
     agreement = tuple(
         Agreement(how, len(found), _median(pooled := np.concatenate(found)), float(np.mean(pooled <= 3)))
         for how, found in errors.items()
@@ -176,7 +176,9 @@ def inspect_scene(
         problems=tuple(dict.fromkeys([*scene.problems, *problems, *broken, *unreadable])),
         localization=_can_localize(scene),
         split=_can_split(scene),
-        training=_can_train(scene, counts, len(broken), len(unreadable), decoded, _contradiction(agreement, sizes)),
+        training=_can_train(
+            scene, counts, len(broken), len(unreadable), decoded, _contradiction(agreement, matched, sizes)
+        ),
     )
 
 
@@ -324,9 +326,15 @@ def _can_train(
     return Answer(True, reason)
 
 
-def _contradiction(agreement: Sequence[Agreement], sizes: dict[str, tuple[int, int]]) -> str | None:
-    """The first kind of errors that is so large that poses and correspondences cannot both be right, in words."""
+def _contradiction(
+    agreement: Sequence[Agreement], matched: ImageErrors, sizes: dict[str, tuple[int, int]]
+) -> str | None:
+    """What SIFT's matches contradict, or else the first kind of errors that is so large that poses and correspondences
+    cannot both be right, in words."""
     side = _median([max(size) for size in sizes.values()])
+    told = matched.contradiction(side)
+    if told is not None:
+        return told
     for errors in agreement:
         if not errors.median_px <= LARGEST_ERROR * side:
             return (

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.spatial import ConvexHull, QhullError
 
+from gnnet.data.agreement import correspondence_errors
 from gnnet.data.correspondences import PairPoints
 from gnnet.data.timelapse import PlaceStructure
-from gnnet.evaluation.inspect.agreement import correspondence_errors
 from gnnet.sampling import evenly
 from gnnet.scenes.scene import Correspondences, Pair, Scene
 

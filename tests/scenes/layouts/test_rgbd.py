@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from gnnet.evaluation.inspect.agreement import match_agreement
+from gnnet.data.agreement import match_agreement
 from gnnet.scenes.layouts.rgbd import load_rgbd
 
 K = np.array([[50.0, 0, 31.5], [0, 51.0, 23.5], [0, 0, 1]])
@@ -161,4 +161,4 @@ def test_the_layout_is_told(tmp_path):
 def test_real_sequence_agrees_with_its_images():
     scene = load(Path(os.environ["GNNET_DATA"]) / "hololens/000", gaps=(7,), places=1)
     assert len(scene.images) == 140
-    assert np.median(np.concatenate([match_agreement(scene, pair) for pair in scene.pairs])) < 3
+    assert np.median(np.concatenate([match_agreement(scene, pair)[0] for pair in scene.pairs])) < 3

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
-from gnnet.evaluation.inspect.agreement import match_agreement
+from gnnet.data.agreement import match_agreement
 from gnnet.scenes.layouts.sevenscenes import load_sevenscenes
 from gnnet.scenes.scene import Pair
 
@@ -159,4 +159,4 @@ def test_real_scene_agrees_with_its_images():
     references = sorted(name for name, image in scene.images.items() if image.is_reference)
     assert (len(references), len(scene.images)) == (200, 300) and scene.places == ("redkitchen",)
     pairs = [Pair(references[n], references[n + 8], "redkitchen") for n in range(0, 180, 20)]
-    assert np.median(np.concatenate([match_agreement(scene, pair) for pair in pairs])) < 4
+    assert np.median(np.concatenate([match_agreement(scene, pair)[0] for pair in pairs])) < 4
