@@ -222,8 +222,9 @@ def _finish(file: ArrayFile, references: list[SceneImage], poses: Pose, cameras:
     file.write("whitening/projection", 0, whitening.projection.numpy())
     for start in range(0, count, 256):
         rows = torch.from_numpy(raw[start : start + 256].astype(np.float32))
-        known = torch.from_numpy(np.array(file["done"][start : start + 256]) > 0)
-        file.write("global", start, (whitening.apply(rows) * known[:, None]).numpy())
+        left_out = torch.from_numpy(np.array(file["done"][start : start + 256]) == 0)
+        found = whitening.apply(rows).masked_fill(left_out[:, None], torch.nan)  # which is never retrieved
+        file.write("global", start, found.numpy())
     point_ids = [i.point_ids for i in references if i.point_ids is not None]
     if len(point_ids) == count:
         parts = shared_points(point_ids)

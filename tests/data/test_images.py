@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torchvision.io import write_jpeg
 
+from gnnet.data import images
 from gnnet.data.images import even_subset, limit_size, read_image, read_view
 from gnnet.geometry.camera import Camera
 from gnnet.scenes.scene import SceneImage
@@ -84,3 +85,31 @@ def test_a_view_is_an_image_with_its_camera_at_one_size(tmp_path):
     assert whole.pixels.shape == (3, 90, 121) and whole.camera is None and (whole.factors == 1).all()
     with pytest.raises(ValueError, match=r"view\.jpg is 121×90 pixels, its camera says 60×45; give the camera"):
         read_view(SceneImage("view", path, camera=view.camera))
+
+
+@pytest.mark.cases
+def test_a_very_large_jpeg_is_shrunk_while_it_is_decoded(tmp_path, monkeypatch):
+    path, (height, width) = tmp_path / "large.jpg", (901, 1203)  # no multiple of what the decoder shrinks by
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    pixels = np.stack([x * 255 / width, y * 255 / height, 128 + 100 * np.sin(x / 40) * np.cos(y / 30)], -1)
+    Image.fromarray(pixels.astype(np.uint8)).save(path, quality=95)
+    whole = read_view(SceneImage("large", path), 150)
+    monkeypatch.setattr(images, "_LARGE", 1e6)
+    monkeypatch.setattr(images, "decode_image", None)  # which would decode it whole
+    shrunk = read_view(SceneImage("large", path), 150)
+    assert shrunk.file_size == whole.file_size == (width, height)
+    np.testing.assert_array_equal(shrunk.factors, whole.factors)
+    assert (shrunk.pixels.float() - whole.pixels.float()).abs().mean() < 1
+
+
+@pytest.mark.cases
+def test_a_view_is_turned_by_its_tag_where_its_camera_says_so(tmp_path):
+    exif, path = Image.Exif(), tmp_path / "phone.jpg"
+    exif[0x0112] = 6
+    stored = np.zeros((60, 80, 3), np.uint8)
+    stored[:30] = 200
+    Image.fromarray(stored).save(path, exif=exif)
+    camera = Camera.from_colmap("PINHOLE", 60, 80, (50.0, 50.0, 30.0, 40.0), dtype=torch.float64)
+    upright = read_view(SceneImage("phone", path, camera=camera)).pixels
+    assert upright.shape == (3, 80, 60) and upright[0, :, :25].min() < 10 and upright[0, :, 35:].min() > 190
+    assert torch.equal(read_image(path, camera), upright) and read_image(path).shape == (3, 60, 80)

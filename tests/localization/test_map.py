@@ -423,3 +423,39 @@ def test_memory_does_not_grow_with_the_references(tmp_path):
     assert found.path.stat().st_size > 45e6
     assert resident[-1] - resident[20] < 15e6  # torch's too
     assert peaks[150] - peaks[20] < 24 * 130 * 3000
+
+
+@pytest.fixture
+def own_photographs(scene, tmp_path) -> Scene:
+    """Three references whose files are this test's own."""
+    names = [i.name for i in scene.images.values() if i.is_reference][:3]
+    images = {n: replace(scene.images[n], path=tmp_path / f"{i}.png") for i, n in enumerate(names)}
+    for number, name in enumerate(names):
+        Image.open(scene.images[name].path).convert("RGB").save(tmp_path / f"{number}.png")
+    return Scene("own", images, (), scene.points)
+
+
+@pytest.mark.cases
+def test_a_map_of_other_photographs_of_the_same_names_is_refused(own_photographs, tmp_path):
+    make = partial(compiled, tmp_path / "m.gnmap", own_photographs, small_unet(), points=20)
+    make()
+    content = (tmp_path / "0.png").read_bytes()
+    (tmp_path / "0.png").write_bytes(content)  # another time of change
+    make()
+    Image.new("RGB", (96, 96), (120, 120, 120)).save(tmp_path / "0.png")
+    with pytest.raises(ValueError, match=r"m\.gnmap was made of something else: images .* instead of .*delete it"):
+        make()
+
+
+@pytest.mark.cases
+def test_a_reference_that_cannot_be_read_is_left_out_of_the_map_where_it_may(own_photographs, tmp_path, caplog):
+    content = (tmp_path / "1.png").read_bytes()
+    (tmp_path / "1.png").write_bytes(content[: len(content) // 2] + content[-12:])
+    with pytest.raises(ValueError, match=r"1\.png"):
+        compiled(tmp_path / "a.gnmap", own_photographs, small_unet())
+    map = compiled(tmp_path / "b.gnmap", own_photographs, small_unet(), on_bad="skip")
+    row = map.rows[next(n for n, i in own_photographs.images.items() if i.path.name == "1.png")]
+    others = [r for r in range(3) if r != row]
+    assert "left out of the map: 1 problems" in caplog.text and len(map.observations(torch.tensor([row])).points) == 0
+    assert len(map.observations(torch.tensor(others)).points) > 0
+    assert np.isnan(map.global_descriptors[row]).all() and np.isfinite(map.global_descriptors[others]).all()

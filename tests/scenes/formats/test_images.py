@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import io
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from gnnet.scenes.formats.images import image_size
+from gnnet.scenes.formats.images import LIMIT, eight_bits, image_size, in_order, open_image
 
 
 def picture(kind: str = "JPEG", size: tuple[int, int] = (64, 48), **settings) -> bytes:
@@ -79,3 +81,132 @@ def test_damaged_images_raise_value_errors_alone(tmp_path: Path):
                 image_size(path)
             except ValueError as error:
                 assert str(path) in str(error)
+
+
+GREY = np.random.default_rng(1).integers(0, 256, (48, 64), np.uint8)
+
+
+def saved(path: Path, pixels: np.ndarray, **settings) -> Path:
+    Image.fromarray(pixels).save(path, **settings)
+    return path
+
+
+def png_of_16_bits(path: Path, colours: np.ndarray, kind: int) -> Path:
+    """A PNG of 16 bits a channel (H, W, C), which Pillow does not write; kind 2 is RGB, 4 grey with alpha, 6 RGBA."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in colours)
+    header = struct.pack(">IIBBBBB", colours.shape[1], colours.shape[0], 16, kind, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    return path
+
+
+def pixels(path: Path) -> np.ndarray:
+    with open_image(path) as image:
+        return np.asarray(eight_bits(image).convert("RGB"))
+
+
+@pytest.mark.cases
+@pytest.mark.parametrize("ending", ["png", "tif"])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_deep_grey_is_the_same_picture_as_in_8_bits(tmp_path: Path, bits: int, ending: str):
+    deep = (GREY.astype(np.uint16) * 257) >> (16 - bits)
+    np.testing.assert_array_equal(pixels(saved(tmp_path / f"deep.{ending}", deep))[..., 0], GREY)
+
+
+@pytest.mark.cases
+def test_other_kinds_of_pixels_are_right_or_named(tmp_path: Path):
+    grey = np.repeat(GREY[..., None], 3, -1)
+    wide = grey.astype(np.uint16) * 257
+    opaque = np.full_like(wide[..., :1], 65535)
+    for name, colours, kind in (("2", wide, 2), ("4", wide[..., :1], 4), ("6", wide, 6)):
+        channels = colours if kind == 2 else np.concatenate([colours, opaque], -1)
+        np.testing.assert_array_equal(pixels(png_of_16_bits(tmp_path / f"{name}.png", channels, kind)), grey)
+    with pytest.raises(ValueError, match=r"dark\.png .*16 bits a colour, of which it uses the lower 12"):
+        pixels(png_of_16_bits(tmp_path / "dark.png", wide >> 4, 2))
+    for name, mode in (("a.png", "LA"), ("b.png", "RGBA"), ("c.tif", "CMYK"), ("d.png", "P"), ("e.bmp", "L")):
+        Image.fromarray(GREY).convert("RGB" if mode == "CMYK" else "L").convert(mode).save(tmp_path / name)
+        np.testing.assert_array_equal(pixels(tmp_path / name), grey, err_msg=name)
+    for name, mode, message in (("f.tif", "F", "32-bit floating"), ("g.tif", "LAB", "the kind LAB")):
+        Image.fromarray(grey).convert("L" if mode == "F" else "RGB").convert(mode).save(tmp_path / name)
+        with pytest.raises(ValueError, match=rf"{name} .*{message}.*convert it"):
+            image_size(tmp_path / name)  # before a pixel is decoded
+    with pytest.raises(ValueError, match=r"deeper than 16 bits"):
+        pixels(saved(tmp_path / "h.tif", GREY.astype(np.int32) * 70_000))
+
+
+@pytest.mark.cases
+@pytest.mark.parametrize("kind", ["TIFF", "BMP", "WEBP"])
+def test_tiff_bmp_and_webp_are_read_whole(tmp_path: Path, kind: str):
+    path = tmp_path / "x.jpg"  # whatever the ending says
+    path.write_bytes(content := picture(kind, **({"lossless": True} if kind == "WEBP" else {})))
+    np.testing.assert_array_equal(pixels(path), np.asarray(Image.open(io.BytesIO(content)).convert("RGB")))
+    path.write_bytes(content[: len(content) * 3 // 4])
+    with pytest.raises(ValueError, match=r"x\.jpg .*fetch it again"):
+        image_size(path)
+
+
+@pytest.mark.cases
+def test_the_advice_fits_the_cause(tmp_path: Path):
+    for kind, what in (("GIF", "a GIF"), ("JPEG2000", "JPEG 2000"), ("PPM", "PPM")):
+        (tmp_path / "x.jpg").write_bytes(picture(kind))
+        with pytest.raises(ValueError, match=rf"x\.jpg .* is {what}, which is not read; convert it to an 8-bit"):
+            image_size(tmp_path / "x.jpg")
+    (tmp_path / "x.jpg").write_bytes(b"<!DOCTYPE html><html>Sign in</html>")
+    with pytest.raises(ValueError, match=r"begins b'<!DOCTYPE.*fetch it again"):
+        image_size(tmp_path / "x.jpg")
+    twelve_bits = bytearray(picture())
+    twelve_bits[twelve_bits.find(b"\xff\xc0") + 4] = 12
+    (tmp_path / "x.jpg").write_bytes(twelve_bits)
+    with pytest.raises(ValueError, match=r"12-bit layers.*convert it"):
+        image_size(tmp_path / "x.jpg")
+
+
+@pytest.mark.cases
+def test_the_limit_on_pixels_is_a_setting(tmp_path: Path, monkeypatch):
+    large = saved(tmp_path / "large.png", np.zeros((13_000, 14_000), bool))  # 182 megapixels: more than Pillow's limit
+    assert image_size(large) == (14_000, 13_000)
+    monkeypatch.setenv(LIMIT, "100")
+    with pytest.raises(ValueError, match=r"14000×13000 = 182 megapixels, more than the limit of 100; .*MAX_MEGAPIXELS"):
+        image_size(large)
+
+
+@pytest.mark.cases
+@pytest.mark.parametrize("ending", ["jpg", "tif", "png"])
+def test_an_orientation_tag_counts_where_only_so_the_size_is_the_cameras(tmp_path: Path, ending: str):
+    exif, path = Image.Exif(), tmp_path / f"x.{ending}"
+    for tag in (1, 3, 5, 6, 8):
+        exif[0x0112] = tag
+        Image.fromarray(GREY).save(path, exif=exif)
+        assert image_size(path) == image_size(path, (64, 48)) == (64, 48)
+        assert image_size(path, (48, 64)) == ((48, 64) if tag >= 5 else (64, 48))
+        with open_image(path) as image:
+            turned = np.asarray(eight_bits(image, (48, 64)))
+        with open_image(path) as image:
+            stored = np.asarray(eight_bits(image))
+        expected = {5: GREY.T, 6: np.rot90(GREY, -1), 8: np.rot90(GREY)}.get(tag, GREY)
+        for found, wanted in ((turned, expected), (stored, GREY)):
+            assert found.shape == wanted.shape
+            assert np.abs(found.astype(int) - wanted).mean() < (30 if ending == "jpg" else 1e-9)
+
+
+@pytest.mark.cases
+def test_frames_are_in_the_order_of_their_numbers_or_refused():
+    def ordered(*names: str) -> list[str]:
+        return [path.name for path in in_order([Path("d") / name for name in names])]
+
+    plain = [f"{i}.jpg" for i in range(12)]
+    assert ordered(*sorted(plain)) == plain
+    assert ordered("f-10-left.png", "f-9-left.png") == ["f-9-left.png", "f-10-left.png"]
+    assert ordered("b.jpg", "a.jpg") == ["a.jpg", "b.jpg"]
+    assert ordered("1305.25.png", "1305.50.png", "1304.99.png") == ["1304.99.png", "1305.25.png", "1305.50.png"]
+    for names in (
+        ("a1_b10.jpg", "a1_b9.jpg", "a2_b9.jpg"),
+        ("x9.jpg", "y.jpg", "x10.jpg"),
+        ("1.jpg", "01.jpg", "10.jpg", "9.jpg"),
+    ):
+        with pytest.raises(ValueError, match=r"the order of the images in d is not certain: .*as many digits"):
+            ordered(*names)

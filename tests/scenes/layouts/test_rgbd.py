@@ -13,7 +13,10 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from gnnet.data.agreement import match_agreement
+from gnnet.data.depth import read_depth_view
+from gnnet.scenes.check import checked
 from gnnet.scenes.layouts.rgbd import load_rgbd
+from gnnet.scenes.problems import BadInput
 
 K = np.array([[50.0, 0, 31.5], [0, 51.0, 23.5], [0, 0, 1]])
 
@@ -162,3 +165,42 @@ def test_real_sequence_agrees_with_its_images():
     scene = load(Path(os.environ["GNNET_DATA"]) / "hololens/000", gaps=(7,), places=1)
     assert len(scene.images) == 140
     assert np.median(np.concatenate([match_agreement(scene, pair)[0] for pair in scene.pairs])) < 3
+
+
+@pytest.mark.cases
+def test_frames_without_leading_zeros_keep_their_own_poses(tmp_path):
+    folder = write_sequence(tmp_path / "walk")
+    for kind in ("images", "depth"):
+        for number, path in enumerate(sorted((folder / kind).iterdir())):
+            path.rename(path.with_stem(f"{number}"))
+    scene = load(folder, gaps=(1,), places=1)
+    for number in range(12):
+        found = scene.images[f"{number}.jpg"].cam_from_world.matrix()
+        np.testing.assert_allclose(found, np.linalg.inv(world_from_cam(number)), atol=1e-12)
+
+
+@pytest.mark.cases
+def test_the_unit_of_depth_is_a_setting(tmp_path):
+    folder = write_sequence(tmp_path / "walk", count=4)
+    scene = checked(load(folder, depth_scale=5000, places=1, gaps=(1,)), BadInput(), progress=False)
+    assert read_depth_view(scene.images["00000.jpg"]).metres[0, 0] == pytest.approx(0.4)
+    with pytest.raises(ValueError, match=r"dataset\.depth_scale is 0; expected units"):
+        load(folder, depth_scale=0)
+
+
+@pytest.mark.cases
+def test_poses_that_are_not_finite_are_named_left_out_and_counted(tmp_path):
+    folder = write_sequence(tmp_path / "walk")
+    replace_line(folder / "poses.txt", 5, " ".join(["-inf"] * 16))
+    replace_line(folder / "poses.txt", 6, " ".join(["nan"] * 16))
+    with pytest.raises(ValueError, match=r"poses\.txt line 6 holds -inf .* not finite"):
+        load(folder)
+    scene = load(folder, on_bad="skip", places=1)
+    assert len(scene.images) == 10 and len(scene.problems) == 2 and "line 7 holds nan" in scene.problems[1]
+    for path in (folder / "images").iterdir():
+        Image.new("RGB", (32, 24)).save(path)
+    told = (
+        r"12 problems, 10 of them alike: depth map .*\.png is 64×48 pixels, its image .*\.jpg is 32×24; .*; the first"
+    )
+    with pytest.raises(ValueError, match=told):
+        checked(load(folder, on_bad="skip", places=1), BadInput("skip"), progress=False)
