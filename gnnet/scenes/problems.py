@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Literal
 
 OnBad = Literal["raise", "skip"]
-_PARTICULAR = re.compile(r"\S*[/\\0-9]\S*|\b(?:nan|-?inf)\b")  # words with a path or a number in them
+_PARTICULAR = re.compile(r"\S*[/\\0-9]\S*|(?<!\S)(?:nan|[+-]?inf)\b")  # words with a path or a number in them
 
 
 def kinds_of_problems(problems: Sequence[str]) -> list[list[str]]:

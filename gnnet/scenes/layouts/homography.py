@@ -12,7 +12,7 @@ READER_VERSION = 1  # raise it when the same files make another scene, so that t
 
 
 def load_homography(root: str | Path, *, on_bad: OnBad = "raise", progress: bool = True) -> Scene:
-    """Pair every JPEG and PNG below a folder, at any depth, with itself.
+    """Pair every image below a folder, at any depth, with itself.
 
     A folder is a place; where all images are in one folder, each image is a place.
 
