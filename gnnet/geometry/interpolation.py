@@ -1,9 +1,10 @@
-"""Feature maps at sub-pixel points, with their gradients, touching only the cells that the points need.
+"""Values and gradients of feature maps at sub-pixel points; only the cells around the points are read.
 
-Every value and gradient here is a linear functional of a small patch of cells around the point,
-so one weighted gather gives both. Maps are (B, C, H, W); they are
-read fastest in `torch.channels_last`, which is how this project's networks emit them. Points are
-in level pixels, first cell centre at (0.5, 0.5).
+Value and gradient are weighted sums over a small patch of cells around the point, so one weighted gather gives
+both. Maps are (B, C, H, W). They are read fastest in `torch.channels_last`, the layout in which the networks of this
+project return them. Points are in level pixels: the centre of the first cell is (0.5, 0.5).
+
+No tensor is made of Python numbers here, because its copy to a GPU would make the host wait.
 """
 
 from __future__ import annotations
@@ -20,9 +21,9 @@ Gradient = Literal["central", "exact", "sobel", "bicubic"]
 def sample(features: Tensor, xy: Tensor) -> tuple[Tensor, Tensor]:
     """Bilinear samples of maps (B, C, H, W) at points (B, N, 2): (B, N, C) and validity (B, N).
 
-    Valid where all four cells of the interpolant are in the map: 0.5 <= x <= W - 0.5, and y alike
-    (`grid_sample` with `align_corners=False` gives the same values there). Invalid samples are
-    finite but mean nothing; they carry no gradient to the points.
+    A sample is valid where its four cells are in the map: 0.5 <= x <= W − 0.5 and 0.5 <= y <= H − 0.5. There
+    `grid_sample` with `align_corners=False` gives the same values. Invalid samples are finite, but their values
+    mean nothing and have no gradient to the points.
     """
     cells, weights, valid = _stencil(features, xy, None)
     return _weighted_cells(features, cells, weights).squeeze(-2), valid
@@ -34,18 +35,18 @@ def sample_with_gradient(features: Tensor, xy: Tensor, gradient: Gradient = "cen
     Args:
         features: (B, C, H, W).
         xy: (B, N, 2) in level pixels.
-        gradient: `central`: bilinear interpolation of central differences (default); `exact`: the
-            derivative of the bilinear interpolant; `sobel`: central differences smoothed across by
-            1-2-1; `bicubic`: value and derivative of the Catmull-Rom interpolant.
+        gradient: `central` interpolates central differences bilinearly; `exact` is the derivative of the bilinear
+            interpolant; `sobel` is as `central`, smoothed by 1-2-1 across the direction of the derivative; `bicubic`
+            is the derivative of the Catmull-Rom interpolant, whose value is then returned too.
 
-    Valid where every cell of the stencil is in the map.
+    A sample is valid where all cells that it sums over are in the map.
     """
     stacked, valid = sample_stacked(features, xy, gradient)
     return stacked[..., 0, :], stacked[..., 1:, :].transpose(-1, -2), valid
 
 
 def sample_stacked(features: Tensor, xy: Tensor, gradient: Gradient = "central") -> tuple[Tensor, Tensor]:
-    """As `sample_with_gradient`, in one tensor (B, N, 3, C) of value, ∂F/∂x, ∂F/∂y; and validity (B, N)."""
+    """The same as `sample_with_gradient` in one tensor (B, N, 3, C) of value, ∂F/∂x, ∂F/∂y; and validity (B, N)."""
     cells, weights, valid = _stencil(features, xy, gradient)
     return _weighted_cells(features, cells, weights), valid
 
@@ -55,14 +56,14 @@ def _weighted_cells(features: Tensor, cells: Tensor, weights: Tensor) -> Tensor:
     batch, channels, height, width = features.shape
     rows = features.permute(0, 2, 3, 1)
     if rows.is_contiguous() and features.dtype in (torch.float32, torch.float64):
-        # Sums while it gathers: the patches themselves are never in memory.
+        # It sums while it gathers, so the patches are never in memory.
         first = torch.arange(batch, device=cells.device)[:, None, None] * (height * width)
         index = (cells + first)[..., None, :].expand_as(weights)
         sums = F.embedding_bag(
             index.flatten(0, 2), rows.view(-1, channels), per_sample_weights=weights.flatten(0, 2), mode="sum"
         )
         return sums.view(*weights.shape[:-1], channels)
-    # Another layout or type: still only the cells asked for are touched.
+    # A map of another layout or type. Here too only the needed cells are read.
     index = cells.flatten(1)[:, None].expand(-1, channels, -1)
     patches = features.flatten(2).gather(2, index).unflatten(2, cells.shape[1:]).permute(0, 2, 3, 1)
     return weights @ patches
@@ -73,9 +74,9 @@ def _stencil(features: Tensor, xy: Tensor, gradient: Gradient | None) -> tuple[T
     if gradient not in _SUPPORT:
         raise ValueError(f"gradient {gradient!r} is not known; expected central, exact, sobel or bicubic")
     height, width = features.shape[-2:]
-    size = xy.new_tensor([width, height])
+    size = torch.arange(2, device=xy.device) * (height - width) + width
     low, high = _SUPPORT[gradient]
-    # The last cell's centre is interpolated from the cell before it with fraction one.
+    # At the centre of the last cell, the first cell is the one before it, and the fraction is one.
     first = (xy.detach() - 0.5).floor()
     first = torch.where(xy.detach() == size - 0.5 - (high - 1), first - 1, first)
     valid = ((first + low >= 0) & (first + high <= size - 1)).all(-1)
@@ -83,16 +84,16 @@ def _stencil(features: Tensor, xy: Tensor, gradient: Gradient | None) -> tuple[T
     fraction = torch.where(valid[..., None], xy - 0.5 - first, torch.zeros_like(xy))
     taps, offsets = _taps(fraction, gradient)
     taps = taps.to(features.dtype) if features.is_floating_point() else taps
-    cells = (first.long()[..., None, :] + offsets).minimum(size.long() - 1).clamp(min=0)
+    cells = (first.long()[..., None, :] + offsets).minimum(size - 1).clamp(min=0)
     return cells[..., 1] * width + cells[..., 0], taps, valid
 
 
-# First and last cell of each stencil, relative to the cell at or before the point.
+# First and last cell of each stencil, counted from the cell whose centre is at or before the point.
 _SUPPORT = {None: (0, 1), "exact": (0, 1), "central": (-1, 2), "sobel": (-1, 2), "bicubic": (-1, 2)}
 
 
 def _taps(fraction: Tensor, gradient: Gradient | None) -> tuple[Tensor, Tensor]:
-    """Weights (..., 1 or 3, K) of the stencil's cells and their offsets (K, 2), x then y."""
+    """Weights (..., 1 or 3, K) of the stencil's cells, and their offsets (K, 2) in x and y."""
     value, slope, across = _one_dimensional(fraction, gradient)  # each (..., 2, taps): x, y
     x, y = 0, 1
     products = [value[..., y, :, None] * value[..., x, None, :]]
@@ -104,13 +105,16 @@ def _taps(fraction: Tensor, gradient: Gradient | None) -> tuple[Tensor, Tensor]:
     steps = torch.arange(low, high + 1, device=fraction.device)
     offsets = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).flatten(0, 1)
     if gradient == "central":  # the four corners of the 4×4 patch have weight zero
-        keep = torch.tensor([1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 13, 14], device=fraction.device)
-        weights, offsets = weights.index_select(-1, keep), offsets.index_select(0, keep)
+        weights, offsets = (
+            torch.cat([cells.narrow(axis, *span) for span in ((1, 2), (4, 8), (13, 2))], axis)
+            for cells, axis in ((weights, -1), (offsets, 0))
+        )
     return weights, offsets
 
 
 def _one_dimensional(a: Tensor, gradient: Gradient | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Tap weights along one axis at fraction `a`: of the value, the derivative, and the value across it."""
+    """Weights (..., taps) along one axis at fraction `a` (...): of the value, of the derivative along this axis,
+    and of the value where the derivative is along the other axis."""
     zero = torch.zeros_like(a)
     if gradient is None or gradient == "exact":
         value = torch.stack([1 - a, a], -1)

@@ -1,7 +1,7 @@
 """Rigid motions SE(3) as values: rotation matrix and translation, any leading batch shape.
 
-Frames stand in the names: `cam_from_world` maps world points to the camera's frame, so
-`query_from_reference = query_from_world @ reference_from_world.inverse()`. Metres, radians.
+The name of a pose holds its two frames: `cam_from_world` maps points from the world's frame to the camera's, so
+`query_from_reference = query_from_world @ reference_from_world.inverse()`. Units are metres and radians.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Pose:
-    """`target_from_source`: x_target = rotation @ x_source + translation.
+    """A rigid motion `target_from_source`: x_target = rotation @ x_source + translation.
 
     Args:
         rotation: (..., 3, 3) rotation matrices.
@@ -31,25 +31,31 @@ class Pose:
 
     @property
     def device(self) -> torch.device:
+        """Device of both tensors."""
         return self.translation.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """Type of both tensors."""
         return self.translation.dtype
 
     @classmethod
     def identity(cls, *shape: int, dtype: torch.dtype = torch.float32, device=None) -> Pose:
+        """Poses of a batch shape, each with rotation I and translation 0."""
         eye = torch.eye(3, dtype=dtype, device=device).expand(*shape, 3, 3)
         return cls(eye, torch.zeros(*shape, 3, dtype=dtype, device=device))
 
     @classmethod
     def from_matrix(cls, matrix: Tensor) -> Pose:
-        """From (..., 3, 4) or (..., 4, 4) matrices."""
+        """Poses from matrices [R | t], (..., 3, 4) or (..., 4, 4)."""
         return cls(matrix[..., :3, :3], matrix[..., :3, 3])
 
     @classmethod
     def from_quaternion(cls, quaternion_wxyz: Tensor, translation: Tensor) -> Pose:
-        """From quaternions (..., 4) in w, x, y, z order (COLMAP text), normalised here."""
+        """Poses from quaternions (..., 4) in w, x, y, z order, as in COLMAP's text files, and translations (..., 3).
+
+        The quaternions are normalised here.
+        """
         q = quaternion_wxyz / quaternion_wxyz.norm(dim=-1, keepdim=True)
         w, x, y, z = q.unbind(-1)
         rows = [
@@ -61,11 +67,15 @@ class Pose:
 
     @classmethod
     def from_center(cls, rotation: Tensor, center: Tensor) -> Pose:
-        """`cam_from_world` of a camera with centre (..., 3) in the world, t = −R·C; NVM and CMU files store it so."""
+        """Poses `cam_from_world` from rotations (..., 3, 3) and camera centres C (..., 3) in the world: t = −R·C.
+
+        NVM files and CMU's pose files store poses in this form.
+        """
         return cls(rotation, -(rotation @ center[..., None]).squeeze(-1))
 
     @classmethod
     def stack(cls, poses: list[Pose], dim: int = 0) -> Pose:
+        """Stack poses of one batch shape along a new batch axis `dim`."""
         return cls(
             torch.stack([p.rotation for p in poses], dim),
             torch.stack([p.translation for p in poses], dim),
@@ -74,14 +84,14 @@ class Pose:
     def matrix(self) -> Tensor:
         """(..., 4, 4) homogeneous matrices."""
         top = torch.cat([self.rotation, self.translation[..., None]], -1)
-        bottom = top.new_tensor([0.0, 0.0, 0.0, 1.0]).expand(*self.shape, 1, 4)
+        bottom = torch.eye(4, dtype=top.dtype, device=top.device)[3:].expand(*self.shape, 1, 4)
         return torch.cat([top, bottom], -2)
 
     def quaternion(self) -> Tensor:
         """(..., 4) unit quaternions in w, x, y, z order with w >= 0."""
         r = self.rotation
         m00, m11, m22 = r[..., 0, 0], r[..., 1, 1], r[..., 2, 2]
-        # Four ways to write q up to scale; the one whose own component is largest is exact.
+        # Each row is q times 4 of its components. The row of the largest component loses no digits.
         candidates = torch.stack(
             [
                 torch.stack([1 + m00 + m11 + m22, r[..., 2, 1] - r[..., 1, 2],
@@ -101,6 +111,7 @@ class Pose:
         return torch.where(q[..., :1] < 0, -q, q)
 
     def inverse(self) -> Pose:
+        """`source_from_target`."""
         rotation = self.rotation.transpose(-1, -2)
         return Pose(rotation, -(rotation @ self.translation[..., None]).squeeze(-1))
 
@@ -109,31 +120,35 @@ class Pose:
         return Pose(self.rotation @ other.rotation, self.transform(other.translation[..., None, :]).squeeze(-2))
 
     def transform(self, points: Tensor) -> Tensor:
-        """Map points (..., N, 3) of the source frame to the target frame."""
+        """Map points (..., N, 3) from the source frame to the target frame."""
         return points @ self.rotation.transpose(-1, -2) + self.translation[..., None, :]
 
     def center(self) -> Tensor:
-        """Origin of the target frame in the source frame, (..., 3): a camera's centre -Rᵀt."""
+        """Origin of the target frame in the source frame, (..., 3): the camera centre −Rᵀt of a `cam_from_world`."""
         return -(self.rotation.transpose(-1, -2) @ self.translation[..., None]).squeeze(-1)
 
     def shifted(self, origin: Tensor) -> Pose:
-        """The same pose in a world moved by `origin` (..., 3), x_moved = x − origin; `shifted(-origin)` moves it back.
+        """The same poses in a world with its origin at `origin` (..., 3): x_moved = x − origin.
 
-        Near its own origin float32 holds a pose to less than a micrometre.
+        `shifted(-origin)` undoes it. Where the origin is near the camera, float32 keeps the translation to less
+        than a micrometre.
         """
         return Pose(self.rotation, self.translation + (self.rotation @ origin[..., None]).squeeze(-1))
 
     def retract(self, delta: Tensor) -> Pose:
-        """Update on the left: exp(delta) @ self, delta (..., 6) = (translation, rotation)."""
+        """Updated poses exp(delta) @ self; delta (..., 6) is translation, then rotation, in the target frame."""
         return exp(delta) @ self
 
     def __getitem__(self, index) -> Pose:
+        """Some poses of the batch; `index` applies to the batch axes."""
         return Pose(self.rotation[index], self.translation[index])
 
     def to(self, *args, **kwargs) -> Pose:
+        """The same poses on another device or in another type, see `Tensor.to`."""
         return Pose(self.rotation.to(*args, **kwargs), self.translation.to(*args, **kwargs))
 
     def pin_memory(self) -> Pose:
+        """The same poses in memory that a GPU copies fast."""
         return Pose(self.rotation.pin_memory(), self.translation.pin_memory())
 
 
@@ -161,7 +176,10 @@ def exp(delta: Tensor) -> Pose:
 
 
 def _exp_coefficients(omega: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """sin(t)/t, (1-cos t)/t², (t-sin t)/t³ with series at small t, so that gradients stay finite."""
+    """sin(t)/t, (1−cos t)/t² and (t−sin t)/t³ at t = |omega|, each (..., 1, 1).
+
+    Small t take the Taylor series, because the gradients of the quotients are not finite there.
+    """
     square = (omega * omega).sum(-1)[..., None, None]
     small = square < 1e-2
     safe = torch.where(small, torch.ones_like(square), square)
@@ -176,7 +194,7 @@ def _exp_coefficients(omega: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def rotation_angle(rotation: Tensor) -> Tensor:
     """Angle in radians, (...), of rotation matrices (..., 3, 3).
 
-    By atan2 of the skew part and the trace: `acos` of the trace returns 0 below 0.01° in float32.
+    It is the atan2 of skew part and trace, as `acos` of the trace returns 0 below 0.01° in float32.
     """
     axis = torch.stack(
         [
@@ -191,9 +209,9 @@ def rotation_angle(rotation: Tensor) -> Tensor:
 
 
 def pose_errors(estimate: Pose, truth: Pose) -> tuple[Tensor, Tensor]:
-    """Distance of camera centres (metres) and rotation angle (degrees) of two `cam_from_world`.
+    """Distance of the camera centres in metres and rotation angle in degrees between two `cam_from_world`, (...) each.
 
-    Computed in float64: at 100 m from the origin float32 centres are good to 0.01 mm only.
+    Computed in float64, because 100 m from the origin a float32 centre is exact to 0.01 mm only.
     """
     estimate, truth = estimate.to(torch.float64), truth.to(torch.float64)
     position = (estimate.center() - truth.center()).norm(dim=-1)
@@ -202,10 +220,13 @@ def pose_errors(estimate: Pose, truth: Pose) -> tuple[Tensor, Tensor]:
 
 
 def perturb(pose: Pose, position: float | Tensor, rotation_degrees: float | Tensor, generator: torch.Generator) -> Pose:
-    """Move `cam_from_world` by exactly `position` metres and `rotation_degrees`, in random directions.
+    """Move a `cam_from_world` by a given distance and turn it by a given angle, both in random directions.
 
-    The camera centre moves by `position`, and the camera turns about its own centre.
-    `position` and `rotation_degrees` are numbers or tensors of the pose's batch shape.
+    Args:
+        pose: the poses; each camera turns about its own centre.
+        position: metres by which the camera centre moves: a number, or a tensor of the pose's batch shape.
+        rotation_degrees: angle by which the camera turns: a number, or a tensor of the pose's batch shape.
+        generator: draws the directions; on the CPU, so that all devices get the same.
     """
     shape, dtype = pose.shape, pose.dtype
 
@@ -213,8 +234,9 @@ def perturb(pose: Pose, position: float | Tensor, rotation_degrees: float | Tens
         v = torch.randn(*shape, 3, generator=generator, dtype=torch.float64)
         return (v / v.norm(dim=-1, keepdim=True)).to(device=pose.device, dtype=dtype)
 
-    position = torch.as_tensor(position, dtype=dtype, device=pose.device)[..., None]
-    angle = torch.deg2rad(torch.as_tensor(rotation_degrees, dtype=dtype, device=pose.device))[..., None]
+    position, degrees = (
+        x.to(pose.device, dtype)[..., None] if isinstance(x, Tensor) else x for x in (position, rotation_degrees)
+    )
     center = pose.center() + direction() * position
-    rotation = so3_exp(direction() * angle) @ pose.rotation
+    rotation = so3_exp(torch.deg2rad(direction() * degrees)) @ pose.rotation
     return Pose.from_center(rotation, center)

@@ -43,6 +43,8 @@ class UNet(nn.Module):
             number of channels for each stride.
     """
 
+    blur: Tensor
+
     def __init__(
         self,
         *,
@@ -74,6 +76,8 @@ class UNet(nn.Module):
         self.decoder = nn.ModuleList(_double_convolution(2 * widths[d], widths[d]) for d in depths)
         self.heads = nn.ModuleList(nn.Conv2d(widths[s], c, 1) for s, c in zip(stages, self.channels, strict=True))
         self._stages = stages
+        taps = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+        self.register_buffer("blur", torch.outer(taps, taps), persistent=False)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> FeaturePyramid:
@@ -93,8 +97,7 @@ class UNet(nn.Module):
     def _halve(self, x: Tensor) -> Tensor:
         if self.pooling == "max":
             return F.max_pool2d(x, 2)
-        taps = x.new_tensor([1, 3, 3, 1]) / 8
-        kernel = torch.outer(taps, taps).expand(x.shape[1], 1, 4, 4)
+        kernel = self.blur.to(x.dtype).expand(x.shape[1], 1, 4, 4)
         return F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), kernel, stride=2, groups=x.shape[1])
 
 

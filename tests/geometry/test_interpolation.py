@@ -191,3 +191,11 @@ def test_maps_smaller_than_the_stencil_have_no_valid_point(size):
 def test_unknown_gradient():
     with pytest.raises(ValueError, match="'scharr' is not known; expected central"):
         sample_with_gradient(torch.zeros(1, 1, 5, 5), torch.zeros(1, 1, 2), "scharr")
+
+
+@pytest.mark.parametrize("gradient", GRADIENTS)
+def test_the_host_does_not_wait_for_a_device(features, gradient, no_host_numbers):
+    xy = inner_points()
+    with no_host_numbers:
+        sample(features, xy)
+        sample_with_gradient(features, xy, gradient)
