@@ -9,6 +9,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -108,35 +109,25 @@ def load_toy(
         places=places, frames=frames, query_frames=query_frames, image_size=image_size, seed=seed, conditions=conditions
     )
     ensure_toy_town(root, settings, progress=progress)
-    return replace(load_robotcar(root, on_bad=on_bad, progress=progress), dataset="toy")
+    return read_toy(root, on_bad=on_bad, progress=progress, **asdict(settings))
 
 
-def read_toy(
-    root: Path,
-    *,
-    places: int = TownSettings.places,
-    frames: int = TownSettings.frames,
-    query_frames: int = TownSettings.query_frames,
-    image_size: int = TownSettings.image_size,
-    seed: int = TownSettings.seed,
-    conditions: Sequence[str] = TownSettings.conditions,
-    on_bad: OnBad = "raise",
-    progress: bool = True,
-) -> Scene:
+def read_toy(root: Path, *, on_bad: OnBad = "raise", progress: bool = True, **settings: Any) -> Scene:
     """Read the toy town as `load_toy` does, and never render it: what the settings in a checkpoint may ask for.
+
+    Args:
+        root, on_bad, progress: see `load_toy`.
+        settings: see `TownSettings`.
 
     Raises:
         FileNotFoundError: if `root` holds no town of these settings.
     """
-    settings = TownSettings(
-        places=places, frames=frames, query_frames=query_frames, image_size=image_size, seed=seed, conditions=conditions
-    )
-    if not _holds(Path(root), settings):
+    if not _holds(Path(root), TownSettings(**settings)):
         raise FileNotFoundError(
             f"{Path(root).absolute()} holds no toy town of the checkpoint's settings (dataset.root), and a checkpoint "
             "does not have one rendered; dataset=toy on the command line does"
         )
-    return load_robotcar(root, on_bad=on_bad, progress=progress)
+    return replace(load_robotcar(root, on_bad=on_bad, progress=progress), dataset="toy")
 
 
 def ensure_toy_town(root: Path, settings: TownSettings, *, progress: bool = True) -> Path:
