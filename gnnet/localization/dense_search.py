@@ -41,7 +41,7 @@ _BLOCK = 256  # cells
 def _row_max(values: Tensor) -> tuple[Tensor, Tensor]:
     """Largest of each row (N, P), and where it stands first; P's maxima by blocks, as only these are vectorised."""
     whole = values.shape[1] // _BLOCK * _BLOCK
-    if whole == 0 or values.is_cuda:
+    if whole == 0 or values.device.type != "cpu":
         return values.max(-1)
     blocks = values[:, :whole].unflatten(1, (-1, _BLOCK))
     best, block = blocks.amax(-1).max(-1)
@@ -56,7 +56,7 @@ def _row_max(values: Tensor) -> tuple[Tensor, Tensor]:
 
 def _count_above(values: Tensor, thresholds: Tensor) -> Tensor:
     """How many of each row (N, P) are above its threshold (N, 1)."""
-    if values.is_cuda:
+    if values.device.type != "cpu":
         return (values > thresholds).sum(-1)
     # Sums of booleans are slow: eight of them are added as the bytes of one integer, 128 times at most.
     rows, count = values.shape
@@ -79,7 +79,7 @@ def levels_at_stride(pyramid: FeaturePyramid, stride: int) -> tuple[list[Tensor]
             levels.append(features.flatten(2))
             continue
         # Beyond the outer centres a coarse map goes on as it is there.
-        last = centers.new_tensor([features.shape[-1], features.shape[-2]]) - 0.5
-        xy = (centers / own).clamp(min=0.5).minimum(last).expand(len(features), -1, -1)
+        axes = zip((centers / own).unbind(-1), features.shape[:-3:-1], strict=True)  # x and width, y and height
+        xy = torch.stack([a.clamp(0.5, side - 0.5) for a, side in axes], -1).expand(len(features), -1, -1)
         levels.append(sample(features, xy)[0].mT)
     return levels, width

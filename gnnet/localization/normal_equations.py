@@ -23,7 +23,7 @@ from gnnet.geometry.pose import Pose
 from gnnet.localization.robust import Robust
 
 # Values gathered from a map at once: on a CPU what its cache holds, on a GPU what its memory can spare.
-_VALUES_AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 28}
+_VALUES_AT_ONCE = {"cpu": 1 << 20}  # what the caches hold; other devices work on more at once
 _CELLS = 12  # that one point gathers, about
 
 
@@ -176,7 +176,7 @@ def _products(level: Level, xy: Tensor) -> tuple[Tensor, Tensor]:
     The channels stay in the cache: a few points, or a few elements, at a time.
     """
     count, channels = xy.shape[1], level.features.shape[1]
-    at_once = max(1, _VALUES_AT_ONCE.get(xy.device.type, 1 << 20) // (_CELLS * channels))
+    at_once = max(1, _VALUES_AT_ONCE.get(xy.device.type, 1 << 28) // (_CELLS * channels))
     shared = level.features.shape[0] == 1
     products, valid = [], []
     for first, last in _runs(level.rows, max(1, at_once // max(1, count))):
