@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -23,6 +24,8 @@ _KINDS = ("u1", "i4", "i8", "u8", "f2", "f4", "f8")
 class ArrayFile:
     """Arrays by name; their sizes are fixed when the file is made.
 
+    The file stays open, so that header and arrays are of one file even if another takes its place meanwhile.
+
     Args:
         path: an existing file.
         writable: open it for `write`.
@@ -36,23 +39,23 @@ class ArrayFile:
         self.path = Path(path)
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path} does not exist; expected a map or an index of gnnet")
-        with self.path.open("rb") as file:
-            start = file.read(len(_MAGIC) + 8)
-            length = int.from_bytes(start[len(_MAGIC) :], "little")
-            size = self.path.stat().st_size
-            if not start.startswith(_MAGIC) or length > size:
-                raise ValueError(f"{self.path} is no map or index of gnnet, or is damaged; delete it: it is made anew")
-            try:
-                content = json.loads(file.read(length))
-                self.about: dict = dict(content["about"])
-                self._places = {name: _place(*place) for name, place in content["arrays"].items()}
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                raise ValueError(f"the header of {self.path} is damaged ({error}); delete the file") from error
+        self._writable = writable
+        self._file = file = self.path.open("r+b" if writable else "rb")
+        start = file.read(len(_MAGIC) + 8)
+        length = int.from_bytes(start[len(_MAGIC) :], "little")
+        size = os.fstat(file.fileno()).st_size
+        if not start.startswith(_MAGIC) or length > size:
+            raise ValueError(f"{self.path} is no map or index of gnnet, or is damaged; delete it: it is made anew")
+        try:
+            content = json.loads(file.read(length))
+            self.about: dict = dict(content["about"])
+            self._places = {name: _place(*place) for name, place in content["arrays"].items()}
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ValueError(f"the header of {self.path} is damaged ({error}); delete the file") from error
         ends = (offset + kind.itemsize * math.prod(shape) for kind, shape, offset in self._places.values())
         end = max(ends, default=0)
         if end > size:
             raise ValueError(f"{self.path} has {size} bytes, its header says {end}: it was cut off; delete it")
-        self._file = self.path.open("r+b") if writable else None
 
     @classmethod
     def create(cls, path: str | Path, arrays: Mapping[str, tuple[str, tuple[int, ...]]], about: dict) -> ArrayFile:
@@ -96,7 +99,7 @@ class ArrayFile:
         kind, shape, offset = self._places[name]
         if 0 in shape:
             return np.zeros(shape, kind)
-        return np.memmap(self.path, kind, mode, offset, shape)
+        return np.memmap(self._file, kind, mode, offset, shape)
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self.mapped(name, "r")
@@ -116,21 +119,18 @@ class ArrayFile:
         rows = np.ascontiguousarray(rows, kind)
         if rows.shape[1:] != shape[1:] or start + len(rows) > shape[0]:
             raise ValueError(f"{rows.shape} rows from {start} of {name}, which is {shape}")
-        if self._file is None:
+        if not self._writable or self._file.closed:
             raise ValueError(f"{self.path} is not open for writing")
         self._file.seek(offset + start * kind.itemsize * math.prod(shape[1:]))
         self._file.write(rows.data)
 
     def flush(self) -> None:
         """Hand what was written to the system, so that a reader sees it."""
-        if self._file is not None:
-            self._file.flush()
+        self._file.flush()
 
     def close(self) -> None:
-        """End the writing."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """End reading and writing; arrays that were given out stay as they are."""
+        self._file.close()
 
 
 def _place(kind: str, shape: list[int], offset: int) -> tuple[np.dtype, tuple[int, ...], int]:

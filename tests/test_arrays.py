@@ -40,6 +40,18 @@ def refused_or_read(path: Path) -> None:
             file[name].sum()
 
 
+def test_header_and_arrays_are_of_one_file_though_another_takes_its_place(tmp_path):
+    path = tmp_path / "x.gnmap"
+    for value, rows in ((1, 10), (2, 5)):
+        if rows == 5:
+            reader = ArrayFile(path)
+        file = ArrayFile.create(path, {"a": ("f4", (rows, 3))}, {})
+        file.write("a", 0, np.full((rows, 3), value))
+        file.close()
+    assert reader["a"].shape == (10, 3) and (reader["a"] == 1).all()
+    assert (ArrayFile(path)["a"] == 2).all()
+
+
 def test_pieces_are_read_back_by_another_reader(tmp_path):
     generator = np.random.default_rng(0)
     path = tmp_path / "deep/down/x.gnmap"

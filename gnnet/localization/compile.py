@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gnnet.arrays import ArrayFile
 from gnnet.data.images import read_view
 from gnnet.data.observed_points import observed_points, observes
+from gnnet.files import locked
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.localization.covisibility import covisible_by_depth
@@ -97,30 +98,31 @@ def compile_map(
         "channels": list(network.channels) if local_features is None else [local_features.channels],
     }  # fmt: skip
     path = Path(path)
-    if not path.exists():
-        _create(path, made_of, references, poses, cameras, work.global_dimensions(), scene.retrieve_within)
-    file = ArrayFile(path, writable=True)
-    check_layout(file)
-    found = file.about["made of"]
-    other = [f"{k} {found.get(k)} instead of {v}" for k, v in made_of.items() if found.get(k) != v]
-    if other:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.with_name(f".{path.name}.lock")):  # of several processes one compiles, and the others wait for it
+        if not path.exists():
+            _create(path, made_of, references, poses, cameras, work.global_dimensions(), scene.retrieve_within)
+        file = ArrayFile(path, writable=True)
+        check_layout(file)
+        found = file.about["made of"]
+        other = [f"{k} {found.get(k)} instead of {v}" for k, v in made_of.items() if found.get(k) != v]
+        if other:
+            raise ValueError(
+                f"map {path} was made of something else: {'; '.join(other)}. "
+                "Take the network and the settings that it was made with, name another file, or delete it"
+            )
+        if not file["finished"][0]:
+            waiting = np.flatnonzero(file["done"] == 0).tolist()
+            title, bad = f"Compiling {len(waiting)} references", BadInput(on_bad)
+            for row in track(waiting, description=title, show=progress):
+                with bad.skipping():
+                    _write(file, row, *work.describe(references[row], row))
+            if len(bad.problems) == len(references):
+                raise ValueError(f"{scene.name} has no reference that can be read; {describe_problems(bad.problems)}")
+            if bad.problems:
+                _log.warning("left out of the map: %s", describe_problems(bad.problems))
+            _finish(file, references, poses, cameras)
         file.close()
-        raise ValueError(
-            f"map {path} was made of something else: {'; '.join(other)}. "
-            "Take the network and the settings that it was made with, name another file, or delete it"
-        )
-    if not file["finished"][0]:
-        waiting = np.flatnonzero(file["done"] == 0).tolist()
-        title, bad = f"Compiling {len(waiting)} references", BadInput(on_bad)
-        for row in track(waiting, description=title, show=progress):
-            with bad.skipping():
-                _write(file, row, *work.describe(references[row], row))
-        if len(bad.problems) == len(references):
-            raise ValueError(f"{scene.name} has no reference that can be read; {describe_problems(bad.problems)}")
-        if bad.problems:
-            _log.warning("left out of the map: %s", describe_problems(bad.problems))
-        _finish(file, references, poses, cameras)
-    file.close()
     return Map.open(path)
 
 

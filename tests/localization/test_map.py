@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import signal
 import subprocess
@@ -190,6 +191,23 @@ compiled(Path(sys.argv[1]), load_robotcar(sys.argv[2], progress=False), network,
 
 
 @pytest.mark.slow
+def test_one_process_at_a_time_compiles_a_map(scene, tmp_path):
+    """Another waits for the lock, and then opens what it finds finished."""
+    held = []
+
+    class Watching(Counting):
+        def forward(self, images):
+            with (tmp_path / ".x.gnmap.lock").open() as lock, pytest.raises(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held.append(True)
+            return super().forward(images)
+
+    compiled(tmp_path / "x.gnmap", scene, Watching(small_unet()))
+    assert held
+    with (tmp_path / ".x.gnmap.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
 def test_a_killed_process_leaves_what_can_be_gone_on_with(scene, toy_root, tmp_path):
     path = tmp_path / "killed"
     command = [sys.executable, "-c", KILLED, str(path), str(toy_root), str(Path(__file__).parent)]
