@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from pathlib import Path
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gnnet.toy.town import TownSettings, render_toy_town
+from gnnet.toy.town import TownSettings, ensure_toy_town
 
 TOY_SETTINGS = {"places": 3, "frames": 3, "query_frames": 2, "image_size": 96, "seed": 0}
+
+
+def pytest_collection_finish() -> None:
+    """Take what the imports made, a million objects, out of what the garbage collector goes through again and again."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
 def toy_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A town of three places, each with three 96×96 references and two images of each other condition; read only."""
-    root = tmp_path_factory.mktemp("toy") / "town"
-    return render_toy_town(root, TownSettings(**TOY_SETTINGS, write_depth=True), progress=False)
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # where the processes of pytest-xdist meet: one renders for all
+    return ensure_toy_town(folder / "toy" / "town", TownSettings(**TOY_SETTINGS, write_depth=True), progress=False)
 
 
 class LargestTensor(TorchDispatchMode):
@@ -33,6 +42,20 @@ class LargestTensor(TorchDispatchMode):
             if isinstance(tensor, torch.Tensor):
                 self.elements = max(self.elements, tensor.numel())
         return result
+
+
+class NoHostNumbers(TorchDispatchMode):
+    """Raises AssertionError where a tensor is made of Python numbers; its copy to a GPU would make the host wait."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert func is not torch.ops.aten.lift_fresh.default, "a tensor is made of Python numbers"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def no_host_numbers() -> NoHostNumbers:
+    """A context to compute in."""
+    return NoHostNumbers()
 
 
 @pytest.fixture

@@ -378,6 +378,7 @@ def test_a_package_of_the_users_own_is_allowed_by_the_user_alone(toy_root, tmp_p
             del sys.modules[name]
 
 
+@pytest.mark.slow
 def test_what_may_be_named_is_networks_losses_readers_and_little_else():
     """Every name in every module of the package is tried: one that is allowed and is of another kind shows here."""
     others = set()

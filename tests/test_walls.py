@@ -26,6 +26,7 @@ def test_every_module_and_floor_is_seen():
     assert walls.room("gnnet.scenes.__main__") == "entry points"
 
 
+@pytest.mark.slow
 def test_localization_loads_no_training_package():
     """What a robot imports: every module of `gnnet.localization`, in a process of its own."""
     code = (
