@@ -24,7 +24,7 @@ from gnnet.models.checkpoint import read_checkpoint
 from gnnet.models.pyramid import FeatureNetwork
 from gnnet.models.weights import load_weights
 from gnnet.scenes.formats.poses import read_pose_file, read_query_list
-from gnnet.training.launch import Sweep, job_folder, quote_paths, varied
+from gnnet.training.launch import Sweep, job_folder, quote_paths, refuse_several_processes, varied
 
 make = partial(instantiate, _convert_="all")
 sweep = Sweep()
@@ -126,6 +126,7 @@ def main(cfg: DictConfig) -> None:
     hydra_config = HydraConfig.get()
     with sweep.job(Path(hydra_config.runtime.output_dir) if hydra_config.mode == RunMode.MULTIRUN else None):
         try:
+            refuse_several_processes("evaluate.py")
             results = run(cfg)
         except (FileNotFoundError, ConnectionError, ValueError) as error:  # what the user can mend
             raise SystemExit(f"\n{error}") from error

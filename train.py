@@ -59,6 +59,7 @@ def prepare(cfg: DictConfig) -> tuple[DataModule, FeatureLearning, pl.Trainer]:
         scheduler=make(cfg.scheduler),
         photometric=make(cfg.photometric),
         seed=cfg.seed,
+        max_skipped_steps=cfg.max_skipped_steps,
         config=config,
     )
     loggers, callbacks = ([make(x) for x in group.values() if x is not None] for group in (cfg.logger, cfg.callbacks))
@@ -122,6 +123,8 @@ def main(cfg: DictConfig) -> float | None:
     """Hydra's entry point; returns the score (see `Results`), for sweepers that maximise."""
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # tips and hardware
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own, about torch
+    warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified.*")  # some losses need it
+    warnings.filterwarnings("ignore", message=".*It is recommended to use `self.log.*")  # values are gathered before
     hydra_config = HydraConfig.get()
     with sweep.job(Path(hydra_config.runtime.output_dir) if hydra_config.mode == RunMode.MULTIRUN else None):
         with one_job(arguments()):
@@ -129,7 +132,10 @@ def main(cfg: DictConfig) -> float | None:
                 prepared = prepare(cfg)
             except (FileNotFoundError, ConnectionError, ValueError) as error:  # what the user can mend
                 raise SystemExit(f"\n{error}") from error
-            results = train(cfg, *prepared)
+            try:
+                results = train(cfg, *prepared)
+            except FloatingPointError as error:  # too many steps without a finite loss or gradient
+                raise SystemExit(f"\n{error}") from error
         return None if results is None else results.score()
     return math.nan  # a job of a sweep that failed
 

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -113,7 +114,7 @@ def endless(data):
     """Yield batches, epoch after epoch."""
     loader = data.train_dataloader()
     while True:
-        yield from loader
+        yield from chain.from_iterable(loader)
 
 
 def seconds(function: Callable[[], None], device: torch.device) -> float:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gnnet.geometry.camera import Camera
@@ -109,11 +108,29 @@ class LocalizationBatch(NamedTuple):
 Batch = TypeVar("Batch", PairBatch, LocalizationBatch)
 
 
-def collate(items: Sequence[Batch]) -> Batch:
-    """Stack samples, which have no batch axis.
+def collate_by_size(items: Sequence[Batch]) -> list[Batch]:
+    """Stack samples by `collate` into one batch for each size of images.
 
-    Shorter rows and smaller images are padded with zeros, images (all that is uint8) at the bottom and right.
+    Images of different sizes are not padded to one size, because a network with GroupNorm sees the whole image:
+    the features of a sample would depend on the other samples of its batch.
     """
+    by_size: dict[tuple[torch.Size, ...], list[Batch]] = {}
+    for item in items:
+        by_size.setdefault(tuple(_image_sizes(item)), []).append(item)
+    return [collate(group) for group in by_size.values()]
+
+
+def _image_sizes(values: Iterable[Any]) -> Iterator[torch.Size]:
+    """Shapes of the images (all that is uint8) of a sample."""
+    for value in values:
+        if isinstance(value, View):
+            yield from _image_sizes(value)
+        elif isinstance(value, Tensor) and value.dtype == torch.uint8:
+            yield value.shape
+
+
+def collate(items: Sequence[Batch]) -> Batch:
+    """Stack samples, which have no batch axis, and whose images have one size. Shorter rows are padded with zeros."""
     return type(items[0])(*map(_stack, zip(*items, strict=True)))
 
 
@@ -126,10 +143,7 @@ def _stack(values: tuple[Any, ...]) -> Any:
         return type(first).stack(list(values))
     if isinstance(first, list):
         return [entry for value in values for entry in value]
-    if first.dtype == torch.uint8:
-        height, width = (max(image.shape[axis] for image in values) for axis in (-2, -1))
-        return torch.stack([F.pad(i, (0, width - i.shape[-1], 0, height - i.shape[-2])) for i in values])
-    if first.ndim == 0:
+    if first.ndim == 0 or first.dtype == torch.uint8:
         return torch.stack(values)
     count = max(map(len, values))
     return torch.stack([torch.cat([rows, rows.new_zeros(count - len(rows), *rows.shape[1:])]) for rows in values])

@@ -17,11 +17,12 @@ from itertools import accumulate
 from pathlib import Path
 
 import pytorch_lightning as pl
-from pytorch_lightning.accelerators import CUDAAccelerator
+from pytorch_lightning.accelerators import CPUAccelerator
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from gnnet.data.agreement import refuse_contradiction
 from gnnet.data.batches import PairBatch, collate
+from gnnet.data.batches import PairBatch, collate_by_size
 from gnnet.data.matching_pairs import MatchingDataset
 from gnnet.data.pairs import PairDataset
 from gnnet.data.queries import LocalizationDataset
@@ -49,11 +50,14 @@ class DataModule(pl.LightningDataModule):
         self.validations: list[Validation] = []
 
     def val_dataloader(self) -> list[DataLoader]:
-        """A loader for each of `validations`, in this order; each sample goes to one process."""
+        """A loader for each of `validations`, in this order; see `ValidationSampler`."""
         return [self._validation_loader(v, ValidationSampler(len(v)), **self._settings()) for v in self.validations]
 
     def all_of(self, validation: Validation) -> DataLoader:
-        """A loader of every sample of one of `validations` on this process, for evaluation outside of training."""
+        """A loader of every sample of one of `validations` on this process, for evaluation outside of training.
+
+        It yields what `val_dataloader` does: lists of batches (see `collate_by_size`), or pairs of fixed cameras.
+        """
         order = [(0, index) for index in range(len(validation))]
         return self._validation_loader(validation, order, num_workers=self.num_workers)
 
@@ -63,13 +67,13 @@ class DataModule(pl.LightningDataModule):
         if isinstance(validation, MatchingDataset):  # pair by pair: the images of two pairs may differ in size
             settings |= {"batch_size": None}
         else:
-            settings |= {"batch_size": self.validation_batch_size, "collate_fn": collate}
+            settings |= {"batch_size": self.validation_batch_size, "collate_fn": collate_by_size}
         return DataLoader(validation, sampler=order, **settings)
 
     def _settings(self) -> dict:
-        """Keep the workers over the epochs; give a GPU memory that it copies fast."""
-        on_gpu = self.trainer is not None and isinstance(self.trainer.accelerator, CUDAAccelerator)
-        return {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0, "pin_memory": on_gpu}
+        """Keep the workers over the epochs; give a GPU, or another accelerator, memory that it copies fast."""
+        on_cpu = self.trainer is None or isinstance(self.trainer.accelerator, CPUAccelerator)
+        return {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0, "pin_memory": not on_cpu}
 
     def _batches(self, length: int) -> int:
         """Batches that each process draws from an epoch of `length` pairs; ValueError if there is none."""
@@ -210,6 +214,11 @@ class CorrespondenceData(DataModule):
             _try_samples(self.validations[0], count=1)
         self._is_set_up = True
 
+    def pair_name(self, index: int) -> str:
+        """The pair that `PairBatch.index` tells, for messages."""
+        assert self.train_pairs is not None
+        return self.train_pairs.pair_name(index)
+
     def _scenes(self) -> tuple[Scene | None, Scene | None]:
         """The scene to train on, and the scene to validate on."""
         root = None if self._root is None else self._read(self._root)
@@ -257,7 +266,7 @@ class CorrespondenceData(DataModule):
             batch_size=self.batch_size,
             sampler=TrainingSampler(count, epoch_length=length, seed=self._seed, epoch=epoch),
             drop_last=True,
-            collate_fn=collate,
+            collate_fn=collate_by_size,
             **self._settings(),
         )
 
@@ -328,7 +337,12 @@ class MixtureData(DataModule):
                 "no source of the mixture has both pairs to train on and a weight above zero "
                 f"(dataset.weights); its sources are {', '.join(self.sources) or 'none'}"
             )
+        self._end_to_end = _EndToEnd(list(self._drawn.values()))
         self.validations = [validation for source in self.sources.values() for validation in source.validations]
+
+    def pair_name(self, index: int) -> str:
+        """The pair that `PairBatch.index` tells, for messages."""
+        return self._end_to_end.pair_name(index)
 
     def train_dataloader(self) -> DataLoader:
         """Batches of training pairs.
@@ -346,12 +360,11 @@ class MixtureData(DataModule):
             seed=self._seed,
             epoch=partial(self._current_epoch, batches),
         )
-        pairs = _EndToEnd(list(self._drawn.values()))
-        return DataLoader(pairs, batch_sampler=sampler, collate_fn=collate, **self._settings())
+        return DataLoader(self._end_to_end, batch_sampler=sampler, collate_fn=collate_by_size, **self._settings())
 
 
 class _EndToEnd(Dataset):
-    """Several sets of pairs laid end to end; items are asked for by (pass, index)."""
+    """Several sets of pairs laid end to end; items are asked for by (pass, index), and their `index` is that one."""
 
     def __init__(self, parts: list[PairDataset]) -> None:
         self.parts = parts
@@ -361,9 +374,19 @@ class _EndToEnd(Dataset):
         return self.ends[-1]
 
     def __getitem__(self, key: tuple[int, int]) -> PairBatch:
-        turn, index = key
+        part, index = self._place(key[1])
+        item = self.parts[part][key[0], index]
+        return item._replace(index=item.index + key[1] - index)
+
+    def pair_name(self, index: int) -> str:
+        """See `PairDataset.pair_name`."""
+        part, index = self._place(index)
+        return self.parts[part].pair_name(index)
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """Which part a pair is in, and its index there."""
         part = bisect.bisect_right(self.ends, index)
-        return self.parts[part][turn, index - (self.ends[part - 1] if part else 0)]
+        return part, index - (self.ends[part - 1] if part else 0)
 
 
 def _try_samples(dataset: PairDataset | Validation, count: int) -> None:
@@ -380,7 +403,8 @@ def _with_settings(scene: Callable[..., Scene], settings: dict) -> Callable[...,
     if not settings:
         return scene
     known = inspect.signature(scene).parameters
-    unknown = sorted(set(settings) - set(known))
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in known.values())
+    unknown = [] if takes_all else sorted(set(settings) - set(known))
     if unknown:
         own = set(inspect.signature(CorrespondenceData.__init__).parameters) - {"self", "reader_settings"}
         raise ValueError(

@@ -85,10 +85,14 @@ class PairDataset(Dataset):
             index = int(generator.integers(len(self)))
         raise RuntimeError(f"{_PAIRS_TRIED} pairs in a row cannot be used; the last: {last}")
 
-    def _message(self, index: int, error: Exception) -> str:
+    def pair_name(self, index: int) -> str:
+        """A pair's number, dataset, images and file of correspondences, for messages."""
         pair = self.scene.pairs[index]
         source = f", {pair.correspondences}" if pair.correspondences else ""
-        return f"pair {index} of {self.scene.name} ({pair.image_a} ↔ {pair.image_b}{source}) cannot be used: {error}"
+        return f"pair {index} of {self.scene.name} ({pair.image_a} ↔ {pair.image_b}{source})"
+
+    def _message(self, index: int, error: Exception) -> str:
+        return f"{self.pair_name(index)} cannot be used: {error}"
 
     def _draw(self, pair: Pair, index: int, generator: np.random.Generator) -> PairBatch:
         names = dict.fromkeys((pair.image_a, pair.image_b))  # a photograph paired with itself is read once

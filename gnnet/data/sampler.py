@@ -56,18 +56,27 @@ class TrainingSampler(Sampler[tuple[int, int]]):
 
 
 class ValidationSampler(Sampler[tuple[int, int]]):
-    """Yields (0, index), each index on exactly one process; nothing is repeated to make the shares equal."""
+    """Yields (0, index), each index on one process; nothing is repeated to make the shares equal.
+
+    A process for which nothing is left validates one that another has too, because Lightning ends the run of a
+    process without any. The metrics know samples by their index, so it counts once.
+
+    Args:
+        length: number of samples, at least one.
+    """
 
     def __init__(self, length: int) -> None:
         self.length = length
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def _share(self) -> range:
         rank, world_size = _rank_and_world_size()
-        return iter([(0, index) for index in range(rank, self.length, world_size)])
+        return range(rank % self.length, self.length, world_size)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter([(0, index) for index in self._share()])
 
     def __len__(self) -> int:
-        rank, world_size = _rank_and_world_size()
-        return len(range(rank, self.length, world_size))
+        return len(self._share())
 
 
 class MixtureSampler(Sampler[list[tuple[int, int]]]):

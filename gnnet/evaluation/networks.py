@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import torch
 from torch import nn
@@ -43,7 +43,7 @@ class Basin:
 @torch.no_grad()
 def compare_localization(
     networks: Mapping[str, nn.Module],
-    batches: Iterable[LocalizationBatch],
+    batches: Iterable[list[LocalizationBatch]],
     *,
     refiner: Refiner,
     starts: InitialPoses,
@@ -56,7 +56,7 @@ def compare_localization(
 
     Args:
         networks: by the name that stands in the table; put into evaluation mode for it, and back.
-        batches: the queries; read once.
+        batches: the queries, as `DataModule.all_of` gives them; read once.
         refiner: settings of the refinement.
         starts: the initial poses.
         conditions: all conditions of the queries.
@@ -72,7 +72,7 @@ def compare_localization(
     new_metrics = partial(LocalizationMetrics, conditions=conditions, sync_on_compute=False)
     metrics = {name: [new_metrics() for _ in (starts, *rings)] for name in networks}
     with _evaluating(networks, device):
-        for batch in track(batches, description=f"Localizing with {len(networks)} networks"):
+        for batch in chain.from_iterable(track(batches, description=f"Localizing with {len(networks)} networks")):
             batch = batch.to(device)
             for name, network in networks.items():
                 query, reference = network(batch.query.image), network(batch.reference.image)

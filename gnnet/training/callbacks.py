@@ -61,7 +61,7 @@ class LocalizationValidation(pl.Callback):
         trainer: pl.Trainer,
         pl_module: pl.LightningModule,
         outputs: object,
-        batch: LocalizationBatch | MatchingPair,
+        batch: list[LocalizationBatch] | MatchingPair,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -72,8 +72,9 @@ class LocalizationValidation(pl.Callback):
             matches = match_pair(network, batch, self.matcher)
             metrics.update(matches, batch.keypoints_b, condition=batch.condition, index=batch.index)
         else:
-            assert isinstance(batch, LocalizationBatch)
-            metrics.update(**localize_batch(network, self.refiner, batch, self.starts)._asdict())
+            assert not isinstance(batch, MatchingPair)
+            for of_one_size in batch:
+                metrics.update(**localize_batch(network, self.refiner, of_one_size, self.starts)._asdict())
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         values: dict[str, float] = {}

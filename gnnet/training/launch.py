@@ -153,6 +153,20 @@ def one_job(arguments: Sequence[str]) -> Iterator[None]:
             torch.distributed.destroy_process_group()
 
 
+def refuse_several_processes(script: str) -> None:
+    """End a script that works on one process if torchrun started several, which would write the same files.
+
+    Raises:
+        ValueError: if this is one of several processes.
+    """
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count != "1":
+        raise ValueError(
+            f"{script} runs on one process, and torchrun (WORLD_SIZE) started {count}, which would write the same "
+            f"files; start it with: python {script} …"
+        )
+
+
 @contextmanager
 def close_loggers(trainer: pl.Trainer) -> Iterator[None]:
     """Finish every logger's run, also when training fails: wandb would go on with it in the next job of a sweep."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
@@ -15,6 +17,8 @@ from gnnet.data.batches import PairBatch
 from gnnet.data.photometric import Photometric
 from gnnet.losses.pair_loss import PairLoss
 from gnnet.models.pyramid import FeaturePyramid, pair_features
+
+_log = logging.getLogger(__name__)
 
 
 class FeatureLearning(pl.LightningModule):
@@ -26,7 +30,8 @@ class FeatureLearning(pl.LightningModule):
         optimizer: makes the optimizer from the parameters that require gradients.
         scheduler: makes the learning-rate schedule, stepped every training step; None keeps the rate.
         photometric: augments each image on its own, on the device that trains; None does not.
-        seed: with the step and the process, seeds mining, initial points of the loss, and augmentation.
+        seed: with step, process and batch, seeds mining, initial points of the loss, and augmentation.
+        max_skipped_steps: training ends at the next step after so many whose loss or gradient is not finite.
         config: plain values that rebuild this module, kept in its checkpoints; None keeps none.
     """
 
@@ -39,6 +44,7 @@ class FeatureLearning(pl.LightningModule):
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         photometric: Photometric | None = None,
         seed: int = 0,
+        max_skipped_steps: int = 10,
         config: dict | None = None,
     ) -> None:
         super().__init__()
@@ -49,18 +55,61 @@ class FeatureLearning(pl.LightningModule):
         self.photometric = photometric
         self.seed = seed
         self.config = config
+        self.max_skipped_steps = max_skipped_steps
+        self.skipped_steps = 0
+        # Of each batch since the last step: loss, its mean over the processes first, and index of the pairs.
+        self._since_step: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def forward(self, images: Tensor) -> FeaturePyramid:
         return self.network(images)
 
-    def training_step(self, batch: PairBatch, batch_index: int) -> Tensor:
-        generator = self._generator()
-        pyramid_a, pyramid_b = self.pair_features(batch, generator)
-        total, parts = self.loss(pyramid_a, pyramid_b, batch, step=self.global_step, generator=generator)
-        self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch.index))
-        self.log_dict({f"train/{name}": value for name, value in parts.items()}, batch_size=len(batch.index))
-        self.log("train/broken_pairs", batch.skipped.sum().float(), reduce_fx="sum", on_step=False, on_epoch=True)
+    def training_step(self, batches: Sequence[PairBatch], batch_index: int) -> Tensor:
+        """Mean loss of the pairs; `batches` are those of one step, one for each size of images."""
+        generator = self._generator(batch_index % self.trainer.accumulate_grad_batches)
+        index = torch.cat([batch.index for batch in batches])
+        means: dict[str, Tensor] = {}
+        for batch in batches:
+            pyramid_a, pyramid_b = self.pair_features(batch, generator)
+            loss, parts = self.loss(pyramid_a, pyramid_b, batch, step=self.global_step, generator=generator)
+            for name, value in {"loss": loss, **parts}.items():
+                means[name] = means.get(name, 0) + value * (len(batch.index) / len(index))
+        total = means["loss"]
+        logged = self.trainer.strategy.reduce(torch.stack([mean.detach() for mean in means.values()]), reduce_op="mean")
+        for name, value in zip(means, logged, strict=True):
+            self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=len(index))
+        self._since_step.append((logged[0], total.detach(), index))
+        broken = torch.cat([batch.skipped for batch in batches]).sum().float()
+        self.log("train/broken_pairs", broken, reduce_fx="sum", on_step=False, on_epoch=True, sync_dist=True)
         return total
+
+    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
+        """Leave out the step if its loss or gradient is not finite.
+
+        All processes leave it out together, as they have the same gradients and mean losses. The host waits for the
+        GPU here, because only the host can leave a step out.
+
+        Raises:
+            FloatingPointError: if `max_skipped_steps` were left out before.
+        """
+        batches, self._since_step = self._since_step, []
+        norm = get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+        means_finite = torch.stack([mean for mean, _, _ in batches]).isfinite().all()
+        finite = bool(means_finite & norm.to(self.device).isfinite())
+        self.log("train/skipped_steps", float(not finite), reduce_fx="sum", on_step=False, on_epoch=True)
+        if finite:
+            return
+        optimizer.zero_grad()  # without gradients the optimizer changes nothing
+        self.skipped_steps += 1
+        what = "gradient" if means_finite else "loss"
+        pairs = [i for _, loss, index in batches if means_finite or not loss.isfinite() for i in index.tolist()]
+        names = ", ".join(map(self.trainer.datamodule.pair_name, pairs))  # type: ignore[attr-defined]
+        message = f"step {self.global_step} is left out: its {what} is not finite; {names or 'by another process'}"
+        if self.skipped_steps > self.max_skipped_steps:
+            raise FloatingPointError(
+                f"{message}. Training ends, as {self.max_skipped_steps} steps were left out before "
+                "(max_skipped_steps); lower optimizer.lr, or look at these pairs"
+            )
+        _log.warning("%s", message)
 
     def pair_features(
         self, batch: PairBatch, generator: torch.Generator | None
@@ -73,12 +122,18 @@ class FeatureLearning(pl.LightningModule):
         """
         images = [batch.image_a, batch.image_b]
         if self.photometric is not None and generator is not None:
-            images = [self.photometric(image, generator) for image in images]
+            with torch.autocast(batch.image_a.device.type, enabled=False):  # bf16 has fewer values than an image
+                images = [self.photometric(image, generator) for image in images]
         return pair_features(self.network, *images)
 
-    def _generator(self) -> torch.Generator:
-        """Random numbers of this step and process, so that a resumed run draws what it would have drawn."""
-        seed = (self.seed * 1_000_003 + self.global_step) * 4099 + self.global_rank
+    def _generator(self, number: int) -> torch.Generator:
+        """Random numbers of this step, process and batch, so that a resumed run draws what it would have drawn.
+
+        Args:
+            number: of the batch among those whose gradients are accumulated in the step.
+        """
+        part = self.global_rank + number * self.trainer.world_size
+        seed = (self.seed * 1_000_003 + self.global_step) * 4099 + part
         return torch.Generator(device=self.device).manual_seed(seed % 2**63)
 
     def validation_step(self, batch: object, batch_index: int, dataloader_idx: int = 0) -> None:
@@ -92,6 +147,18 @@ class FeatureLearning(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"},
         }
+
+    def on_train_start(self) -> None:
+        """Let a run that was saved at the end of an epoch go on with the next epoch.
+
+        Lightning would go on at that end: it would count a step that was not done, or, without validation sets, draw
+        another batch for the epoch.
+        """
+        epochs = self.trainer.fit_loop
+        if epochs.epoch_loop.restarting and epochs.epoch_loop.batch_progress.is_last_batch:
+            epochs.epoch_loop.restarting = False
+            for count in (epochs.epoch_progress.total, epochs.epoch_progress.current):
+                count.completed = count.processed  # type: ignore[attr-defined]  # both count it; the type says less
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         if self.config is not None:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from PIL import Image
+from pytorch_lightning.accelerators import CPUAccelerator
 
 from gnnet.data import sampler as sampler_module
 from gnnet.data.datamodule import CorrespondenceData, MixtureData
@@ -86,10 +87,14 @@ def test_batches_of_all_sources_and_validation_of_each(toy_root, webcam):
     data = make(toy_root, webcam, weights={"cam": 2}, pairs_per_epoch=40, batch_size=4)
     data.setup()
     data.trainer = SimpleNamespace(
-        world_size=1, global_step=0, limit_train_batches=1.0, accumulate_grad_batches=1, accelerator=None
+        world_size=1, global_step=0, limit_train_batches=1.0, accumulate_grad_batches=1, accelerator=CPUAccelerator()
     )
     batches = list(data.train_dataloader())
-    assert len(batches) == 10 and all(batch.image_a.shape == (4, 3, 64, 64) for batch in batches)
+    assert len(batches) == 10 and all(batch.image_a.shape == (4, 3, 64, 64) for (batch,) in batches)
+    town, cam = (data.sources[name].train_pairs for name in ("town", "cam"))
+    drawn = {index for (batch,) in batches for index in batch.index.tolist()}
+    assert max(drawn) >= len(town)  # counted over all sources
+    assert data.pair_name(0) == town.pair_name(0) and data.pair_name(len(town)) == cam.pair_name(0)
     assert [v.name for v in data.validations] == ["town", "cam"]
     assert isinstance(data.validations[0], LocalizationDataset) and isinstance(data.validations[1], MatchingDataset)
     assert data.validations[1].conditions == ("day-day", "day-dusk")

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gnnet.data.batches import collate
+from gnnet.data.batches import collate_by_size
 from gnnet.data.pairs import PairDataset
 from gnnet.scenes.layouts.robotcar import load_robotcar
 
@@ -51,18 +51,24 @@ def test_keypoints_follow_resizing_and_cropping(scene, largest_side, crop):
         torch.testing.assert_close(offset, offset.round(), atol=1e-3, rtol=0)
 
 
-def test_batches_are_padded_and_masked(scene):
+def test_correspondences_of_a_batch_are_padded_and_masked(scene):
     dataset = pairs_of(scene)
     items = [dataset[0, 0], dataset[0, 1]]
     short = items[1]._replace(
-        **{k: getattr(items[1], k)[:20] for k in ("keypoints_a", "keypoints_b", "weight", "valid")},
-        image_b=items[1].image_b[:, :80],
+        **{k: getattr(items[1], k)[:20] for k in ("keypoints_a", "keypoints_b", "weight", "valid")}
     )
-    batch = collate([items[0], short])
+    (batch,) = collate_by_size([items[0], short])
     assert batch.valid.sum(1).tolist() == [50, 20]
-    assert batch.image_b.shape == (2, 3, 96, 96)
-    assert not batch.image_b[1, :, 80:].any()
     torch.testing.assert_close(batch.keypoints_a[1, :20], short.keypoints_a)
+
+
+def test_images_of_a_batch_have_one_size(scene):
+    dataset = pairs_of(scene)
+    items = [dataset[0, index] for index in range(4)]
+    items[1], items[3] = (items[i]._replace(image_b=items[i].image_b[:, :80]) for i in (1, 3))
+    batches = collate_by_size(items)
+    assert [batch.image_b.shape for batch in batches] == [(2, 3, 96, 96), (2, 3, 80, 96)]
+    assert [batch.index.tolist() for batch in batches] == [[0, 2], [1, 3]]
 
 
 def test_a_bad_pair_names_itself(scene, tmp_path):

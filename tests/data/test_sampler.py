@@ -43,6 +43,18 @@ def test_processes_divide_an_epoch_among_them(process):
     assert [key for group in zip(*shares, strict=True) for key in group] == whole[:18]
 
 
+@pytest.mark.parametrize(("length", "processes"), [(1, 2), (3, 4), (2, 5)])
+def test_each_process_has_something_to_validate(process, length, processes):
+    """Lightning ends the run of a process that has nothing, and the others would wait for it."""
+    seen = []
+    for rank in range(processes):
+        process(rank, processes)
+        share = list(ValidationSampler(length))
+        assert len(share) == len(ValidationSampler(length)) == 1
+        seen += share
+    assert set(seen) == {(0, index) for index in range(length)}
+
+
 def test_validation_repeats_nothing(process):
     seen = []
     for rank in range(2):

@@ -16,7 +16,7 @@ import evaluate
 import train
 from gnnet.evaluation.metrics import ErrorSummary
 from gnnet.evaluation.tables import localization_table, write_table
-from gnnet.training.launch import Sweep, draw_loss_curves, job_folder, quote_paths
+from gnnet.training.launch import Sweep, draw_loss_curves, job_folder, quote_paths, refuse_several_processes
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -152,3 +152,11 @@ def test_loss_curves_are_drawn_if_a_loss_was_logged(tmp_path, log, drawn):
         (tmp_path / "logs" / "metrics.csv").write_text(log)
     draw_loss_curves(SimpleNamespace(loggers=[logger]), tmp_path / "losses.png")
     assert (tmp_path / "losses.png").exists() == drawn
+
+
+def test_a_script_of_one_process_is_not_run_by_several(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    refuse_several_processes("evaluate.py")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match=r"evaluate\.py runs on one process, and torchrun .* started 2"):
+        refuse_several_processes("evaluate.py")
