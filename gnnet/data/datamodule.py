@@ -21,7 +21,6 @@ from pytorch_lightning.accelerators import CPUAccelerator
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from gnnet.data.agreement import refuse_contradiction
-from gnnet.data.batches import PairBatch, collate
 from gnnet.data.batches import PairBatch, collate_by_size
 from gnnet.data.matching_pairs import MatchingDataset
 from gnnet.data.pairs import PairDataset
