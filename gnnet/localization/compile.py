@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gnnet.arrays import ArrayFile
 from gnnet.data.images import read_view
 from gnnet.data.observed_points import observed_points, observes
+from gnnet.data.tracks import Tracks
 from gnnet.files import locked
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
@@ -31,7 +32,7 @@ from gnnet.scenes.pairing import shared_points
 from gnnet.scenes.problems import BadInput, OnBad, describe_problems
 from gnnet.scenes.scene import Scene, SceneImage
 
-VERSION = 3  # of a map's meaning; a map of another version is refused
+VERSION = 4  # of a map's meaning; a map of another version is refused
 _THREADS = 16  # that look at files; they wait for the disk most of the time
 _log = logging.getLogger(__name__)
 WHITENING_SAMPLE = 1024  # limit on the references that the whitening of global descriptors is fitted on
@@ -55,8 +56,8 @@ def compile_map(
     """Compile the references of a scene into a map at `path`, or go on from where that was interrupted.
 
     Which points are described, and at which pixels, says `gnnet.data.observed_points`. Memory holds one image's
-    features, the sample that the whitening is fitted on, and for covisibility some 20 bytes for each observation
-    of a 3D point, however many references there are. A finished map of the same network, scene, image files and
+    features, the sample that the whitening is fitted on, and for each observation of a 3D point some 50 bytes at the
+    start and 20 at the end, however many references there are. A finished map of the same network, scene, image files and
     settings is opened as it is.
 
     Args:
@@ -101,7 +102,7 @@ def compile_map(
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_name(f".{path.name}.lock")):  # of several processes one compiles, and the others wait for it
         if not path.exists():
-            _create(path, made_of, references, poses, cameras, work.global_dimensions(), scene.retrieve_within)
+            _create(path, made_of, references, poses, cameras, work.global_dimensions(), scene)
         file = ArrayFile(path, writable=True)
         check_layout(file)
         found = file.about["made of"]
@@ -176,7 +177,7 @@ class _Work:
 
 def _create(
     path: Path, made_of: dict, references: list[SceneImage], poses: Pose, cameras: Camera, global_dimensions: int,
-    within: tuple[str, ...],
+    scene: Scene,
 ) -> None:  # fmt: skip
     """Make a map's file with room for what the references observe, their poses and cameras."""
     most, sparse = made_of["points"], made_of["local features"] is not None
@@ -186,14 +187,18 @@ def _create(
     small = min(made_of["dimensions"], global_dimensions)
     if count > 2:  # else there is no whitening, see `fit_whitening`
         small = min(small, count - 1, WHITENING_SAMPLE - 1)
-    arrays = map_arrays(count, sum(capacity), made_of["channels"], global_dimensions, small)
+    tracks = Tracks.of(references, len(scene.points))
+    sizes = len(tracks.offsets) - 1, len(tracks.images)
+    arrays = map_arrays(count, sum(capacity), made_of["channels"], global_dimensions, small, sizes)
     names, places = [i.name for i in references], [i.place for i in references]
-    about = {"made of": made_of, "names": names, "places": places, "retrieve within": within}
+    about = {"made of": made_of, "names": names, "places": places, "retrieve within": scene.retrieve_within}
     file = ArrayFile.create(path, arrays, about)
     file.write("offsets", 0, np.cumsum([0, *capacity[:-1]]))
     file.write("rotation", 0, poses.rotation.numpy())
     file.write("translation", 0, poses.translation.numpy())
     file.write("camera", 0, torch.cat([cameras.size, cameras.parameters], -1).numpy())
+    for part, values in zip(Tracks._fields, tracks, strict=True):
+        file.write(f"tracks/{part}", 0, values)
     file.close()
 
 

@@ -162,7 +162,8 @@ class Localizer:
         Args:
             image: (3, H, W) RGB, uint8 or floating from 0 to 1, on any device.
             camera: its intrinsics, unbatched; its distortion is used.
-            name: a reference of this name is never used: a map's own image is localized without its observations.
+            name: a reference of this name is never used: a map's own image is localized without its observations,
+                and the points that it saw are triangulated without it, see `Map.observations`.
             condition, place: the query's, if known.
             references: names of the references to use, the nearest first; None retrieves them.
             initial: `cam_from_world` known beforehand, for `GivenPose` and `InitialPoseRetrieval` alone.
@@ -205,7 +206,9 @@ class Localizer:
             rows = rows_of(references, query, map, self.references)
             unknown = [name for name in references if name not in map.rows]
             reason = f"the map has none of the references named{f' ({unknown[0]}, …)' if unknown else ''}"
-        chosen = References(map, rows, None if companion is None else References(companion, rows))
+        itself = map.rows.get(name)
+        beside = None if companion is None else References(companion, rows, excluded=itself)
+        chosen = References(map, rows, beside, itself)
         watch.lap("retrieval")
         result = Localization(name, Status.NO_REFERENCE, reason, condition, references=chosen.names)
         if len(rows):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gnnet.arrays import ArrayFile
+from gnnet.data.tracks import Tracks
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.localization.global_descriptors import Whitening
@@ -41,6 +42,17 @@ class Observations(NamedTuple):
     descriptors: tuple[Tensor, ...]
     valid: Tensor
     reference: Tensor
+
+    def select(self, rows: Tensor) -> Observations:
+        """Some of them, by rows (K,) or a mask (M,)."""
+        return Observations(
+            points=self.points[rows],
+            ids=self.ids[rows],
+            keypoints=self.keypoints[rows],
+            descriptors=tuple(level[rows] for level in self.descriptors),
+            valid=self.valid[rows],
+            reference=self.reference[rows],
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,8 +155,20 @@ class Map:
         shared = (same * torch.from_numpy(counts)[:, :, None]).sum(1)
         return torch.maximum(shared, shared.T)
 
-    def observations(self, rows: Tensor) -> Observations:
-        """All observations of some references, rows (K,), one reference after another."""
+    @property
+    def tracks(self) -> Tracks:
+        """Where the references observe the scene's points; empty where the points come from depth."""
+        return Tracks(*(self.file[f"tracks/{part}"] for part in Tracks._fields))
+
+    def observations(self, rows: Tensor, *, excluded: int | None = None) -> Observations:
+        """The observations of some references, rows (K,), one reference after another.
+
+        Args:
+            rows: of the map.
+            excluded: row of a reference that is itself being localized. Points that it saw are triangulated anew
+                from the others' observations, and left out where these do not fix them, see `triangulate`: one alone,
+                or all from one direction. Points from depth do not depend on another image, and stay.
+        """
         offsets = self.file["offsets"]
         counts = self.file["count"]
         each = [np.arange(offsets[row], offsets[row] + counts[row]) for row in rows.tolist()]
@@ -153,7 +177,7 @@ class Map:
         def take(name: str) -> Tensor:
             return torch.from_numpy(np.asarray(self.file[name][index]))
 
-        return Observations(
+        found = Observations(
             points=take("points"),
             ids=take("ids"),
             keypoints=take("keypoints"),
@@ -161,6 +185,17 @@ class Map:
             valid=take("valid").bool(),
             reference=torch.repeat_interleave(rows, torch.tensor([len(i) for i in each], dtype=torch.int64)),
         )
+        return found if excluded is None else self._without(found, excluded)
+
+    def _without(self, observations: Observations, excluded: int) -> Observations:
+        points, saw, fixed = self.tracks.without(excluded, observations.ids, self.poses, self.cameras)
+        if self.about["local features"] is not None:  # a detection stays on its own ray, and takes the point's depth
+            poses = self.poses[observations.reference]
+            before, depth = (poses.transform(p[:, None]) for p in (observations.points, points))
+            ratio = depth[..., 2:] / before[..., 2:]
+            points, fixed = poses.inverse().transform(before * ratio).squeeze(1), fixed & (ratio[:, 0, 0] > 0)
+        points = torch.where(saw[:, None], points, observations.points)
+        return observations._replace(points=points).select(~saw | fixed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -171,11 +206,13 @@ class References:
         map: the map.
         rows: (K,) of the map, the best first.
         companion: the same references in the map of local features; None without one.
+        excluded: row of the reference that the query itself is, see `Map.observations`.
     """
 
     map: Map
     rows: Tensor
     companion: References | None = None
+    excluded: int | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -184,7 +221,7 @@ class References:
     @cached_property
     def observations(self) -> Observations:
         """All that they observe, (M,)."""
-        return self.map.observations(self.rows)
+        return self.map.observations(self.rows, excluded=self.excluded)
 
 
 def made_with(
@@ -203,9 +240,16 @@ def made_with(
 
 
 def map_arrays(
-    count: int, total: int, channels: Sequence[int], global_dimensions: int, small: int
+    count: int, total: int, channels: Sequence[int], global_dimensions: int, small: int, tracks: tuple[int, int]
 ) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Types and shapes of a map's arrays: `count` references with `total` observations."""
+    """Types and shapes of a map's arrays.
+
+    Args:
+        count, total: number of references, and of their observations.
+        channels: of each level's descriptors.
+        global_dimensions, small: of global descriptors before and after whitening.
+        tracks: number of points, and of their observations.
+    """
     return {
         "finished": ("u1", (1,)), "done": ("u1", (count,)), "count": ("i8", (count,)), "offsets": ("i8", (count,)),
         "rotation": ("f8", (count, 3, 3)), "translation": ("f8", (count, 3)), "camera": ("f8", (count, 10)),
@@ -214,6 +258,8 @@ def map_arrays(
         "whitening/mean": ("f4", (global_dimensions,)), "whitening/projection": ("f4", (global_dimensions, small)),
         "points": ("f8", (total, 3)), "ids": ("i8", (total,)), "keypoints": ("f4", (total, 2)),
         "valid": ("u1", (total, len(channels))),
+        "tracks/offsets": ("i8", (tracks[0] + 1,)), "tracks/images": ("i4", (tracks[1],)),
+        "tracks/keypoints": ("f4", (tracks[1], 2)),
         **{f"descriptors/{level}": ("f2", (total, c)) for level, c in enumerate(channels)},
     }  # fmt: skip
 
@@ -222,7 +268,9 @@ def check_layout(file: ArrayFile) -> None:
     """Raise ValueError if a file holds other arrays than a map does."""
     try:
         count, channels = len(file.about["names"]), file.about["made of"]["channels"]
-        expected = map_arrays(count, file.shape("points")[0], channels, *file.shape("whitening/projection"))
+        tracks = file.shape("tracks/offsets")[0] - 1, file.shape("tracks/images")[0]
+        sizes = file.shape("whitening/projection")
+        expected = map_arrays(count, file.shape("points")[0], channels, sizes[0], sizes[1], tracks)
         fits = file.arrays == expected and len(file.about["places"]) == count
     except (KeyError, TypeError, IndexError, AttributeError):
         fits = False

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy.spatial.transform import Rotation
-from torch import nn
+from torch import Tensor, nn
 
 from gnnet.arrays import ArrayFile
 from gnnet.data.images import limit_size, read_image
@@ -132,6 +132,83 @@ def test_observations_come_in_the_order_of_the_rows_asked_for(town):
             assert torch.equal(value, torch.cat([first, second]))
     nothing = town.observations(torch.zeros(0, dtype=torch.int64))
     assert nothing.points.shape == (0, 3) and nothing.descriptors[0].shape == (0, 6)
+
+
+def localized_row(scene: Scene, town: Map) -> tuple[int, Tensor, dict[int, float]]:
+    """The middle reference of a place, the other rows, and the largest angle (degrees) between the others' rays to
+    each point that it observes; 0 where one other observes it, -1 where none does.
+    """
+    row = next(row for row, name in enumerate(town.names) if name.endswith("250000.jpg"))
+    others = [r for r in range(len(town.names)) if r != row]
+    angles = {}
+    for point in scene.images[town.names[row]].point_ids.tolist():
+        seen_by = [r for r in others if point in scene.images[town.names[r]].point_ids]
+        rays = nn.functional.normalize(scene.points[point] - town.poses.center()[seen_by], dim=-1)
+        angles[point] = (rays @ rays.T).min().clamp(-1, 1).arccos().rad2deg().item() if seen_by else -1
+    return row, torch.tensor(others), angles
+
+
+def test_points_that_a_query_saw_are_triangulated_without_it(scene, town):
+    row, others, angles = localized_row(scene, town)
+    before, found = town.observations(others), town.observations(others, excluded=row)
+    point = dict(zip(before.ids.tolist(), before.points, strict=True))
+    missing = set(before.ids.tolist()) - set(found.ids.tolist())
+    assert missing == {i for i in point if angles.get(i, 90) < 1.5}
+    assert any(angles[i] == 0 for i in missing) and any(angles.get(i, 0) > 1.5 for i in point)
+    saw = torch.tensor([i in angles for i in found.ids.tolist()])
+    old = torch.stack([point[i] for i in found.ids.tolist()])
+    assert saw.any() and torch.equal(found.points[~saw], old[~saw])
+    # Keypoints and poses are exact but for the digits of the file, which a ray stretches to millimetres at most.
+    moved = (found.points - old)[saw].norm(dim=-1)
+    assert 0 < moved.max() < 5e-3 and moved.median() < 1e-4
+    for name in ("keypoints", "reference"):  # all else of an observation stays with it
+        kept = [i not in missing for i in before.ids.tolist()]
+        assert torch.equal(getattr(found, name), getattr(before, name)[kept])
+
+
+def test_a_point_does_not_feel_the_querys_own_keypoint(scene, town, tmp_path):
+    """Points that were triangulated with a wrong keypoint of the query are right again without it."""
+    row, others, angles = localized_row(scene, town)
+    shift = torch.tensor([0.0, 0.05, 0.0], dtype=torch.float64)
+    points, query = scene.points.clone(), scene.images[town.names[row]]
+    points[query.point_ids] += shift
+    wrong = {**scene.images, query.name: replace(query, keypoints=query.keypoints + 3.0)}
+    noisy = compiled(tmp_path / "map", replace(scene, images=wrong, points=points, pairs=()), small_unet(), points=500)
+    found = noisy.observations(others, excluded=row)
+    seen = torch.tensor([angles.get(i, 0) > 1.5 for i in found.ids.tolist()])
+    assert seen.any() and (found.points - scene.points[found.ids])[seen].norm(dim=-1).max() < 5e-3
+    for one, other in zip(found[:3], town.observations(others, excluded=row)[:3], strict=True):
+        assert torch.equal(one[seen], other[seen])
+
+
+def test_detections_take_the_depth_of_the_point_that_is_triangulated_anew(scene, tmp_path):
+    features = LocalFeatures("sift", count=300)
+    clean = compiled(tmp_path / "clean", scene, small_unet(), points=300, local_features=features)
+    row, others, angles = localized_row(scene, clean)
+    ids = scene.images[clean.names[row]].point_ids
+    points = scene.points.clone()
+    points[ids] += 0.02 * (points[ids] - clean.poses[row].center())  # along the query's rays
+    noisy = compiled(
+        tmp_path / "noisy", replace(scene, points=points, pairs=()), small_unet(), points=300, local_features=features
+    )
+    before, found = noisy.observations(others), noisy.observations(others, excluded=row)
+    for observations, most in ((before, np.inf), (found, 5e-3)):
+        seen = torch.tensor([angles.get(i, 0) > 1.5 for i in observations.ids.tolist()])
+        depth, true = (
+            noisy.poses[observations.reference].transform(p[:, None])[seen, 0, 2]
+            for p in (observations.points, scene.points[observations.ids])
+        )
+        assert seen.any() and (depth - true).abs().max() < most
+        assert most < np.inf or (depth - true).abs().median() > 0.05
+    xy, _ = noisy.cameras[found.reference].project(noisy.poses[found.reference].transform(found.points[:, None]))
+    torch.testing.assert_close(xy.squeeze(1).float(), found.keypoints, atol=1e-3, rtol=0)  # on its own ray
+
+
+def test_without_keypoints_points_stay_as_they_are(scene, tmp_path):
+    blind = moved(scene, keypoints=lambda i: None)
+    found = compiled(tmp_path / "map", blind, small_unet(), points=50)
+    others = torch.arange(1, len(found.names))
+    assert torch.equal(found.observations(others, excluded=0).points, found.observations(others).points)
 
 
 def test_largest_side_is_that_of_keypoints_and_descriptors(scene, tmp_path):
