@@ -16,8 +16,9 @@ from gnnet.evaluation.metrics import CONVERGED
 from gnnet.evaluation.networks import Basin, compare_localization, compare_matching, grey_values_like
 from gnnet.evaluation.report import charts
 from gnnet.evaluation.report.examples import draw_examples, draw_matches
+from gnnet.evaluation.runs import join_tables
 from gnnet.evaluation.starts import InitialPoses
-from gnnet.evaluation.tables import Setting, Table, join_tables, print_table, write_table
+from gnnet.evaluation.tables import Setting, Table, print_table, write_table
 from gnnet.localization.refiner import Refiner
 
 

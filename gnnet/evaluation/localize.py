@@ -19,7 +19,7 @@ from gnnet.data.images import read_image
 from gnnet.data.observed_points import observes
 from gnnet.data.queries import LocalizationDataset
 from gnnet.evaluation.colmap_export import write_colmap_model
-from gnnet.evaluation.metrics import Thresholds, summarize_errors
+from gnnet.evaluation.metrics import Thresholds, paired_difference, summarize_errors
 from gnnet.evaluation.report.page import write_html_report
 from gnnet.evaluation.submission import format_of, write_submission
 from gnnet.evaluation.tables import Setting, Table, localization_table, print_table, write_table
@@ -361,8 +361,11 @@ def make_localization_report(
             position, rotation = torch.tensor([errors[i] for i in chosen], dtype=torch.float64).unbind(-1)
             summary = summarize_errors(position, rotation, thresholds=thresholds)
             rows.append((method, condition, len(chosen), summary))
-    notes = tuple(_notes(localizer, localizations))
-    return localization_table(title, thresholds, rows, settings=dict(settings), notes=notes)
+    notes = list(_notes(localizer, localizations))
+    if "refined" in methods and known:
+        before, after = (torch.tensor(methods[m], dtype=torch.float64)[:, 0] for m in (localizer.pose.name, "refined"))
+        notes.insert(0, paired_difference(before, after).describe(localizer.pose.name, "refined"))
+    return localization_table(title, thresholds, rows, settings=dict(settings), notes=tuple(notes))
 
 
 def _nearest(localizer: Localizer, result: Localization) -> Pose | None:

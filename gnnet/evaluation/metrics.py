@@ -1,4 +1,4 @@
-"""Medians and recalls of localization errors, before and after refinement."""
+"""Medians and recalls of localization errors, before and after refinement, and how two methods differ on each query."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ OUTDOOR: Thresholds = ((0.25, 2.0), (0.5, 5.0), (5.0, 10.0))
 INDOOR: Thresholds = ((0.05, 5.0), (0.02, 2.0), (0.01, 1.0))
 THRESHOLDS = {"indoor": INDOOR, "outdoor": OUTDOOR}
 CONVERGED: tuple[float, float] = (0.05, 0.5)
+_DRAWS = 2000  # of the bootstrap
+_LEAST_ERROR = 1e-9  # metres; smaller position errors count as this, so that a ratio is finite
 
 
 class ErrorSummary(NamedTuple):
@@ -107,15 +109,24 @@ class LocalizationMetrics(Metric):
 
     def compute(self) -> LocalizationSummary:
         """Summary of all queries of all processes."""
-        samples = torch.cat(self.samples) if isinstance(self.samples, list) and self.samples else self.samples
-        samples = torch.as_tensor(samples, dtype=torch.float64).cpu().view(-1, self._COLUMNS)
-        samples = samples[np.unique(samples[:, 0], return_index=True)[1]]  # the first of each index
+        samples = self._by_index()
         conditions = [
             self._summarize(name, of_condition)
             for number, name in enumerate(self.conditions)
             if len(of_condition := samples[samples[:, 1] == number])
         ]
         return LocalizationSummary(self.thresholds, tuple(conditions), self._summarize("all", samples))
+
+    def position_errors(self) -> tuple[Tensor, Tensor]:
+        """Position errors of the initial poses, and after localization, (N,) each in metres, by rising index."""
+        samples = self._by_index()
+        return samples[:, 2], samples[:, 4]
+
+    def _by_index(self) -> Tensor:
+        """Samples (N, 6), one of each index."""
+        samples = torch.cat(self.samples) if isinstance(self.samples, list) and self.samples else self.samples
+        samples = torch.as_tensor(samples, dtype=torch.float64).cpu().view(-1, self._COLUMNS)
+        return samples[np.unique(samples[:, 0], return_index=True)[1]]  # the first of each index
 
     def _summarize(self, condition: str, samples: Tensor) -> ConditionSummary:
         failed = ~samples[:, 4:].isfinite().all(-1)
@@ -167,3 +178,59 @@ def median(values: Tensor) -> float:
     if not len(ordered):
         return torch.nan
     return ((ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]) / 2).item()
+
+
+class PairedDifference(NamedTuple):
+    """How the position errors of a second method differ from those of a first, on the same queries.
+
+    `ratio` is the geometric mean of second / first over the `both` queries that both localized, and `low` and `high`
+    the bounds of its 95 % interval; `better` is the share of these on which the second is better. `first_only` and
+    `second_only` queries were localized by one method alone: no ratio counts them. Without a query that both
+    localized the figures are NaN; an interval needs two.
+    """
+
+    ratio: float
+    low: float
+    high: float
+    better: float
+    both: int
+    first_only: int
+    second_only: int
+
+    def describe(self, first: str, second: str) -> str:
+        """The difference in a sentence, with the names of the methods."""
+        if self.both:
+            text = f"{second} / {first}, paired: position errors × {self.ratio:.2f}"
+            if self.both > 1:
+                text += f" (95 %: {self.low:.2f} to {self.high:.2f})"
+            text += f", {second} better in {100 * self.better:.0f} % of {self.both}"
+        else:
+            text = f"{second} / {first}, paired: no query was localized by both"
+        alone = (first, self.first_only), (second, self.second_only)
+        return "; ".join([text, *(f"{count} localized by {name} only" for name, count in alone if count)])
+
+
+def paired_difference(first: Tensor, second: Tensor, *, seed: int = 0) -> PairedDifference:
+    """Compare position errors (N,) in metres of two methods on the same N queries.
+
+    The interval is a bootstrap's over queries: that of the mean of the logarithms of the ratios.
+
+    Args:
+        first, second: errors; infinite or NaN where a method has no pose.
+        seed: of the bootstrap's draws.
+    """
+    localized = first.isfinite(), second.isfinite()
+    both = localized[0] & localized[1]
+    a, b = (errors[both].double().clamp(min=_LEAST_ERROR) for errors in (first, second))
+    logs = (b / a).log()
+    low = high = ratio = better = torch.nan
+    if len(logs):
+        ratio, better = logs.mean().exp().item(), (b < a).double().mean().item()
+    if len(logs) > 1:
+        generator = torch.Generator().manual_seed(seed)
+        means = torch.stack(
+            [logs[torch.randint(len(logs), (len(logs),), generator=generator)].mean() for _ in range(_DRAWS)]
+        )
+        low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).exp().tolist()
+    alone = ((mine & ~other).sum().item() for mine, other in (localized, localized[::-1]))
+    return PairedDifference(ratio, low, high, better, int(both.sum()), *map(int, alone))

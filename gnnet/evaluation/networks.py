@@ -13,7 +13,7 @@ from torch import nn
 
 from gnnet.data.batches import LocalizationBatch, Matches, MatchingPair
 from gnnet.evaluation.matching import THRESHOLDS, MatchingMetrics, match_pair, match_pair_with_sift
-from gnnet.evaluation.metrics import LocalizationMetrics, LocalizationSummary
+from gnnet.evaluation.metrics import LocalizationMetrics, LocalizationSummary, paired_difference
 from gnnet.evaluation.starts import InitialPoses, PerturbedPoses, localize_features
 from gnnet.evaluation.tables import INITIAL_POSES, Setting, Table, localization_table, matching_table
 from gnnet.localization.refiner import Refiner
@@ -79,7 +79,7 @@ def compare_localization(
                 for metric, initial in zip(metrics[name], (starts, *rings), strict=True):
                     metric.update(**localize_features(refiner, query, reference, batch, initial)._asdict())
     summaries = {name: of_network[0].compute() for name, of_network in metrics.items()}
-    table = _localization_table(summaries, title, settings)
+    table = _localization_table(summaries, title, settings, tuple(_differences(metrics)))
     if not isinstance(starts, PerturbedPoses) or not rings:
         return table, None
     in_rings = {name: [m.compute().overall for m in of_network[1:]] for name, of_network in metrics.items()}
@@ -92,7 +92,10 @@ def compare_localization(
 
 
 def _localization_table(
-    summaries: Mapping[str, LocalizationSummary], title: str, settings: Mapping[str, Setting] | None
+    summaries: Mapping[str, LocalizationSummary],
+    title: str,
+    settings: Mapping[str, Setting] | None,
+    notes: Sequence[str],
 ) -> Table:
     rows = []
     # Where there is one condition, "all" says the same.
@@ -102,7 +105,15 @@ def _localization_table(
         rows.append((INITIAL_POSES, first.condition, first.poses, first.initial))
         rows += [(name, s.condition, s.poses, s.final) for name, s in zip(by_network, of_condition, strict=True)]
     thresholds = next(iter(summaries.values())).thresholds
-    return localization_table(title, thresholds, rows, settings=settings)
+    return localization_table(title, thresholds, rows, settings=settings, notes=notes)
+
+
+def _differences(metrics: Mapping[str, Sequence[LocalizationMetrics]]) -> Iterator[str]:
+    """How the first network's poses differ from the initial poses and from each other network's."""
+    (name, first), *others = ((name, of_network[0].position_errors()) for name, of_network in metrics.items())
+    yield paired_difference(*first).describe(INITIAL_POSES, name)
+    for other, errors in others:
+        yield paired_difference(errors[1], first[1]).describe(other, name)
 
 
 def _rings(starts: InitialPoses) -> list[PerturbedPoses]:

@@ -1,22 +1,17 @@
-"""One `Table` for everything that is measured: printed with rich, kept as JSON, joined, and compared between runs.
+"""One `Table` for everything that is measured: printed with rich, and kept as JSON.
 
 The JSON is strict (RFC 8259 has no Infinity and no NaN): an infinite number is the string "inf" (a median
 is infinite when half the queries or more failed), and a number that is not known is null.
-
-`python -m gnnet.evaluation.report FILES` prints the tables of several runs as one.
 """
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from enum import StrEnum
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,25 +22,14 @@ from rich.text import Text
 
 from gnnet.evaluation.matching import MatchingSummary
 from gnnet.evaluation.metrics import CONVERGED, ErrorSummary, Thresholds
+from gnnet.evaluation.units import Unit, Value, length_unit, show
 from gnnet.files import read_text, write_at_once, write_json
 
 FORMAT = "gnnet table 1"
 INITIAL_POSES = "initial poses"  # the method whose rows tell the errors before refinement
-_RESULTS = ("results.json", "localization.json", "matching.json")  # of a run
 _AGAIN = "run the evaluation again to write it anew"
 
 Setting = str | int | float | bool | None
-Value = str | int | float
-
-
-class Unit(StrEnum):
-    """What a column holds, and so how it is printed."""
-
-    COUNT = "count"  # a whole number
-    NUMBER = "number"  # three digits
-    METRES = "metres"  # three digits, in the unit that suits the smallest of the column
-    SHARE = "share"  # 0 to 1, printed as percent
-    TEXT = "text"  # as it is
 
 
 @dataclass(frozen=True)
@@ -175,6 +159,8 @@ def localization_table(
             )
         values = (count, errors.median_position, errors.median_rotation, errors.converged, *errors.recall)
         made.append(Row.of(columns, method, condition, *values))
+    if not made:
+        meaning = "No query has a known pose, so there are no errors to tell."
     return Table(title, tuple(columns), tuple(made), settings or {}, meaning, tuple(notes))
 
 
@@ -228,11 +214,12 @@ def print_table(table: Table, console: Console | None = None) -> None:
     if table.settings:
         settings = " · ".join(f"{key} {value}" for key, value in table.settings.items())
         console.print(Text(settings, style="dim"))
-    grid = rich_table(table)
-    if console.measure(grid, options=console.options.update_width(1000)).maximum > console.width:
-        grid.padding = (0, 0)  # closer together
-    console.print(grid)
     meaning = [table.meaning] if table.meaning else []
+    if table.rows:
+        grid = rich_table(table)
+        if console.measure(grid, options=console.options.update_width(1000)).maximum > console.width:
+            grid.padding = (0, 0)  # closer together
+        console.print(grid)
     lengths = [column.name for column in table.columns if column.unit is Unit.METRES]
     if any(row[name] == math.inf for row in table.rows for name in lengths):
         meaning.append("∞: half of them or more failed.")
@@ -254,7 +241,7 @@ def rich_table(table: Table) -> rich_tables.Table:
     for column in columns:
         unit, factor = "", 1.0
         if column.unit is Unit.METRES:
-            unit, factor = _length_unit([float(row[column.name]) for row in table.rows])
+            unit, factor = length_unit([float(row[column.name]) for row in table.rows])
         grid.add_column(f"{column.header}\n{unit}".strip(), justify="right", no_wrap=True)
         factors.append(factor)
     for condition in dict.fromkeys(row.condition for row in table.rows):
@@ -281,37 +268,6 @@ def _cells(column: Column, values: Sequence[Value], factor: float) -> list[Text]
     return [Text(text, style="bold" if text == best and best != "∞" else "") for text in texts]
 
 
-def show(value: Value, unit: Unit, factor: float = 1.0) -> str:
-    """A value as it is printed: ∞ for infinite, – for not known."""
-    if isinstance(value, str):
-        return value
-    if not math.isfinite(value):
-        return "–" if math.isnan(value) else "∞"
-    if unit is Unit.SHARE:
-        return f"{100 * value:.1f}"
-    if unit is Unit.COUNT:
-        return f"{value:,.0f}"
-    value *= factor
-    # Three digits, and whole numbers from 100 on.
-    size = abs(value)
-    digits = 3 if 0 < size < 0.0995 else 2 if size < 9.995 else 1 if size < 99.95 else 0
-    return f"{value:.{digits}f}"
-
-
-def format_length(metres: float) -> str:
-    """A length with three digits in the unit that suits it: `4.21 mm`, `51.3 cm`, `3.10 m`."""
-    unit, factor = _length_unit([metres])
-    return show(metres, Unit.METRES, factor) + (f" {unit}" if math.isfinite(metres) else "")
-
-
-def _length_unit(metres: Iterable[float]) -> tuple[str, float]:
-    """The unit that suits the smallest positive length, and how many of it are a metre."""
-    smallest = min((m for m in metres if math.isfinite(m) and m > 0), default=1.0)
-    if smallest < 0.01:
-        return "mm", 1000.0
-    return ("cm", 100.0) if smallest < 1 else ("m", 1.0)
-
-
 def write_table(table: Table, path: str | Path) -> None:
     """Write a table as JSON at once: a reader finds the old file or the whole new one."""
     content = {
@@ -335,32 +291,6 @@ def write_csv(table: Table, path: str | Path) -> Path:
     writer.writerow(["method", "condition", *names])
     writer.writerows([row.method, row.condition, *(row[name] for name in names)] for row in table.rows)
     return write_at_once(path, text.getvalue().encode("utf-8"))
-
-
-def result_files(paths: Iterable[str | Path]) -> list[Path]:
-    """Files of results; for a folder those of all runs below it, one of each run, in the order of their numbers."""
-    found: list[Path] = []
-    for path in map(Path, paths):
-        by_folder: dict[Path, Path] = {}
-        for name in _RESULTS:
-            for file in path.rglob(name):
-                by_folder.setdefault(file.parent, file)
-        numbered = sorted(by_folder.values(), key=lambda file: [int(n) for n in re.findall(r"\d+", str(file))])
-        found += numbered if path.is_dir() else [path]
-    return found
-
-
-def best_first(table: Table) -> Table:
-    """The same rows, in each condition sorted by the first figure of which more is better, then of which less is."""
-    figures = [next((c.name for c in table.columns if c.better == better), None) for better in ("higher", "lower")]
-    conditions = list(dict.fromkeys(row.condition for row in table.rows))
-
-    def rank(row: Row) -> tuple:
-        values = [0.0 if name is None else float(row[name]) for name in figures]
-        signed = (-values[0], values[1])
-        return conditions.index(row.condition), *((math.isnan(value), value) for value in signed)
-
-    return replace(table, rows=tuple(sorted(table.rows, key=rank)))
 
 
 def json_value(value: Any) -> Any:
@@ -444,119 +374,3 @@ def _number(value: Any) -> Any:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     return math.nan if value is None else float(value)
-
-
-def join_tables(tables: Mapping[str, Table]) -> Table | None:
-    """Tables of several data sets as one, whose conditions are `NAME/all` and `NAME/CONDITION`.
-
-    Args:
-        tables: by the data set's name, of the same columns; a single one is returned as it is.
-
-    Returns:
-        None for no table.
-    """
-    first = next(iter(tables.values()), None)
-    if first is None or len(tables) == 1:
-        return first
-    rows = [replace(row, condition=f"{name}/{row.condition}") for name, table in tables.items() for row in table.rows]
-    notes = [f"{name}: {note}" for name, table in tables.items() for note in table.notes]
-    title = "; ".join(table.title for table in tables.values())
-    return replace(first, title=title, rows=tuple(rows), notes=tuple(notes))
-
-
-def compare_runs(paths: Iterable[str | Path], *, setting: str | None = None, method: str | None = None) -> Table:
-    """One table of several runs' files, as a Hydra multirun leaves them.
-
-    The rows of `method` are named after each run's `setting`; runs of one name are numbered in the
-    order given. A row of another method (`initial poses`, `untrained`, …) that is the same in every run that
-    has it stands once. Settings that all runs share are the comparison's; the others are in the notes.
-
-    Args:
-        paths: files of one kind, see `read_table`.
-        setting: name of the setting that names the runs; None takes `run`, or `loss` where there is no `run`.
-        method: name of the method that is compared; None takes the first of `refined`, `PnP` and `nearest`
-            that there is, or `trained`.
-
-    Raises:
-        ValueError: if there is no path, a run lacks the setting, or the runs' columns differ.
-    """
-    paths = [Path(path) for path in paths]
-    if not paths:
-        raise ValueError("no results.json to compare; expected paths such as multirun/<date>/<time>/*/results.json")
-    tables = [read_table(path) for path in paths]
-    if setting is None:
-        setting = "run" if all("run" in table.settings for table in tables) else "loss"
-    if method is None:
-        present = {row.method for table in tables for row in table.rows}
-        method = next((m for m in ("refined", "PnP", "nearest") if m in present), "trained")
-    expected = ", ".join(column.name for column in tables[0].columns)
-    for path, table in zip(paths, tables, strict=True):
-        if setting not in table.settings:
-            found = ", ".join(table.settings) or "none"
-            raise ValueError(f"{path} has no setting {setting!r} to name the run by; its settings are {found}")
-        columns = ", ".join(column.name for column in table.columns)
-        if columns != expected:
-            raise ValueError(
-                f"{path} has the columns {columns}, but {paths[0]} has {expected}; "
-                "compare files of one kind, evaluated with the same thresholds"
-            )
-    names = _distinct(_what_differs([str(table.settings[setting]) for table in tables]))
-    shared = {k: v for k, v in tables[0].settings.items() if all((k, v) in t.settings.items() for t in tables)}
-    notes = []
-    for name, table, path in zip(names, tables, paths, strict=True):
-        own = [f"{k} {v}" for k, v in table.settings.items() if k not in shared and k != setting]
-        notes.append(f"{name}: {', '.join([*own, str(path)])}")
-    return replace(
-        tables[0],
-        title=f"{len(tables)} runs by {setting}",
-        rows=_merge_rows([table.rows for table in tables], names, method),
-        settings={k: v for k, v in shared.items() if k != setting},
-        notes=tuple(notes),
-    )
-
-
-def _merge_rows(runs: list[tuple[Row, ...]], names: list[str], method: str) -> tuple[Row, ...]:
-    """Rows of `method` named after their run, equal rows of other methods once, unequal ones with the run's name."""
-    # repr compares nan as equal to nan
-    versions: dict[tuple[str, str], set[str]] = {}
-    for row in (row for rows in runs for row in rows):
-        versions.setdefault((row.condition, row.method), set()).add(repr(row))
-    merged: dict[tuple[str, str], Row] = {}
-    for name, rows in zip(names, runs, strict=True):
-        for row in rows:
-            label = row.method
-            if label == method:
-                label = name
-            elif len(versions[row.condition, label]) > 1:
-                label = f"{label} ({name})"
-            merged.setdefault((row.condition, label), replace(row, method=label))
-    return tuple(merged.values())
-
-
-def _what_differs(names: list[str]) -> list[str]:
-    """Names without the words that all have; a name of nothing else stays."""
-    words = [name.split() for name in names]
-    common = set.intersection(*map(set, words)) if len(names) > 1 else set()
-    return [" ".join(w for w in own if w not in common) or name for own, name in zip(words, names, strict=True)]
-
-
-def _distinct(names: list[str]) -> list[str]:
-    return [name if names.count(name) == 1 else f"{name} #{names[: i + 1].count(name)}" for i, name in enumerate(names)]
-
-
-def main() -> None:
-    """`python -m gnnet.evaluation.report FILES`: tables of several runs as one."""
-    parser = argparse.ArgumentParser(
-        prog="python -m gnnet.evaluation.report", description="Tables of several runs side by side."
-    )
-    parser.add_argument(
-        "files", nargs="+", type=Path, help="results.json, localization.json or matching.json of runs, or their folders"
-    )
-    parser.add_argument("--setting", help="the setting that names the runs: by default run, or else loss")
-    parser.add_argument("--method", help="the method that is compared: by default refined, or else trained")
-    arguments = parser.parse_args()
-    try:
-        files = result_files(arguments.files)
-        print_table(best_first(compare_runs(files, setting=arguments.setting, method=arguments.method)))
-    except (OSError, ValueError) as error:
-        raise SystemExit(str(error)) from error

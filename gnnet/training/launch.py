@@ -15,7 +15,8 @@ import pytorch_lightning as pl
 import torch
 
 from gnnet.evaluation.report.charts import loss_curves
-from gnnet.evaluation.tables import best_first, compare_runs, print_table, result_files, write_csv
+from gnnet.evaluation.runs import best_first, compare_runs, result_files
+from gnnet.evaluation.tables import print_table, write_csv
 
 _NEEDS_NO_QUOTES = re.compile(r"[A-Za-z0-9_/\-+.$%*@?|: ]*")  # what Hydra reads in a value as it stands
 _NO_PATH = re.compile(r"""['"\[{]|\w+\(|.*\$\{""")  # quoted, a list, a mapping, a function of Hydra's, an interpolation

@@ -23,7 +23,8 @@ from gnnet.evaluation.matching import (
     match_pair_with_sift,
 )
 from gnnet.evaluation.networks import compare_matching
-from gnnet.evaluation.tables import join_tables, print_table, read_table, write_table
+from gnnet.evaluation.runs import join_tables
+from gnnet.evaluation.tables import print_table, read_table, write_table
 from gnnet.localization.matching import Matcher
 from gnnet.models.grey import GreyValues
 from gnnet.models.pyramid import FeaturePyramid

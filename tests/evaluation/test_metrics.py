@@ -11,6 +11,7 @@ from gnnet.evaluation.metrics import (
     OUTDOOR,
     LocalizationMetrics,
     median,
+    paired_difference,
     summarize_errors,
 )
 
@@ -75,6 +76,10 @@ def test_failures_stay_in_the_denominator_and_nan_is_a_failure():
 def test_a_repeated_sample_counts_once():
     columns = queries()
     assert summary_of(take(columns, [0, 1, 2, 3, 4, 5, 6, 0, 3])) == summary_of(columns)
+    metric = LocalizationMetrics(conditions=CONDITIONS)
+    metric.update(**take(columns, [6, 5, 4, 3, 2, 1, 0, 3]))
+    before, after = metric.position_errors()
+    assert before.tolist() == columns["initial_position"].tolist() and after.tolist() == columns["position"].tolist()
 
 
 def test_updates_in_parts_in_any_order_and_reset():
@@ -147,3 +152,46 @@ def test_two_processes_equal_one(tmp_path, monkeypatch):
         assert expected.overall.poses == count
         for rank in range(2):
             assert torch.load(tmp_path / f"summary.{count}.{rank}", weights_only=False) == expected
+
+
+def test_a_constant_ratio_has_an_interval_of_no_width():
+    first = torch.rand(20, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 0.01
+    found = paired_difference(first, 0.8 * first)
+    assert found[:4] == pytest.approx((0.8, 0.8, 0.8, 1.0)) and found[4:] == (20, 0, 0)
+    assert paired_difference(first, first)[:4] == pytest.approx((1.0, 1.0, 1.0, 0.0))  # equal is not better
+    assert paired_difference(torch.zeros(3), torch.zeros(3)).ratio == 1.0
+
+
+def test_the_mean_of_ratios_is_geometric_and_both_ways_agree():
+    first, second = torch.tensor([1.0, 1.0, 2.0, 4.0]), torch.tensor([2.0, 0.5, 1.0, 1.0])
+    found, back = paired_difference(first, second), paired_difference(second, first)
+    assert found.ratio == pytest.approx((2 * 0.5 * 0.5 * 0.25) ** 0.25) and found.better == 0.75
+    assert back.ratio == pytest.approx(1 / found.ratio) and back.better == 0.25
+    assert found.low < found.ratio < found.high
+    assert found == paired_difference(first, second)
+
+
+def test_the_interval_covers_the_true_ratio_as_often_as_it_says():
+    generator, covered = torch.Generator().manual_seed(0), 0
+    for _ in range(60):
+        first = torch.rand(40, generator=generator, dtype=torch.float64) + 0.1
+        noise = 0.5 * torch.randn(40, generator=generator, dtype=torch.float64)
+        found = paired_difference(first, first * (0.7 * noise.exp()))
+        covered += found.low <= 0.7 <= found.high
+    assert 52 <= covered <= 60 and found.high / found.low < 1.6
+
+
+def test_what_one_method_alone_localized_is_counted_and_named():
+    first = torch.tensor([0.1, torch.inf, 0.3, torch.inf, 0.1, 0.2])
+    second = torch.tensor([0.2, 0.1, torch.nan, torch.inf, 0.2, 0.4])
+    found = paired_difference(first, second)
+    assert found.ratio == pytest.approx(2) and found[4:] == (3, 1, 1)
+    assert found.describe("PnP", "refined") == (
+        "refined / PnP, paired: position errors × 2.00 (95 %: 2.00 to 2.00), refined better in 0 % of 3; "
+        "1 localized by PnP only; 1 localized by refined only"
+    )
+    none = paired_difference(first[:2], second[2:4])
+    assert math.isnan(none.ratio) and none.both == 0
+    assert none.describe("a", "b") == "b / a, paired: no query was localized by both; 1 localized by a only"
+    one = paired_difference(first[:1], second[:1])
+    assert one.ratio == pytest.approx(2) and math.isnan(one.low) and "95 %" not in one.describe("a", "b")

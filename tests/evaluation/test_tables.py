@@ -6,22 +6,18 @@ import pytest
 from rich.console import Console
 
 from gnnet.evaluation.metrics import ErrorSummary
+from gnnet.evaluation.runs import compare_runs, join_tables
 from gnnet.evaluation.tables import (
     Column,
     Row,
     Table,
-    Unit,
-    compare_runs,
-    format_length,
-    join_tables,
     localization_table,
-    main,
     print_table,
     read_table,
-    result_files,
     rich_table,
     write_table,
 )
+from gnnet.evaluation.units import Unit, format_length
 
 THRESHOLDS = ((0.25, 2.0), (0.5, 5.0), (5.0, 10.0))
 INITIAL = ("initial poses", "all", 40, ErrorSummary(0.52, 4.1, (0.1, 0.4, 1.0), 0.0))
@@ -153,54 +149,12 @@ def test_lengths_are_written_in_the_unit_that_suits(metres, text):
     assert format_length(metres) == text
 
 
-def test_runs_stand_beside_each_other(tmp_path):
-    better = changed(TRAINED, median_position=0.002)
-    paths = [tmp_path / name / "results.json" for name in "abc"]
-    write_table(make_table(INITIAL, TRAINED, FAILED, loss="dmc", steps=900), paths[0])
-    write_table(make_table(INITIAL, better, changed(FAILED, count=11), loss="nce", steps=900), paths[1])
-    write_table(make_table(INITIAL, TRAINED, FAILED, loss="nce", seed=1, steps=900), paths[2])
-    report = compare_runs(paths)
-    assert [(row.method, row["median_position_m"]) for row in report.rows if row.condition == "all"] == [
-        ("initial poses", 0.52), ("dmc", 0.0042), ("nce #1", 0.002), ("nce #2", 0.0042),
-    ]  # fmt: skip
-    unequal = [row.method for row in report.rows if row.condition == "night"]
-    assert unequal == ["grey values (dmc)", "grey values (nce #1)", "grey values (nce #2)"]
-    assert report.settings == {"dataset": "toy", "steps": 900}
-    assert report.notes[2] == f"nce #2: seed 1, {paths[2]}"
-    assert "nce #1" in printed(report)
-
-
-def test_runs_that_cannot_be_compared_say_why(tmp_path):
-    first, second = tmp_path / "first.json", tmp_path / "second.json"
-    write_table(make_table(), first)
-    with pytest.raises(ValueError, match=r"no results\.json to compare"):
-        compare_runs([])
-    with pytest.raises(ValueError, match=r"has no setting 'model'.*dataset, loss, seed"):
-        compare_runs([first], setting="model")
-    indoor = localization_table("", ((0.05, 5.0),), [changed(INITIAL, recall=(1.0,))], settings={"loss": "gn"})
-    write_table(indoor, second)
-    with pytest.raises(ValueError, match=r"second\.json has the columns .*recall_0\.05m_5deg, but .*same thresholds"):
-        compare_runs([first, second])
-
-
 def test_tables_of_several_data_sets_are_joined():
     report = make_table(TRAINED, changed(TRAINED, condition="night"))
     joined = join_tables({"town": report, "room": report})
     assert [row.condition for row in joined.rows] == ["town/all", "town/night", "room/all", "room/night"]
     assert joined.notes == ("town: a note", "room: a note") and joined.settings == report.settings
     assert join_tables({"town": report}) is report and join_tables({}) is None
-
-
-def test_runs_are_named_by_what_differs(tmp_path):
-    paths = []
-    for gradient in ("central", "bicubic"):
-        row = ("refined", "all", 4, ErrorSummary(0.01, 0.1, (1.0,), 1.0))
-        settings = {"run": f"sparse_to_dense gradient={gradient}"}
-        report = localization_table("a", ((0.05, 5.0),), [row], settings=settings)
-        paths.append(tmp_path / f"{gradient}.json")
-        write_table(report, paths[-1])
-    assert compare_runs(paths) == compare_runs(paths, setting="run", method="refined")  # what it takes by itself
-    assert [row.method for row in compare_runs(paths).rows] == ["gradient=central", "gradient=bicubic"]
 
 
 RESULTS_1 = """{"format": "gnnet results 1", "title": "old", "settings": {"loss": "gn", "seed": 1},
@@ -257,28 +211,3 @@ def test_wide_tables_move_closer_together():
     table = Table("", columns, (Row("method", "", {c.name: 1 for c in columns}),), row_header="")
     assert max(map(len, printed(table, width=80).splitlines())) == 6 + 8 * 8
     assert max(map(len, printed(table, width=100).splitlines())) == 6 + 8 * 10
-
-
-def test_the_command_compares_files(tmp_path, monkeypatch, capsys):
-    path = tmp_path / "results.json"
-    path.write_text(RESULTS_1)
-    monkeypatch.setattr("sys.argv", ["report", str(path)])
-    main()
-    assert "1 runs by loss" in capsys.readouterr().out
-    monkeypatch.setattr("sys.argv", ["report", str(tmp_path / "none.json")])
-    with pytest.raises(SystemExit, match=r"none\.json does not exist"):
-        main()
-
-
-@pytest.mark.cases
-def test_folders_of_runs_are_compared_by_all_tables_below_them(tmp_path, monkeypatch, capsys):
-    for number in (0, 2, 10):
-        table = make_table(run=f"lr={number}")
-        write_table(table, tmp_path / f"{number}_lr-{number}" / "results.json")
-        write_table(table, tmp_path / f"{number}_lr-{number}" / "matching.json")  # one table of each run
-    files = [tmp_path / f"{number}_lr-{number}" / "results.json" for number in (0, 2, 10)]
-    assert result_files([tmp_path]) == files
-    assert result_files([tmp_path / "10_lr-10", files[0]]) == [files[2], files[0]]
-    monkeypatch.setattr("sys.argv", ["report", str(tmp_path)])
-    main()
-    assert "3 runs by run" in capsys.readouterr().out

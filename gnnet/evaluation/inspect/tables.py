@@ -12,7 +12,8 @@ from rich.text import Text
 
 from gnnet.evaluation.inspect.inspection import Distribution, ImageGroup, Inspection
 from gnnet.evaluation.inspect.pairs import MOST_CORRESPONDENCES
-from gnnet.evaluation.tables import Column, Row, Table, Unit, json_value, print_table, show
+from gnnet.evaluation.tables import Column, Row, Table, json_value, print_table
+from gnnet.evaluation.units import Unit, show
 from gnnet.files import write_json
 from gnnet.models.images import IMAGENET_MEAN, IMAGENET_STD
 from gnnet.scenes.problems import kinds_of_problems

@@ -1,6 +1,6 @@
-"""`python -m gnnet.evaluation.report FILES`, see `gnnet.evaluation.tables`."""
+"""`python -m gnnet.evaluation.report RUNS`, see `gnnet.evaluation.runs`."""
 
-from gnnet.evaluation.tables import main
+from gnnet.evaluation.runs import main
 
 if __name__ == "__main__":
     main()

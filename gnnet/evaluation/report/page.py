@@ -26,7 +26,8 @@ from gnnet.evaluation.report.cameras import positions_from_above
 from gnnet.evaluation.report.charts import Quantity, error_curve, localization_errors, seconds_by_stage
 from gnnet.evaluation.report.queries import draw_query
 from gnnet.evaluation.report.style import format_seconds
-from gnnet.evaluation.tables import Table, format_length, rich_table
+from gnnet.evaluation.tables import Table, rich_table
+from gnnet.evaluation.units import format_length
 from gnnet.files import write_at_once
 from gnnet.localization.map import Map
 from gnnet.localization.result import Localization, Status

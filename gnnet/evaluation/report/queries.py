@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import rgb_to_grayscale
 from gnnet.data.images import even_subset, read_image, read_view
 from gnnet.evaluation.report import style
 from gnnet.evaluation.report.pictures import Projections, as_image, draw_matches, median_distance, projections
-from gnnet.evaluation.tables import format_length
+from gnnet.evaluation.units import format_length
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, pose_errors
 from gnnet.localization.map import Map, Observations

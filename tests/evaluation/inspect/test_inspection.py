@@ -24,7 +24,7 @@ from gnnet.evaluation.inspect import inspection
 from gnnet.evaluation.inspect.inspection import Distribution, distribution, inspect_scene
 from gnnet.evaluation.inspect.pairs import hull_share, occupied_share
 from gnnet.evaluation.inspect.tables import bars, print_inspection, write_inspection
-from gnnet.evaluation.tables import Unit
+from gnnet.evaluation.units import Unit
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, exp
 from gnnet.sampling import evenly
