@@ -60,3 +60,8 @@ class Localization:
     final_cost: float | None = None
     covariance: Tensor | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def at_limit(self) -> bool:
+        """Whether the refinement ended at its limit of iterations or damping, and may have stopped too early."""
+        return self.ended in (RefinementStatus.ITERATION_LIMIT, RefinementStatus.DAMPING_AT_MAXIMUM)

@@ -211,3 +211,10 @@ def test_wide_tables_move_closer_together():
     table = Table("", columns, (Row("method", "", {c.name: 1 for c in columns}),), row_header="")
     assert max(map(len, printed(table, width=80).splitlines())) == 6 + 8 * 8
     assert max(map(len, printed(table, width=100).splitlines())) == 6 + 8 * 10
+
+
+def test_without_a_known_pose_no_empty_table_is_printed():
+    text = printed(localization_table("on a map", ((0.05, 5.0),), (), notes=("9 of 12 queries localized",)))
+    assert text.splitlines() == [
+        "on a map", "No query has a known pose, so there are no errors to tell.", "• 9 of 12 queries localized",
+    ]  # fmt: skip

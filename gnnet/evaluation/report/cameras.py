@@ -22,6 +22,7 @@ from gnnet.scenes.scene import Scene, SceneImage
 
 _AXES_OF_GROUND = 1000  # largest number of references from which the ground plane is estimated
 _DIRECTIONS = 300  # a panel with more cameras shows no viewing directions
+_NEAR = 5.0  # metres from a reference within which an estimate is drawn, whatever the extent of the references
 _LONGEST_LEGEND = 30  # entries; a longer legend is left out
 _REFERENCE: dict[str, Any] = {"marker": "o", "markersize": 6, "color": "#A0A0A0"}
 _TRUE: dict[str, Any] = {**_REFERENCE, "markersize": 10, "color": style.ORANGE, "markerfacecolor": "none"}
@@ -39,7 +40,7 @@ class Cameras(NamedTuple):
         places: (N,) name of each camera's place, which decides on its panel.
         look: arguments of `Axes.plot`.
         forward: (N, 2) unit viewing directions projected to the ground; None draws none.
-        framed: whether the view is fitted to them; others may lie outside.
+        framed: (N,) whether the view is fitted to each; others may lie outside. None: to all.
     """
 
     label: str
@@ -47,13 +48,13 @@ class Cameras(NamedTuple):
     places: np.ndarray
     look: dict[str, Any]
     forward: np.ndarray | None = None
-    framed: bool = True
+    framed: np.ndarray | None = None
 
     def at(self, places: Iterable[str]) -> Cameras:
         """The cameras at some places."""
         here = np.isin(self.places, list(places))
-        forward = None if self.forward is None else self.forward[here]
-        return self._replace(xy=self.xy[here], places=self.places[here], forward=forward)
+        forward, framed = (None if values is None else values[here] for values in (self.forward, self.framed))
+        return self._replace(xy=self.xy[here], places=self.places[here], forward=forward, framed=framed)
 
 
 def draw_from_above(axes: Axes, groups: Sequence[Cameras], *, letters: int = 11) -> np.ndarray:
@@ -62,7 +63,7 @@ def draw_from_above(axes: Axes, groups: Sequence[Cameras], *, letters: int = 11)
     Returns:
         (2,) position of the axes' origin on the ground, in whole metres.
     """
-    framed = np.concatenate([group.xy for group in groups if group.framed])
+    framed = np.concatenate([g.xy if g.framed is None else g.xy[g.framed] for g in groups])
     framed = framed[np.isfinite(framed).all(-1)]
     low, high = framed.min(0), framed.max(0)
     origin, margin = np.floor(low), max(0.5, 0.1 * (high - low).max())
@@ -144,8 +145,9 @@ def positions_from_above(
 ) -> Figure:
     """References, the queries' poses, and lines from these to the true ones, from above.
 
-    The view holds references and true poses; the title says how many estimates lie outside. Places
-    that lie far apart have a panel each, six at most. "Above" is where the references' upper edges point.
+    The view holds references, true poses, and estimates whose truth is not known unless they are as far off the
+    references as these are spread (or 5 m); the title says how many estimates lie outside. Places that lie
+    far apart have a panel each, six at most. "Above" is where the references' upper edges point.
 
     Args:
         far: metres; estimates that are further off than this have a colour of their own.
@@ -172,11 +174,16 @@ def positions_from_above(
     panels = place_panels(references[shown], map_places[shown], 6)
     far_label = "" if far is None else f"query, over {format_round(far)} off"
     forward = attitudes[:, 2] @ ground
+    framed = np.zeros(len(found), bool)
+    for names in panels.values():
+        mine = np.isin(places, list(names)) & np.isfinite(estimates).all(-1) & np.isnan(truths).any(-1)
+        near = references[np.isin(map_places, list(names))]
+        framed[mine] = cKDTree(near).query(estimates[mine])[0] <= max(_NEAR, np.ptp(near, axis=0).max())
     groups = (
         Cameras("reference", references, map_places, _REFERENCE, rotations[:, 2] @ ground),
         Cameras("true pose", truths, places, _TRUE),
-        Cameras("query", estimates[~is_far], places[~is_far], _QUERY, forward[~is_far], framed=False),
-        Cameras(far_label, estimates[is_far], places[is_far], _FAR, forward[is_far], framed=False),
+        Cameras("query", estimates[~is_far], places[~is_far], _QUERY, forward[~is_far], framed[~is_far]),
+        Cameras(far_label, estimates[is_far], places[is_far], _FAR, forward[is_far], framed[is_far]),
         Cameras("not localized", truths[failed], places[failed], _LOST),
     )
     columns = min(2, len(panels))

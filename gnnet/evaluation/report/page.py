@@ -113,7 +113,10 @@ def _tiles(localizations: Sequence[Localization], errors: np.ndarray) -> list[tu
     """The run in a few large figures: (value, name)."""
     tiles = [(f"{_localized(localizations):,} of {len(localizations):,}", "queries localized")]
     kept, lost = (sum(_refinement(r) == kind for r in localizations) for kind in ("kept", "lost"))
-    tiles.append((f"{kept:,} kept, {lost:,} lost", "refinements") if kept + lost else ("none", "refinements tried"))
+    counts = f"{kept:,} kept, {lost:,} lost"
+    if limit := sum(r.at_limit for r in localizations):
+        counts += f", {limit:,} at a limit"
+    tiles.append((counts, "refinements") if kept + lost else ("none", "refinements tried"))
     known = errors[~np.isnan(errors[:, 1, 0])]
     if len(known):
         medians = np.median(known, axis=0)[0 if kept + lost else 1 :]
@@ -137,7 +140,7 @@ def _refinement(result: Localization) -> str:
 
 
 def _outcomes(localizations: Sequence[Localization]) -> list[tuple[str, ...]]:
-    """Condition and number of queries, localized, refined, lost and not tried ones; all first."""
+    """Condition and number of queries, localized, refined, lost, not tried ones, and those at a limit; all first."""
     names = sorted({r.condition for r in localizations})
     groups = [("all", list(localizations))]
     if len(names) > 1:
@@ -145,7 +148,8 @@ def _outcomes(localizations: Sequence[Localization]) -> list[tuple[str, ...]]:
     rows = []
     for name, members in groups:
         kinds = Counter(_refinement(r) for r in members)
-        counts = len(members), _localized(members), kinds["kept"], kinds["lost"], kinds[""]
+        limit = sum(r.at_limit for r in members)
+        counts = len(members), _localized(members), kinds["kept"], kinds["lost"], kinds[""], limit
         rows.append((name or "–", *(f"{count:,}" for count in counts)))
     return rows
 

@@ -151,6 +151,18 @@ def test_an_estimate_far_off_does_not_shrink_the_top_view(tmp_path):
     np.testing.assert_allclose(np.abs(drawn["not localized"] - drawn["reference"].mean(0)), [[0.4, 0.3]], atol=1e-9)
 
 
+def test_queries_outside_the_references_are_drawn_where_no_truth_is_known(tmp_path):
+    """References lie along 2 m; of the estimates one is 4 m ahead of them, and one lost far away."""
+    results = [localized("ahead", pose_at(1.0, 0, 4.0)), localized("lost", pose_at(0, 0, 1e4)), localized("none", None)]
+    figure = positions_from_above(FewReferences(), results, {r.name: SceneImage(r.name, Path("q")) for r in results})
+    style.save(figure, tmp_path / "top.png")
+    (axes,) = figure.axes
+    ahead, lost = marks(axes, "query")
+    low, high = axes.viewLim.get_points()
+    assert ((ahead > low) & (ahead < high)).all() and not ((lost > low) & (lost < high)).all()
+    assert axes.get_title() == "1 estimates outside" and (high - low).max() < 10
+
+
 def test_places_far_apart_have_panels_with_their_own_queries():
     references = FewReferences(6, ("a", "a", "a", "b", "b", "b"))
     shift = torch.zeros(6, 3, dtype=torch.float64)

@@ -20,6 +20,7 @@ from gnnet.evaluation.report.page import write_html_report
 from gnnet.evaluation.tables import Table, localization_table
 from gnnet.geometry.pose import perturb
 from gnnet.localization.compile import compile_map
+from gnnet.localization.refinement import RefinementStatus
 from gnnet.localization.result import Localization, Status
 from gnnet.models.grey import GreyValues
 from gnnet.scenes.layouts.robotcar import load_robotcar
@@ -95,6 +96,8 @@ def run(scene, toy_map):
             name, Status.LOCALIZED, f"{30 + k} inliers of 50 matches; converged", image.condition,
             final, start, True, tuple(places), 50, 30 + k, 0.5, 0.25, covariance, {"features": 0.5, "pose": 1.5},
         )  # fmt: skip
+        if k == 3:
+            result = replace(result, ended=RefinementStatus.ITERATION_LIMIT)
         if k == 1:
             result = replace(result, cam_from_world=start, refined=False, covariance=None)
         if k == 2:
@@ -139,7 +142,8 @@ def test_the_page_stands_alone_and_says_what_happened(run, toy_map, scene, tmp_p
     assert not re.search(r"url\(|@import|https?:", path.read_text())
     assert "A <run>" in page.text and "python x.py 'a&b'" in page.text and "a note & more" in page.text
     assert ODD in page.text and "3 inliers, <12> needed" in page.text
-    assert "5 of 6" in page.text and "4 kept, 1 lost" in page.text
+    assert "5 of 6" in page.text and "4 kept, 1 lost, 1 at a limit" in page.text
+    assert ["all", "6", "5", "4", "1", "1", "1"] in page.rows
     assert ["seed", "1"] in page.rows and ["map", "<m>"] in page.rows
     assert ["<PnP>", "6", "30.0", "2.00", "0.0", "50.0", "50.0"] in page.rows
     html = path.read_text()
