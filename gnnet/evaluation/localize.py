@@ -19,7 +19,7 @@ from gnnet.data.images import read_image
 from gnnet.data.observed_points import observes
 from gnnet.data.queries import LocalizationDataset
 from gnnet.evaluation.colmap_export import write_colmap_model
-from gnnet.evaluation.metrics import Thresholds, paired_difference, summarize_errors
+from gnnet.evaluation.metrics import INSIDE, Thresholds, paired_difference, squared_mahalanobis, summarize_errors
 from gnnet.evaluation.report.page import write_html_report
 from gnnet.evaluation.submission import format_of, write_submission
 from gnnet.evaluation.tables import Setting, Table, localization_table, print_table, write_table
@@ -365,6 +365,15 @@ def make_localization_report(
     if "refined" in methods and known:
         before, after = (torch.tensor(methods[m], dtype=torch.float64)[:, 0] for m in (localizer.pose.name, "refined"))
         notes.insert(0, paired_difference(before, after).describe(localizer.pose.name, "refined"))
+    lengths = [
+        squared_mahalanobis(r.cam_from_world, query.cam_from_world, r.covariance).item()
+        for r, query in zip(localizations, queries, strict=True)
+        if r.cam_from_world is not None and query.cam_from_world is not None and r.covariance is not None
+        and r.covariance.isfinite().all()
+    ]  # fmt: skip
+    if lengths:
+        inside = 100 * sum(length <= INSIDE for length in lengths) / len(lengths)
+        notes.append(f"covariance: {inside:.0f} % of {len(lengths)} true poses lie inside its 95 % ellipsoid")
     return localization_table(title, thresholds, rows, settings=dict(settings), notes=tuple(notes))
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from gnnet.geometry.pose import Pose
+
 Thresholds = tuple[tuple[float, float], ...]
 
 # (metres, degrees): those of the long-term localization benchmark outdoors, the usual ones indoors (finer and
@@ -18,6 +20,7 @@ OUTDOOR: Thresholds = ((0.25, 2.0), (0.5, 5.0), (5.0, 10.0))
 INDOOR: Thresholds = ((0.05, 5.0), (0.02, 2.0), (0.01, 1.0))
 THRESHOLDS = {"indoor": INDOOR, "outdoor": OUTDOOR}
 CONVERGED: tuple[float, float] = (0.05, 0.5)
+INSIDE = 12.59  # squared Mahalanobis length of 95 % of errors with six degrees of freedom
 _DRAWS = 2000  # of the bootstrap
 _LEAST_ERROR = 1e-9  # metres; smaller position errors count as this, so that a ratio is finite
 
@@ -234,3 +237,16 @@ def paired_difference(first: Tensor, second: Tensor, *, seed: int = 0) -> Paired
         low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).exp().tolist()
     alone = ((mine & ~other).sum().item() for mine, other in (localized, localized[::-1]))
     return PairedDifference(ratio, low, high, better, int(both.sum()), *map(int, alone))
+
+
+def squared_mahalanobis(estimate: Pose, truth: Pose, covariance: Tensor) -> Tensor:
+    """δᵀ Σ⁻¹ δ of poses (...), with the covariance Σ (..., 6, 6) of δ in truth = exp(δ) estimate, to first order in δ.
+
+    Its mean is 6 if the covariance is right, and 95 % are below `INSIDE`.
+    """
+    error = truth.to(torch.float64) @ estimate.to(torch.float64).inverse()
+    skew = (error.rotation - error.rotation.mT) / 2
+    delta = torch.cat([error.translation, torch.stack([skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0]], -1)], -1)
+    scale = covariance.diagonal(dim1=-2, dim2=-1).rsqrt()  # metres and radians on one footing
+    delta, covariance = delta * scale, covariance * scale[..., None] * scale[..., None, :]
+    return (delta * torch.linalg.solve(covariance, delta[..., None]).squeeze(-1)).sum(-1)

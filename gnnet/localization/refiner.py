@@ -12,6 +12,7 @@ from gnnet.data.batches import LocalizationBatch, Matches
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.interpolation import Gradient
 from gnnet.geometry.pose import Pose
+from gnnet.localization.covariance import shared_covariance
 from gnnet.localization.hypotheses import Hypothesis
 from gnnet.localization.map import Observations
 from gnnet.localization.normal_equations import MatchTerm
@@ -87,7 +88,8 @@ class Refiner:
             matched: (M',) the observations that `matches` are of.
 
         Returns:
-            Poses (H,) in the map's world, float64 on the CPU.
+            Poses (H,) in the map's world, float64 on the CPU; the covariance holds errors that points share, too, see
+            `shared_covariance`.
         """
         device = pyramid.maps[0].device
         index, valid = _padded([_rows_of(observations.reference, h.cluster) for h in hypotheses], self.points)
@@ -114,7 +116,17 @@ class Refiner:
         back = refined.cam_from_world.to(device="cpu", dtype=torch.float64)
         # A float32 rotation is no rotation to the digits of float64, which far from the origin are metres.
         back = Pose.from_quaternion(back.quaternion(), back.translation)
-        return replace(refined, cam_from_world=back.shifted(-origin))
+        level = -1 if self.levels is None else self.levels[-1]
+        shared = [
+            shared_covariance(
+                pyramid.maps[level], pyramid.strides[level], observations.descriptors[level][rows].to(device),
+                observations.valid[rows, level].to(device), (observations.points[rows] - origin).to(device),
+                camera.to(device), back[i].to(device), self.robust, self.gradient,
+            )
+            for i, rows in enumerate(chosen)
+        ]  # fmt: skip
+        covariance = refined.covariance.double().cpu() + torch.stack(shared)
+        return replace(refined, cam_from_world=back.shifted(-origin), covariance=covariance)
 
     def _refine(
         self, pyramid: FeaturePyramid, descriptors: tuple[Tensor, ...], descriptor_valid: tuple[Tensor, ...],

@@ -41,7 +41,12 @@ class Localization:
         inliers: number of these that agree with `cam_from_world`.
         initial_cost, final_cost: mean robust cost of the features at `initial` and at the refined pose (also
             one that lost); None if nothing was refined.
-        covariance: (6, 6) of the refined pose, see `gnnet.localization.refinement.Refinement`; None without one.
+        covariance: (6, 6) of the refined pose, of δ = (translation in metres, rotation in radians) in
+            cam_from_world_true = exp(δ) cam_from_world; None without one. It holds the noise of the features and errors
+            that parts of the image share (lens, references' poses, viewpoint), see
+            `gnnet.localization.covariance`. It does not hold an error of the map as a whole, its scale or
+            the query's focal length, nor a pose at a wrong place. It is meant not to be too small: where calibration
+            is exact, σ is up to three times too large.
         seconds: by stage: `features`, `retrieval`, `matching`, `pose`, `refinement`.
     """
 

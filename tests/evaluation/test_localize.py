@@ -80,6 +80,7 @@ def test_given_poses_are_refined_and_written_back_in_the_same_format(scene, tmp_
     assert [row.method for row in table.rows] == ["nearest", "given", "refined"]
     assert table.rows[1]["median_position_m"] == pytest.approx(0.02, abs=1e-6)
     assert any(note.startswith("refined / given, paired: position errors × ") for note in table.notes)
+    assert any(note.endswith("true poses lie inside its 95 % ellipsoid") for note in table.notes)
     records = [json.loads(line) for line in (tmp_path / "out" / "localizations.jsonl").read_text().splitlines()]
     assert [r["name"] for r in records] == [q.name for q in queries]
     assert all(r["initial_error"]["position_m"] == pytest.approx(0.02, abs=1e-6) for r in records)

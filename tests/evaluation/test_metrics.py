@@ -8,12 +8,15 @@ import torch.multiprocessing as mp
 
 from gnnet.evaluation.metrics import (
     INDOOR,
+    INSIDE,
     OUTDOOR,
     LocalizationMetrics,
     median,
     paired_difference,
+    squared_mahalanobis,
     summarize_errors,
 )
+from gnnet.geometry.pose import Pose, so3_exp
 
 CONDITIONS = ("day", "night", "rain")
 
@@ -195,3 +198,16 @@ def test_what_one_method_alone_localized_is_counted_and_named():
     assert none.describe("a", "b") == "b / a, paired: no query was localized by both; 1 localized by a only"
     one = paired_difference(first[:1], second[:1])
     assert one.ratio == pytest.approx(2) and math.isnan(one.low) and "95 %" not in one.describe("a", "b")
+
+
+def test_errors_drawn_from_a_covariance_lie_inside_its_ellipsoid_as_often_as_they_should():
+    generator = torch.Generator().manual_seed(0)
+    sizes = torch.tensor([1e-3] * 3 + [1e-5] * 3, dtype=torch.float64)
+    root = sizes[:, None] * torch.randn(6, 6, generator=generator, dtype=torch.float64)
+    delta = torch.randn(4000, 6, generator=generator, dtype=torch.float64) @ root.T
+    far = torch.tensor([1e4, -2e4, 50.0], dtype=torch.float64)
+    turned = so3_exp(torch.tensor([0.3, -1.0, 0.2], dtype=torch.float64))
+    estimate = Pose(turned.expand(4000, 3, 3), far.expand(4000, 3))
+    found = squared_mahalanobis(estimate, estimate.retract(delta), (root @ root.T).expand(4000, 6, 6))
+    assert found.mean().item() == pytest.approx(6, rel=0.05)
+    assert (found <= INSIDE).double().mean().item() == pytest.approx(0.95, abs=0.01)

@@ -222,7 +222,7 @@ def _facts(result: Localization, errors: np.ndarray) -> list[tuple[str, str]]:
     if result.initial_cost is not None:
         outcome = "kept" if result.refined else "lost or failed, the pose before it stands"
         facts.append(("refinement", f"{outcome}; cost {_costs(result)}"))
-    facts.append(("std, from the residuals", _std(result)))
+    facts.append(("std, by the covariance", _std(result)))
     facts.append(("references, the nearest first", ", ".join(result.references)))
     if result.seconds:
         stages = ", ".join(f"{stage} {format_seconds(seconds)}" for stage, seconds in result.seconds.items())
