@@ -9,7 +9,9 @@ from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 
 STEPS = 10  # of Gauss-Newton; from the midpoint, three or four are enough
-MIN_ANGLE = 1.5  # degrees between the rays of a point; COLMAP's limit
+# Degrees between the rays of a point; below, its depth is noise. A point far ahead of a moving camera has small angles,
+# and still tells how a camera between the others is turned.
+MIN_ANGLE = 0.25
 
 
 def triangulate(

@@ -23,6 +23,7 @@ from gnnet.arrays import ArrayFile
 from gnnet.data.images import limit_size, read_image
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
+from gnnet.geometry.triangulation import MIN_ANGLE
 from gnnet.localization.compile import compile_map
 from gnnet.localization.covisibility import covisible_by_depth
 from gnnet.localization.global_descriptors import gem
@@ -153,8 +154,8 @@ def test_points_that_a_query_saw_are_triangulated_without_it(scene, town):
     before, found = town.observations(others), town.observations(others, excluded=row)
     point = dict(zip(before.ids.tolist(), before.points, strict=True))
     missing = set(before.ids.tolist()) - set(found.ids.tolist())
-    assert missing == {i for i in point if angles.get(i, 90) < 1.5}
-    assert any(angles[i] == 0 for i in missing) and any(angles.get(i, 0) > 1.5 for i in point)
+    assert missing == {i for i in point if angles.get(i, 90) < MIN_ANGLE}
+    assert any(angles[i] == 0 for i in missing) and any(angles.get(i, 0) > MIN_ANGLE for i in point)
     saw = torch.tensor([i in angles for i in found.ids.tolist()])
     old = torch.stack([point[i] for i in found.ids.tolist()])
     assert saw.any() and torch.equal(found.points[~saw], old[~saw])
@@ -175,7 +176,7 @@ def test_a_point_does_not_feel_the_querys_own_keypoint(scene, town, tmp_path):
     wrong = {**scene.images, query.name: replace(query, keypoints=query.keypoints + 3.0)}
     noisy = compiled(tmp_path / "map", replace(scene, images=wrong, points=points, pairs=()), small_unet(), points=500)
     found = noisy.observations(others, excluded=row)
-    seen = torch.tensor([angles.get(i, 0) > 1.5 for i in found.ids.tolist()])
+    seen = torch.tensor([angles.get(i, 0) > MIN_ANGLE for i in found.ids.tolist()])
     assert seen.any() and (found.points - scene.points[found.ids])[seen].norm(dim=-1).max() < 5e-3
     for one, other in zip(found[:3], town.observations(others, excluded=row)[:3], strict=True):
         assert torch.equal(one[seen], other[seen])
@@ -193,7 +194,7 @@ def test_detections_take_the_depth_of_the_point_that_is_triangulated_anew(scene,
     )
     before, found = noisy.observations(others), noisy.observations(others, excluded=row)
     for observations, most in ((before, np.inf), (found, 5e-3)):
-        seen = torch.tensor([angles.get(i, 0) > 1.5 for i in observations.ids.tolist()])
+        seen = torch.tensor([angles.get(i, 0) > MIN_ANGLE for i in observations.ids.tolist()])
         depth, true = (
             noisy.poses[observations.reference].transform(p[:, None])[seen, 0, 2]
             for p in (observations.points, scene.points[observations.ids])
