@@ -36,7 +36,8 @@ def shared_covariance(
 
     Each quarter (squares of half the image's longer side) is thought to be off by some pixels of its own, which
     moves the pose by H⁻¹ Σ_{its points} w Jᵀ ∂F/∂xy. How many pixels is told by the shifts that the features still
-    ask for at the pose, in squares of an eighth of the longer side, times `SHARED`.
+    ask for at the pose, in squares of an eighth of the longer side, times `SHARED`. Matches that take part in the
+    cost beside the features are thought to share these errors.
 
     Args:
         features: (1, C, H, W) of the query, the finest level that was refined on.

@@ -120,10 +120,10 @@ class Refiner:
         shared = [
             shared_covariance(
                 pyramid.maps[level], pyramid.strides[level], observations.descriptors[level][rows].to(device),
-                observations.valid[rows, level].to(device), (observations.points[rows] - origin).to(device),
-                camera.to(device), back[i].to(device), self.robust, self.gradient,
+                (real & observations.valid[rows, level]).to(device), (observations.points[rows] - origin).to(device),
+                camera.to(device), pose.to(device), self.robust, self.gradient,
             )
-            for i, rows in enumerate(chosen)
+            for rows, real, pose in zip(index, valid, map(back.__getitem__, range(len(index))), strict=True)
         ]  # fmt: skip
         covariance = refined.covariance.double().cpu() + torch.stack(shared)
         return replace(refined, cam_from_world=back.shifted(-origin), covariance=covariance)
