@@ -94,7 +94,8 @@ def run(scene, toy_map):
         covariance = torch.diag(torch.tensor([4e-6, 4e-6, 1e-6, 1e-6, 2e-6, 1e-6], dtype=torch.float64))
         result = Localization(
             name, Status.LOCALIZED, f"{30 + k} inliers of 50 matches; converged", image.condition,
-            final, start, True, tuple(places), 50, 30 + k, 0.5, 0.25, covariance, {"features": 0.5, "pose": 1.5},
+            final, start, True, references=tuple(places), matches=50, inliers=30 + k, initial_cost=0.5, final_cost=0.25,
+            covariance=covariance, seconds={"features": 0.5, "pose": 1.5},
         )  # fmt: skip
         if k == 3:
             result = replace(result, ended=RefinementStatus.ITERATION_LIMIT)
