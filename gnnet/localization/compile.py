@@ -57,8 +57,8 @@ def compile_map(
 
     Which points are described, and at which pixels, says `gnnet.data.observed_points`. Memory holds one image's
     features, the sample that the whitening is fitted on, and for each observation of a 3D point some 50 bytes at the
-    start and 20 at the end, however many references there are. A finished map of the same network, scene, image files and
-    settings is opened as it is.
+    start and 20 at the end, however many references there are. A finished map of the same network, scene,
+    image files and settings is opened as it is.
 
     Args:
         path: file of the map; its folders are made.
