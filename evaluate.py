@@ -4,40 +4,40 @@ from __future__ import annotations
 
 import shlex
 import sys
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import hydra
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from gnnet.data.datamodule import DataModule
 from gnnet.evaluation.dataset import Results, evaluate_networks
-from gnnet.evaluation.localize import LocalizedQueries, MapSettings, QueryList, localize_validations
+from gnnet.evaluation.localize import Given, LocalizedQueries, MapSettings, localize_validations, read_given
 from gnnet.evaluation.metrics import THRESHOLDS
+from gnnet.localization.localizer import Localizer
 from gnnet.models.checkpoint import read_checkpoint
 from gnnet.models.pyramid import FeatureNetwork
 from gnnet.models.weights import load_weights
-from gnnet.scenes.formats.poses import read_pose_file, read_query_list
 from gnnet.training.launch import Sweep, job_folder, quote_paths, refuse_several_processes, varied
 
-make = partial(instantiate, _convert_="all")
 sweep = Sweep()
 OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)  # for conf/evaluate.yaml
 
 
 class Prepared(NamedTuple):
-    """The networks by name, the data, how many steps the checkpoint was trained for, and where to run."""
+    """The networks by name, the data, how many steps the checkpoint was trained for, and where and how to localize."""
 
     networks: dict[str, FeatureNetwork]
     data: DataModule
     steps: int
     device: torch.device
+    localizer: Localizer
 
 
 def run(cfg: DictConfig) -> Results | list[LocalizedQueries]:
@@ -49,9 +49,23 @@ def run(cfg: DictConfig) -> Results | list[LocalizedQueries]:
     Raises:
         FileNotFoundError, ConnectionError, ValueError: if checkpoint, data or a file are missing or do not fit.
     """
+    if cfg.thresholds not in THRESHOLDS:
+        raise ValueError(f"thresholds={cfg.thresholds}; expected {' or '.join(THRESHOLDS)}")
+    given = read_given(queries=cfg.queries, images=cfg.images, poses=cfg.poses, truth=cfg.truth)
     prepared = prepare(cfg)
-    from_truth = cfg.poses is None and make(cfg.localizer.pose).takes_initial
-    return refine(cfg, prepared) if from_truth else localize(cfg, prepared)
+    if given.initial is None and prepared.localizer.pose.takes_initial:
+        return refine(cfg, prepared)
+    return localize(cfg, prepared, given)
+
+
+def make(config: DictConfig) -> Any:
+    """What a part of the configuration describes; an error of what is built is raised as it is."""
+    try:
+        return instantiate(config, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, FileNotFoundError | ConnectionError | ValueError):
+            raise error.__cause__ from None
+        raise
 
 
 def prepare(cfg: DictConfig) -> Prepared:
@@ -72,38 +86,39 @@ def prepare(cfg: DictConfig) -> Prepared:
         data = make(cfg.dataset)
     else:
         data = checkpoint.dataset(index_dir=cfg.paths.index_dir, allow=cfg.allow)
-    data.setup("validate")
+    localizer = make(cfg.localizer)
+    from_truth = cfg.poses is None and localizer.pose.takes_initial
+    if from_truth and not (cfg.queries is None and cfg.truth is None):
+        raise ValueError(
+            "queries=FILE and truth=FILE need poses=FILE where the localizer refines initial poses (localizer=refine); "
+            "give it, or take localizer=sparse_to_dense"
+        )
+    data.setup("validate" if from_truth else "predict", whole=cfg.queries is not None)
     if not data.validations:
         keys = "dataset.validation_root or dataset.validation_fraction"
         raise ValueError(f"the dataset leaves nothing to evaluate on; give {keys}")
     device = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
-    return Prepared(networks, data, checkpoint.step, torch.device(device))
+    return Prepared(networks, data, checkpoint.step, torch.device(device), localizer)
 
 
 def refine(cfg: DictConfig, prepared: Prepared) -> Results:
     """Refine initial poses around the truth, or the references' poses, with each network: tables and figures."""
-    networks, data, steps, device = prepared
+    networks, data, steps, device, localizer = prepared
     settings = {"checkpoint": str(cfg.checkpoint), "steps": steps}
     return evaluate_networks(
-        networks, data, refiner=make(cfg.localizer.refiner), starts=make(cfg.starts), device=device,
+        networks, data, refiner=localizer.refiner, starts=make(cfg.starts), device=device,
         output=Path(cfg.paths.output_dir), settings=settings, baselines=cfg.baselines,
     )  # fmt: skip
 
 
-def localize(cfg: DictConfig, prepared: Prepared) -> list[LocalizedQueries]:
+def localize(cfg: DictConfig, prepared: Prepared, given: Given) -> list[LocalizedQueries]:
     """Localize the queries of each validation set, or of a list, on its map: tables, result files, reports."""
-    if cfg.thresholds not in THRESHOLDS:
-        raise ValueError(f"thresholds={cfg.thresholds}; expected {' or '.join(THRESHOLDS)}")
-    if cfg.queries is not None and cfg.images is None:
-        raise ValueError("queries=FILE needs images=DIR, the folder that its names are below")
     network, map_file = prepared.networks["trained"].to(prepared.device), None if cfg.map is None else Path(cfg.map)
     return localize_validations(
-        prepared.data, network, make(cfg.localizer), Path(cfg.paths.output_dir), device=prepared.device,
+        prepared.data, network, prepared.localizer, Path(cfg.paths.output_dir), device=prepared.device,
         maps=MapSettings(Path(cfg.paths.map_dir), map_file, points=cfg.map_points),
         thresholds=THRESHOLDS[cfg.thresholds],
-        listed=None if cfg.queries is None else QueryList(read_query_list(cfg.queries), Path(cfg.images)),
-        initial=None if cfg.poses is None else read_pose_file(cfg.poses),
-        max_queries=cfg.max_queries, submit_as=cfg.submit_as, colmap_model=cfg.colmap_model,
+        given=given, max_queries=cfg.max_queries, submit_as=cfg.submit_as, colmap_model=cfg.colmap_model,
         about={"run": overrides(), "checkpoint": str(cfg.checkpoint)},
         command=shlex.join(["python", *sys.argv]),
     )  # fmt: skip

@@ -86,7 +86,8 @@ def _stages(
     queries = [q for q in queries_of_scene(scene) if q.camera is not None][: count + 1]
     sums: dict[str, float] = {}
     for number, query in enumerate(queries):
-        found = localizer.localize(read_image(query.path), query.camera, name=query.name)
+        itself = query.name if query.is_reference else None
+        found = localizer.localize(read_image(query.path), query.camera, name=query.name, itself=itself)
         if number > 0:
             for stage, value in found.seconds.items():
                 sums[stage] = sums.get(stage, 0.0) + value / (len(queries) - 1)

@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import shutil
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -44,13 +45,16 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def read_text(path: Path, expected: str) -> str:
-    """Text of a UTF-8 file, without a byte-order mark, and with `\\n` at the end of each line.
+    """Text of a UTF-8 file, or one of UTF-16 with its mark; without that mark, and with `\\n` at the end of each line.
 
     Raises:
         FileNotFoundError, ValueError: if the file is missing or no text; the message ends with what is `expected`.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
+        text = content.decode("utf-16" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig")
+        text = text.replace("\ufeff", "")  # of files that were joined
+        return text.replace("\r\n", "\n").replace("\r", "\n")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise FileNotFoundError(f"{path} does not exist; expected {expected}") from None
     except (UnicodeDecodeError, OSError) as error:
@@ -65,14 +69,20 @@ class Line(NamedTuple):
     source: str
 
 
-def read_lines(path: Path, expected: str) -> list[Line]:
+def read_lines(path: Path, expected: str, *, last: int = -1) -> list[Line]:
     """Lines of a text file that are neither empty nor begin with #.
+
+    Args:
+        path: the file.
+        expected: what should stand there, for messages.
+        last: number of words at the end of a line that are split off; what stands before them is the first word,
+            which may hold spaces. -1 splits all.
 
     Raises:
         FileNotFoundError, ValueError: as `read_text`.
     """
-    numbered = enumerate(map(str.split, read_text(path, expected).splitlines()), start=1)
-    return [Line(n, words, f"{path} line {n}") for n, words in numbered if words and not words[0].startswith("#")]
+    numbered = enumerate(map(str.strip, read_text(path, expected).split("\n")), start=1)
+    return [Line(n, t.rsplit(None, last), f"{path} line {n}") for n, t in numbered if t and not t.startswith("#")]
 
 
 def parse_numbers(words: list[str], count: int, source: str, expected: str) -> np.ndarray:

@@ -180,7 +180,7 @@ def hostile_config(name: str, toy_root: Path, trap: Path) -> dict:
 
 def test_the_configuration_that_they_start_from_is_good(toy_root, tmp_path):
     config = {"seed": 0, "weights": None, "model": UNET, "dataset": data(toy_root)}
-    networks, found, steps, _ = evaluate.prepare(evaluating(write(tmp_path / "a.ckpt", config), tmp_path))
+    networks, found, steps, *_ = evaluate.prepare(evaluating(write(tmp_path / "a.ckpt", config), tmp_path))
     assert isinstance(networks["trained"], UNet) and len(found.validations[0]) > 0 and steps == 3
 
 

@@ -186,45 +186,53 @@ class CorrespondenceData(DataModule):
             MatchingDataset, largest_side=largest_side, max_pairs=validation_queries, seed=split_seed
         )
         self.train_pairs: PairDataset | None = None
-        self._is_set_up = False
+        self._prepared = 0
 
-    def setup(self, stage: str | None = None, *, name: str = "") -> None:
+    def setup(self, stage: str | None = None, *, name: str = "", whole: bool = False) -> None:
         """Read, check and split the scene, once, so that what is missing or broken is said before training.
 
         Args:
-            stage: Lightning's; all stages are prepared together.
+            stage: Lightning's. `predict` only reads scenes, to make maps of; `validate` also looks at what is
+                validated; all others also prepare training pairs.
             name: the dataset's name in a mixture.
+            whole: for `predict`, take the whole scene, also what `fit` trains on.
 
         Raises:
             FileNotFoundError, ValueError: from the scene's reader, or if no pair is left to train on.
         """
-        if self._is_set_up:
+        needed = {"predict": 1, "validate": 2}.get(stage or "", 3)
+        if needed <= self._prepared:
             return
-        train, validation = self._scenes()
-        if train is not None:
+        train, validation = self._scenes(fit=needed == 3, mapped=needed == 1, whole=whole)
+        if train is not None and needed == 3:
             if not train.pairs:
-                raise ValueError(f"{train.name} holds no training pair; take other conditions or another split")
+                why = train.problems[0] if train.problems else "take other conditions or another split"
+                raise ValueError(f"{train.name} holds no training pair; {why}")
             self.train_pairs = self._make_pairs(train)
             _try_samples(self.train_pairs, count=4)
         if validation is not None:
             fixed_camera = any(pair.static for pair in validation.pairs[:1])
             make: Callable[..., Validation] = self._make_matching if fixed_camera else self._make_queries
             self.validations = [make(validation, name=name)]
-            _try_samples(self.validations[0], count=1)
-        self._is_set_up = True
+            if needed > 1:
+                _try_samples(self.validations[0], count=1)
+        self._prepared = needed
 
     def pair_name(self, index: int) -> str:
         """The pair that `PairBatch.index` tells, for messages."""
         assert self.train_pairs is not None
         return self.train_pairs.pair_name(index)
 
-    def _scenes(self) -> tuple[Scene | None, Scene | None]:
-        """The scene to train on, and the scene to validate on."""
-        root = None if self._root is None else self._read(self._root)
-        again = self._validation_root == self._root  # which is checked once
+    def _scenes(self, *, fit: bool, mapped: bool, whole: bool) -> tuple[Scene | None, Scene | None]:
+        """The scene to train on, and the scene to validate on, or to make a map of."""
+        needed = self._root if fit or self._validation_root is None else None
+        root = None if needed is None else self._read(needed)
+        again = self._validation_root == needed  # which is checked once
         other = None if self._validation_root is None else root if again else self._read(self._validation_root)
         if other is not None or root is None:
             return root, other
+        if mapped and (whole or len(root.places) < 2):  # one place cannot be split
+            return None, root
         if self._validation_places is not None:
             unknown = sorted(self._validation_places - set(root.places))
             if unknown:
@@ -316,22 +324,22 @@ class MixtureData(DataModule):
         self._seed = seed
         self._drawn: dict[str, PairDataset] = {}
 
-    def setup(self, stage: str | None = None) -> None:
-        """Set up every source.
+    def setup(self, stage: str | None = None, *, whole: bool = False) -> None:
+        """Set up every source, see `CorrespondenceData.setup`.
 
         Raises:
             FileNotFoundError, ValueError: naming the source that is missing or broken, or if none can be drawn from.
         """
         for name, source in self.sources.items():
             try:
-                source.setup(name=name)
+                source.setup(stage, name=name, whole=whole)
             except (FileNotFoundError, ValueError) as error:
                 raise type(error)(
                     f"source {name} of the mixture: {error}\n(dataset.sources.{name}=null leaves it out)"
                 ) from error
             if source.train_pairs is not None and self._weights[name] > 0:
                 self._drawn[name] = source.train_pairs
-        if not self._drawn:
+        if not self._drawn and stage not in ("predict", "validate"):
             raise ValueError(
                 "no source of the mixture has both pairs to train on and a weight above zero "
                 f"(dataset.weights); its sources are {', '.join(self.sources) or 'none'}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -60,7 +61,12 @@ class LocalizationDataset(Dataset):
         self.largest_side = largest_side
         self.seed = seed
         self.name = name
-        self.samples = _evenly(localization_samples(scene), scene, max_queries)
+        self._max_queries = max_queries
+
+    @cached_property
+    def samples(self) -> list[LocalizationSample]:
+        """What is validated, see `localization_samples`; a map needs none of it."""
+        return _evenly(localization_samples(self.scene), self.scene, self._max_queries)
 
     def one_of_each_condition(self) -> list[LocalizationBatch]:
         """Batches of one query, the first of each condition."""

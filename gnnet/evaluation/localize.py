@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -9,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,22 +24,25 @@ from gnnet.evaluation.metrics import INSIDE, Thresholds, paired_difference, squa
 from gnnet.evaluation.report.page import write_html_report
 from gnnet.evaluation.submission import format_of, write_submission
 from gnnet.evaluation.tables import Setting, Table, localization_table, print_table, write_table
+from gnnet.files import below
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, pose_errors
-from gnnet.localization.compile import compile_map
+from gnnet.localization.compile import compile_map, references_of, what_it_is_made_of
 from gnnet.localization.local_features import LocalFeatures
 from gnnet.localization.localizer import Localizer
 from gnnet.localization.map import Map
 from gnnet.localization.refinement import RefinementStatus
 from gnnet.localization.result import Localization, Status
-from gnnet.localization.retrieval import InitialPoseRetrieval
+from gnnet.localization.retrieval import InitialPoseRetrieval, PairsRetrieval
 from gnnet.models.pyramid import FeatureNetwork
-from gnnet.models.weights import fingerprint
 from gnnet.progress import track
 from gnnet.sampling import evenly
-from gnnet.scenes.formats.poses import write_pose_file
+from gnnet.scenes.formats.poses import can_stand_in_file, read_pose_file, read_query_list, write_pose_file
+from gnnet.scenes.names import by_known_name
 from gnnet.scenes.problems import OnBad
 from gnnet.scenes.scene import Scene, SceneImage
+
+_NO_CAMERA = "the dataset knows no camera of this image"
 
 
 @dataclass(frozen=True)
@@ -90,18 +94,17 @@ def _compiled(
         local.load()
     if retrieval_network is not None:
         retrieval_network.eval().to(device)
+    choices: dict[str, Any] = {
+        "points": map.points if local is None else local.count, "largest_side": map.largest_side,
+        "local_features": local, "retrieval_network": retrieval_network,
+    }  # fmt: skip
     file = map.file
-    if file is None:
-        kind = "maps" if local is None else local.identity
-        retrieval = "gem" if retrieval_network is None else type(retrieval_network).__name__.lower()
-        settled = f"{kind}-{retrieval}-{map.points}-{map.largest_side or 'full'}"
-        made_of = f"{scene.name}-{fingerprint(network)[:8]}-{settled}"
-        file = map.folder / (re.sub(r"[^\w.-]+", "-", made_of) + ".gnmap")
-    return compile_map(
-        file, scene, network, points=map.points if local is None else local.count,
-        largest_side=map.largest_side, local_features=local, retrieval_network=retrieval_network, device=device,
-        on_bad=map.on_bad,
-    )  # fmt: skip
+    if file is None:  # scenes of one name have different contents
+        made_of = json.dumps(what_it_is_made_of(scene, network, **choices), sort_keys=True)
+        digest = hashlib.sha256(made_of.encode()).hexdigest()[:12]
+        readable = re.sub(r"[^\w.-]+", "-", f"{scene.name}-{'maps' if local is None else local.identity}")[:80]
+        file = map.folder / f"{readable}-{digest}.gnmap"
+    return compile_map(file, scene, network, device=device, on_bad=map.on_bad, **choices)
 
 
 def queries_of_scene(scene: Scene) -> list[SceneImage]:
@@ -113,18 +116,105 @@ def queries_of_scene(scene: Scene) -> list[SceneImage]:
     return sorted(chosen, key=lambda image: image.name)
 
 
-def queries_of_list(cameras: Mapping[str, Camera], images: Path, scene: Scene | None = None) -> list[SceneImage]:
-    """Queries of a list with intrinsics; pose and condition are known if the scene has an image of that name."""
-    queries = []
-    for name, camera in sorted(cameras.items()):
-        known = scene.images.get(name) if scene is not None else None
-        condition, truth = ("", None) if known is None else (known.condition, known.cam_from_world)
-        queries.append(SceneImage(name, images / name, condition, camera=camera, cam_from_world=truth))
-    return queries
+class QueryList(NamedTuple):
+    """Queries that a file lists: by name their cameras, or what is wrong, and the folder that the names are below."""
+
+    cameras: Mapping[str, Camera | ValueError]
+    images: Path
+
+
+class PoseFile(NamedTuple):
+    """`cam_from_world` by the names of a file, and the file and its setting for messages."""
+
+    poses: Mapping[str, Pose]
+    source: str
+
+
+class Given(NamedTuple):
+    """What is given beside a dataset; None where it is not.
+
+    Args:
+        listed: queries to localize in place of the dataset's own.
+        initial: initial poses of the queries.
+        truth: true poses of the queries, in place of those that the dataset knows.
+    """
+
+    listed: QueryList | None = None
+    initial: PoseFile | None = None
+    truth: PoseFile | None = None
+
+
+def read_given(*, queries: str | None, images: str | None, poses: str | None, truth: str | None) -> Given:
+    """Read the files that settings of these names give.
+
+    Raises:
+        FileNotFoundError, ValueError: if one is missing or broken, or `queries` and `images` are not given together.
+    """
+    if (queries is None) != (images is None):
+        raise ValueError("queries=FILE needs images=DIR, the folder that its names are below; and images needs queries")
+    listed = None if queries is None or images is None else QueryList(read_query_list(queries), Path(images))
+    initial, true = (
+        None if file is None else PoseFile(read_pose_file(file, on_bad="skip"), f"{file} ({key}=)")
+        for key, file in (("poses", poses), ("truth", truth))
+    )
+    return Given(listed, initial, true)
+
+
+def queries_of_list(listed: QueryList, scene: Scene) -> tuple[list[SceneImage], dict[str, str]]:
+    """Queries of a list, and, by name, why some of them cannot be used; these have no camera.
+
+    Condition, place and pose are known of a query whose file is a file of the scene.
+
+    Raises:
+        FileNotFoundError: if none of the images exists.
+    """
+    queries, unusable = [], {}
+    for name, camera in sorted(listed.cameras.items()):
+        try:
+            if isinstance(camera, ValueError):
+                raise camera
+            queries.append(SceneImage(name, below(listed.images, name, "the list of queries"), camera=camera))
+        except ValueError as error:
+            queries.append(SceneImage(name, listed.images))
+            unusable[name] = str(error)
+    usable = [query for query in queries if query.camera is not None]
+    if not any(query.path.exists() for query in usable):
+        raise FileNotFoundError(
+            f"none of the {len(queries)} queries is in {listed.images.absolute()} (images=), the first: "
+            f"{(usable or queries)[0].name}; expected the folder that the names in the list are below"
+        )
+    same = same_images((query.path for query in usable), scene)
+    for i, query in enumerate(queries):
+        if query.path in same:
+            ours = scene.images[same[query.path]]
+            queries[i] = replace(
+                query, condition=ours.condition, place=ours.place, cam_from_world=ours.cam_from_world
+            )
+    return queries, unusable
+
+
+def same_images(paths: Iterable[Path], scene: Scene) -> dict[Path, str]:
+    """Names of the scene's images whose file is one of `paths`: the same file on disk, whatever it is called."""
+
+    def file(path: Path) -> tuple[int, int] | None:
+        try:
+            status = path.stat()
+        except (OSError, ValueError):
+            return None
+        return status.st_dev, status.st_ino
+
+    ours = {file(image.path): image.name for image in scene.images.values()}
+    ours.pop(None, None)
+    return {path: ours[key] for path in paths if (key := file(path)) in ours}
 
 
 def localize_queries(
-    localizer: Localizer, queries: Iterable[SceneImage], *, initial: Mapping[str, Pose] | None = None
+    localizer: Localizer,
+    queries: Iterable[SceneImage],
+    *,
+    initial: Mapping[str, Pose] | None = None,
+    itself: Mapping[str, str] | None = None,
+    unusable: Mapping[str, str] | None = None,
 ) -> Iterator[Localization]:
     """Localize queries one by one; for one that cannot be localized the record says why, and the rest goes on.
 
@@ -132,24 +222,25 @@ def localize_queries(
         localizer: with network and map.
         queries: any number.
         initial: initial poses by query name, for a localizer that takes them.
+        itself: by query name, the map's image that the query is; None: a query that is a reference is that one.
+        unusable: by query name, why it has no camera.
 
     Raises:
         ValueError: if initial poses are given to a localizer that does not use them.
     """
-    if initial is not None and not (
-        localizer.pose.takes_initial or isinstance(localizer.retrieval, InitialPoseRetrieval)
-    ):
-        raise ValueError(
-            "poses are given (poses=FILE), but the localizer uses none; take localizer=refine, which refines them, or "
-            "localizer/retrieval=initial, which matches the references near them"
-        )
+    _check_use(initial is not None, localizer)
+    pairs = localizer.retrieval if isinstance(localizer.retrieval, PairsRetrieval) else None
     for query in queries:
         result = Localization(query.name, Status.UNREADABLE, "", query.condition)
         if query.camera is None:
-            yield replace(result, status=Status.NO_CAMERA, reason="the dataset knows no camera of this image")
+            yield replace(result, status=Status.NO_CAMERA, reason=(unusable or {}).get(query.name, _NO_CAMERA))
             continue
         if initial is not None and query.name not in initial:
             yield replace(result, status=Status.NO_POSE, reason="the file of poses has none of this name")
+            continue
+        if pairs is not None and not pairs.pairs.get(query.name):
+            what = "no reference of the map" if query.name in pairs.pairs else "no line"
+            yield replace(result, status=Status.NO_REFERENCE, reason=f"{pairs.file} has {what} for this query")
             continue
         try:
             image = read_image(query.path, query.camera)
@@ -159,7 +250,16 @@ def localize_queries(
         yield localizer.localize(
             image, query.camera, name=query.name, condition=query.condition, place=query.place or None,
             initial=None if initial is None else initial[query.name], truth=query.cam_from_world,
+            itself=(query.name if query.is_reference else None) if itself is None else itself.get(query.name),
         )  # fmt: skip
+
+
+def _check_use(has_initial: bool, localizer: Localizer) -> None:
+    if has_initial and not (localizer.pose.takes_initial or isinstance(localizer.retrieval, InitialPoseRetrieval)):
+        raise ValueError(
+            "poses are given (poses=FILE), but the localizer uses none; take localizer=refine, which refines them, or "
+            "localizer/retrieval=initial, which matches the references near them"
+        )
 
 
 class LocalizedQueries(NamedTuple):
@@ -168,13 +268,6 @@ class LocalizedQueries(NamedTuple):
     localizations: list[Localization]
     report: Table
     any_localized: bool
-
-
-class QueryList(NamedTuple):
-    """Queries that a file lists: their cameras by name, and the folder that the names are below."""
-
-    cameras: Mapping[str, Camera]
-    images: Path
 
 
 def localize_validations(
@@ -186,9 +279,8 @@ def localize_validations(
     maps: MapSettings,
     device: torch.device | str,
     thresholds: Thresholds,
-    listed: QueryList | None = None,
+    given: Given | None = None,
     max_queries: int | None = None,
-    initial: Mapping[str, Pose] | None = None,
     submit_as: str | None = None,
     colmap_model: bool = False,
     about: Mapping[str, Setting] | None = None,
@@ -204,9 +296,8 @@ def localize_validations(
         maps: where maps are kept, and their settings.
         device: where the network runs.
         thresholds: of recall.
-        listed: queries to localize in place of the validation sets' own.
+        given: files of queries and poses.
         max_queries: limit on the queries of a set, spread evenly over it; None localizes all.
-        initial: initial poses by query name.
         submit_as: dataset whose result format `submission.txt` has; None takes the set's own.
         colmap_model: also write a COLMAP model with the queries registered.
         about: settings to stand in the tables.
@@ -214,7 +305,8 @@ def localize_validations(
 
     Raises:
         FileNotFoundError, ValueError: if no set has references, one map file is named for several sets, a map does
-            not fit, or `submit_as` is not known.
+            not fit, `submit_as` is not known, or nothing that is given fits the queries. What can be known beforehand
+            is said before a map is compiled.
     """
     localizable = [v for v in data.validations if isinstance(v, LocalizationDataset)]
     if not localizable:
@@ -222,15 +314,18 @@ def localize_validations(
     if maps.file is not None and len(localizable) > 1:
         names = ", ".join(v.name for v in localizable)
         raise ValueError(f"map={maps.file} is one file, and there are {len(localizable)} maps ({names}); leave map out")
+    given = given or Given()
+    _check_use(given.initial is not None, settings)
+    prepared = []
     for validation in localizable:
-        format_of(submit_as or validation.scene.dataset)  # a name that is not known is said before the map is compiled
+        format_of(submit_as or validation.scene.dataset)
+        (output / validation.name).mkdir(parents=True, exist_ok=True)
+        prepared.append(_match(settings, validation.scene, given, max_queries))
     done = []
-    for validation in localizable:
+    for validation, (matched, queries, initial, unusable) in zip(localizable, prepared, strict=True):
         scene, folder = validation.scene, output / validation.name
         of_set = replace(maps, largest_side=validation.largest_side, on_bad=validation.on_bad)
-        localizer = prepare_localizer(settings, network, scene, of_set, device=device)
-        queries = queries_of_scene(scene) if listed is None else queries_of_list(*listed, scene)
-        queries = [queries[i] for i in evenly(len(queries), max_queries, np.random.default_rng(0))]
+        localizer = prepare_localizer(matched, network, scene, of_set, device=device)
         title = (
             f"Localization on {validation.name or scene.name}: {len(queries)} queries, "
             f"{len(localizer.map.names)} references; {settings.title}"
@@ -238,12 +333,31 @@ def localize_validations(
         result = localize_dataset(
             localizer, queries, folder, scene=scene, dataset=submit_as or scene.dataset, title=title,
             thresholds=thresholds, initial=initial, settings={**(about or {}), "map": str(localizer.map.path)},
-            colmap_model=colmap_model, command=command,
+            colmap_model=colmap_model, command=command, unusable=unusable,
         )  # fmt: skip
         print_table(result.report)
         print(f"Poses, records, submission.txt, report.html and figures are in {folder}", flush=True)
         done.append(result)
     return done
+
+
+def _match(
+    settings: Localizer, scene: Scene, given: Given, max_queries: int | None
+) -> tuple[Localizer, list[SceneImage], dict[str, Pose] | None, dict[str, str]]:
+    """The localizer with pairs, queries with true poses, initial poses, and why queries cannot be used, by name."""
+    listed = given.listed
+    queries, unusable = (queries_of_scene(scene), {}) if listed is None else queries_of_list(listed, scene)
+    names, initial = [query.name for query in queries], None
+    if isinstance(settings.retrieval, PairsRetrieval):
+        references = [reference.name for reference in references_of(scene)]
+        settings = replace(settings, retrieval=settings.retrieval.of(names, references))
+    if given.initial is not None:
+        initial = by_known_name(given.initial.poses, names, source=given.initial.source, what="queries")
+    if given.truth is not None:
+        true = by_known_name(given.truth.poses, names, source=given.truth.source, what="queries")
+        queries = [replace(query, cam_from_world=true.get(query.name)) for query in queries]
+    chosen = evenly(len(queries), max_queries, np.random.default_rng(0))
+    return settings, [queries[i] for i in chosen], initial, unusable
 
 
 def localize_dataset(
@@ -259,17 +373,21 @@ def localize_dataset(
     settings: Mapping | None = None,
     colmap_model: bool = False,
     command: str = "",
+    unusable: Mapping[str, str] | None = None,
 ) -> LocalizedQueries:
     """Localize queries and write the results into `output`.
 
-    Written are `poses.txt` (hloc's format, the scene's names), `submission.txt` (as the dataset's benchmark wants
-    it), `localizations.jsonl` (a record for each query, written as it is made), `localization.json` (the table),
-    `report.html` with pictures, and, if asked for, `colmap/`.
+    Written are `localizations.jsonl` (a record for each query, as it is made), `poses.txt` (hloc's format, the scene's
+    names), `localization.json` (the table), `report.html` with pictures, and then, as far as the names allow,
+    `submission.txt` (as the dataset's benchmark wants it) and, if asked for, `colmap/`. What could not be written is a
+    note of the table.
     """
     output.mkdir(parents=True, exist_ok=True)
     found: list[Localization] = []
+    same = same_images([query.path for query in queries], scene)
+    itself = {query.name: same[query.path] for query in queries if query.path in same}
     with (output / "localizations.jsonl").open("w") as file:
-        results = localize_queries(localizer, queries, initial=initial)
+        results = localize_queries(localizer, queries, initial=initial, itself=itself, unusable=unusable)
         for result, query in zip(track(results, description="Localizing", total=len(queries)), queries, strict=True):
             found.append(result)
             file.write(json.dumps(to_record(result, query.cam_from_world)) + "\n")
@@ -278,17 +396,34 @@ def localize_dataset(
         localizer, found, queries, title=title, thresholds=thresholds, settings=dict(settings or {})
     )
     localized = {r.name: r.cam_from_world for r in found if r.cam_from_world is not None}
-    write_pose_file(output / "poses.txt", localized)
-    write_submission(output / "submission.txt", found, dataset=dataset)
+    written = {name: pose for name, pose in localized.items() if can_stand_in_file(name)}
+    write_pose_file(output / "poses.txt", written)
     write_table(report, output / "localization.json")
-    if colmap_model:
-        cameras = {q.name: q.camera for q in queries if q.camera is not None}
-        write_colmap_model(output / "colmap", scene, found, cameras=cameras)
     write_html_report(
         output, report=report, localizations=found, queries={q.name: q for q in queries}, map=localizer.map,
         scene=scene, settings=report.settings, command=command,
     )  # fmt: skip
+    notes = [_left_out("poses.txt", [name for name in localized if name not in written])]
+    try:
+        unknown = write_submission(output / "submission.txt", found, dataset=dataset).unknown
+        notes.append(_left_out("submission.txt", unknown))
+    except ValueError as error:
+        notes.append(f"submission.txt is not written: {error}")
+    if colmap_model:
+        try:
+            cameras = {q.name: q.camera for q in queries if q.camera is not None}
+            write_colmap_model(output / "colmap", scene, found, cameras=cameras)
+        except ValueError as error:
+            notes.append(f"the COLMAP model is not written: {error}")
+    if any(notes):
+        report = replace(report, notes=(*report.notes, *filter(None, notes)))
+        write_table(report, output / "localization.json")
     return LocalizedQueries(found, report, bool(localized))
+
+
+def _left_out(file: str, names: Sequence[str]) -> str:
+    """A note on names that could not be written into a file; empty for none."""
+    return f"{file} leaves out names that cannot stand there: {len(names)}, the first {names[0]!r}" if names else ""
 
 
 def to_record(result: Localization, truth: Pose | None = None) -> dict:

@@ -78,26 +78,16 @@ def compile_map(
         ValueError: if the scene has no usable reference, or the file at `path` is a map made of something
             else (the message says what).
     """
-    references = [i for i in scene.images.values() if i.is_reference and i.cam_from_world is not None]
-    references = sorted((i for i in references if i.camera is not None and observes(i)), key=lambda i: i.name)
-    if not references:
-        raise ValueError(
-            f"{scene.name} has no reference with pose, camera, and 3D points or depth; a map needs a reconstruction"
-        )
-    poses = Pose.stack([i.cam_from_world for i in references if i.cam_from_world is not None])
-    cameras = Camera.stack([i.camera for i in references if i.camera is not None])
+    references = references_of(scene)
+    poses, cameras = _poses_and_cameras(references)
     work = _Work(
         scene, network.to(device), points, largest_side, local_features,
         None if retrieval_network is None else retrieval_network.to(device), seed, device,
     )  # fmt: skip
-    made_of = {
-        "version": VERSION,
-        **made_with(network, None if local_features is None else local_features.identity, retrieval_network),
-        "scene": _scene_fingerprint(references, poses, cameras, scene.points),
-        "images": _files_fingerprint(references),
-        "points": points, "largest_side": largest_side, "dimensions": dimensions, "seed": seed,
-        "channels": list(network.channels) if local_features is None else [local_features.channels],
-    }  # fmt: skip
+    made_of = what_it_is_made_of(
+        scene, network, points=points, largest_side=largest_side, local_features=local_features,
+        retrieval_network=retrieval_network, dimensions=dimensions, seed=seed,
+    )  # fmt: skip
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_name(f".{path.name}.lock")):  # of several processes one compiles, and the others wait for it
@@ -125,6 +115,53 @@ def compile_map(
             _finish(file, references, poses, cameras)
         file.close()
     return Map.open(path)
+
+
+def references_of(scene: Scene) -> list[SceneImage]:
+    """The images of a scene that its map holds, by name.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    references = [i for i in scene.images.values() if i.is_reference and i.cam_from_world is not None]
+    references = sorted((i for i in references if i.camera is not None and observes(i)), key=lambda i: i.name)
+    if not references:
+        raise ValueError(
+            f"{scene.name} has no reference with pose, camera, and 3D points or depth; a map needs a reconstruction"
+        )
+    return references
+
+
+def what_it_is_made_of(
+    scene: Scene,
+    network: FeatureNetwork,
+    *,
+    points: int,
+    largest_side: int | None,
+    local_features: LocalFeatures | None,
+    retrieval_network: nn.Module | None,
+    dimensions: int = 256,
+    seed: int = 0,
+) -> dict:
+    """What tells a map from another one, as plain values; the arguments are those of `compile_map`.
+
+    Raises:
+        ValueError: as `references_of`.
+    """
+    references = references_of(scene)
+    return {
+        "version": VERSION,
+        **made_with(network, None if local_features is None else local_features.identity, retrieval_network),
+        "scene": _scene_fingerprint(references, *_poses_and_cameras(references), scene.points),
+        "images": _files_fingerprint(references),
+        "points": points, "largest_side": largest_side, "dimensions": dimensions, "seed": seed,
+        "channels": list(network.channels) if local_features is None else [local_features.channels],
+    }  # fmt: skip
+
+
+def _poses_and_cameras(references: list[SceneImage]) -> tuple[Pose, Camera]:
+    poses = [i.cam_from_world for i in references if i.cam_from_world is not None]
+    return Pose.stack(poses), Camera.stack([i.camera for i in references if i.camera is not None])
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,6 +24,7 @@ from gnnet.localization.retrieval import DescriptorRetrieval, InitialPoseRetriev
 from gnnet.localization.stopwatch import Stopwatch
 from gnnet.models.checkpoint import read_checkpoint
 from gnnet.models.pyramid import FeatureNetwork
+from gnnet.scenes.names import match_names
 
 
 @dataclass(frozen=True)
@@ -156,18 +157,20 @@ class Localizer:
         references: Sequence[str] | None = None,
         initial: Pose | None = None,
         truth: Pose | None = None,
+        itself: str | None = None,
     ) -> Localization:
         """Find the pose of an image in the map's world.
 
         Args:
             image: (3, H, W) RGB, uint8 or floating from 0 to 1, on any device.
             camera: its intrinsics, unbatched; its distortion is used.
-            name: a reference of this name is never used: a map's own image is localized without its observations,
-                and the points that it saw are triangulated without it, see `Map.observations`.
+            name: for the record; it does not tell which image of the map this is.
             condition, place: the query's, if known.
             references: names of the references to use, the nearest first; None retrieves them.
             initial: `cam_from_world` known beforehand, for `GivenPose` and `InitialPoseRetrieval` alone.
             truth: the true `cam_from_world`, for `OracleRetrieval`.
+            itself: name of the reference that is this very image, if it is the map's own: it is localized without its
+                observations, and the points that it saw are triangulated without it, see `Map.observations`.
 
         Raises:
             ValueError: if it has no network and map; if image, camera or pose are of another form; or if an initial
@@ -196,19 +199,21 @@ class Localizer:
         watch.lap("features")
         full_camera = camera.to(torch.float64)
         query = Query(
-            name, image, pyramid, full_camera.scale(torch.from_numpy(factors)), full_camera, place, initial, truth
-        )
+            name, image, pyramid, full_camera.scale(torch.from_numpy(factors)), full_camera, place, initial, truth,
+            itself,
+        )  # fmt: skip
         unknown: list[str] = []
         if references is None:
             rows = self.retrieval.find(query, map, self.references)
             reason = f"retrieval by {self.retrieval.name} found no reference"
         else:
             rows = rows_of(references, query, map, self.references)
-            unknown = [name for name in references if name not in map.rows]
+            known = set(match_names(references, map.names).given.values())
+            unknown = [name for name in references if name not in known]
             reason = f"the map has none of the references named{f' ({unknown[0]}, …)' if unknown else ''}"
-        itself = map.rows.get(name)
-        beside = None if companion is None else References(companion, rows, excluded=itself)
-        chosen = References(map, rows, beside, itself)
+        excluded = None if itself is None else map.rows.get(itself)
+        beside = None if companion is None else References(companion, rows, excluded=excluded)
+        chosen = References(map, rows, beside, excluded)
         watch.lap("retrieval")
         result = Localization(name, Status.NO_REFERENCE, reason, condition, references=chosen.names)
         if len(rows):

@@ -16,7 +16,7 @@ class Query:
     """An image that is being localized, its features, and what is known of it.
 
     Args:
-        name: a reference of this name is never used for it.
+        name: for records and messages; it does not tell which image of the map this is.
         image: (3, H, W) uint8 RGB, shrunk as the map's images were.
         pyramid: its feature maps, a batch of one, on the network's device.
         camera: intrinsics of `image`, unbatched, float64; points are projected with it.
@@ -24,6 +24,7 @@ class Query:
         place: the place of the dataset it lies in; None or empty if not known.
         initial: `cam_from_world` known beforehand, which is to be refined, unbatched; None if there is none.
         truth: its true `cam_from_world`, for `OracleRetrieval` alone; None if not known.
+        itself: name of the reference that is this very image, which is never used for it; None if the map has it not.
     """
 
     name: str
@@ -34,3 +35,4 @@ class Query:
     place: str | None = None
     initial: Pose | None = None
     truth: Pose | None = None
+    itself: str | None = None

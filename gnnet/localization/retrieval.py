@@ -6,6 +6,7 @@ To add one, write a class with `name`, `network` and `find`, and a file beside `
 from __future__ import annotations
 
 from collections.abc import Iterable
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -19,6 +20,7 @@ from gnnet.localization.global_descriptors import gem, nearest_references
 from gnnet.localization.map import Map
 from gnnet.localization.query import Query
 from gnnet.scenes.formats.poses import read_pairs_file
+from gnnet.scenes.names import by_known_name, match_names
 
 _SAME_CAMERA = 0.01  # share by which focal lengths and centre of one camera may differ
 
@@ -36,7 +38,7 @@ class Retrieval(Protocol):
     def network(self) -> nn.Module | None: ...
 
     def find(self, query: Query, map: Map, count: int) -> Tensor:
-        """Rows (K,) of at most `count` references, the best first, never the query itself; none if it finds none."""
+        """Rows (K,) of at most `count` references, the best first, never `query.itself`; none if it finds none."""
         ...
 
 
@@ -70,7 +72,7 @@ class DescriptorRetrieval:
 
     def _allowed(self, query: Query, map: Map) -> Tensor:
         """(R,) references other than the query itself, of its place and camera as far as that is asked for."""
-        allowed = torch.tensor([name != query.name for name in map.names])
+        allowed = torch.tensor([name != query.itself for name in map.names])
         within = map.retrieve_within
         if ("place" in within if self.same_place is None else self.same_place) and query.place in map.places:
             allowed &= torch.tensor([place == query.place for place in map.places])
@@ -95,7 +97,21 @@ class PairsRetrieval:
     network = None
 
     def __init__(self, file: str | Path) -> None:
-        self.pairs = read_pairs_file(file)
+        self.file, self.pairs = str(file), read_pairs_file(file, on_bad="skip")
+
+    def of(self, queries: Iterable[str], references: Iterable[str]) -> PairsRetrieval:
+        """The same pairs by the names of queries and references, which the file may write otherwise.
+
+        Raises:
+            ValueError: if the file names none of the queries, or none of the references.
+        """
+        listed = {name: name for names in self.pairs.values() for name in names}
+        known = by_known_name(listed, references, source=self.file, what="map's references")
+        reference = {given: name for name, given in known.items()}
+        pairs = by_known_name(self.pairs, queries, source=self.file, what="queries")
+        matched = copy(self)
+        matched.pairs = {q: tuple(reference[name] for name in names if name in reference) for q, names in pairs.items()}
+        return matched
 
     def find(self, query: Query, map: Map, count: int) -> Tensor:
         return rows_of(self.pairs.get(query.name, ()), query, map, count)
@@ -122,8 +138,15 @@ class InitialPoseRetrieval:
 
 
 def rows_of(names: Iterable[str], query: Query, map: Map, count: int) -> Tensor:
-    """Rows of the first `count` references of these names, each once; names that the map lacks are passed over."""
-    rows = [map.rows[name] for name in dict.fromkeys(names) if name in map.rows and name != query.name]
+    """Rows of the first `count` references of these names, each once; names that the map lacks are passed over.
+
+    Names match as `match_names` says.
+    """
+    names = list(dict.fromkeys(names))
+    if not map.rows.keys() >= set(names):
+        reference = {given: known for known, given in match_names(names, map.names).given.items()}
+        names = [reference[name] for name in names if name in reference]
+    rows = [map.rows[name] for name in names if name != query.itself]
     return torch.tensor(rows[:count], dtype=torch.int64)
 
 
@@ -132,4 +155,4 @@ def _near(pose: Pose | None, query: Query, map: Map, count: int) -> Tensor:
     if pose is None:
         return torch.zeros(0, dtype=torch.int64)
     rows = nearest_by_pose(pose, map.poses, count + 1)
-    return rows[rows != map.rows.get(query.name, -1)][:count]
+    return rows[rows != map.rows.get(query.itself or "", -1)][:count]

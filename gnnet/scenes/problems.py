@@ -56,6 +56,10 @@ class BadInput:
             raise error
         self.problems.append(str(error))
 
+    def note(self, problem: str) -> None:
+        """Keep a message about what does not end the reading even under `raise`; it comes first."""
+        self.problems.insert(0, problem)
+
     @property
     def first(self) -> str:
         """`; the first problem: …`, to end a message with, after the most frequent one; empty if there is none."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,32 @@ def test_a_file_that_breaks_after_the_check_is_passed_over_and_counted(toy_root,
         PairDataset(scene, **settings)[0, 0]
     other = PairDataset(scene, **settings, on_bad="skip")[0, 0]
     assert other.skipped == 1 and other.index != 0
+
+
+@pytest.mark.cases
+def test_a_map_needs_no_training_pair_no_split_and_no_query_of_known_pose(toy_root):
+    def few(root, **settings):
+        """Three photographs of one place without pairs: nothing to train on, nothing to validate."""
+        scene = load_robotcar(root, progress=False).with_places(["001"]).with_conditions(["overcast-reference"])
+        return replace(scene, pairs=())
+
+    data = CorrespondenceData(scene=few, root=toy_root, num_workers=0)
+    data.setup("predict")
+    assert len(data.validations[0].scene.images) == 3 and data.train_pairs is None
+    with pytest.raises(ValueError, match="1 place, so it cannot be split"):
+        data.setup("validate")
+    with pytest.raises(ValueError, match="holds no training pair"):
+        CorrespondenceData(scene=few, root=toy_root, validation_root=toy_root).setup("fit")
+    only = CorrespondenceData(scene=few, root=toy_root, validation_root=toy_root, num_workers=0)
+    only.setup("validate")
+    assert only.train_pairs is None and len(only.validations[0]) == 3
+
+
+def test_the_map_for_listed_queries_is_of_the_whole_scene(toy_root):
+    settings = {"scene": load_robotcar, "root": toy_root, "num_workers": 0, "validation_fraction": 0.34}
+    held_back, whole = (CorrespondenceData(**settings) for _ in range(2))
+    held_back.setup("predict")
+    whole.setup("predict", whole=True)
+    assert len(held_back.validations[0].scene.places) == 1 and len(whole.validations[0].scene.places) == 3
+    held_back.setup()  # what was left out is prepared when it is needed
+    assert len(held_back.train_pairs.scene.places) == 2

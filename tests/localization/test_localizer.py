@@ -149,7 +149,7 @@ def localizer(**settings) -> Localizer:
 
 
 def localize(localizer: Localizer, image, **settings):
-    given = {"name": image.name, "condition": image.condition, "place": image.place, **settings}
+    given = {"name": image.name, "itself": image.name, "condition": image.condition, "place": image.place, **settings}
     pixels, camera = given.pop("pixels", None), given.pop("camera", image.camera)
     return localizer.localize(read_image(image.path) if pixels is None else pixels, camera, **given)
 
@@ -241,10 +241,10 @@ def test_maps_that_do_not_go_together_are_refused(town, sift_town, scene, tmp_pa
         HybridPose(local=PoseFromMatches(Matcher()))
 
 
-def test_under_another_name_its_own_observations_give_the_pose_itself(town, middle):
+def test_another_image_of_the_same_name_may_use_a_reference(town, middle):
     found = localizer(references=1).on(untrained(), town)
     for image in middle:
-        result = localize(found, image, name="unknown")
+        result = localize(found, image, itself=None)
         assert result.references == (image.name,)
         assert errors(result, image)[0] < 0.01 and errors(result, image)[1] < 0.05
 
@@ -293,7 +293,7 @@ def test_a_pose_that_is_given_is_refined_at_the_references_near_it(town, middle,
     found = localizer(pose=GivenPose(), retrieval=InitialPoseRetrieval(), references=2).on(untrained(), town)
     image = middle[1]
     initial = perturb(image.cam_from_world, 0.05, 0.2, torch.Generator().manual_seed(0))
-    result = localize(found, image, name="unknown", initial=initial)
+    result = localize(found, image, itself=None, initial=initial)
     nearest = nearest_by_pose(initial, town.poses, 2)
     assert result.references == tuple(town.names[row] for row in nearest.tolist())
     assert result.references[0] == image.name
@@ -380,35 +380,33 @@ def test_only_references_of_the_place_or_the_camera(scene, town, middle, tmp_pat
     found = localizer(retrieval=DescriptorRetrieval(same_camera=True), references=9).on(network, two)
     of_second = {name for name, i in images.items() if i.is_reference and i.place == middle[1].place}
     nearly = Camera(wide.size, wide.parameters * 1.005)
-    assert set(localize(found, middle[0], camera=nearly, name="q").references) == of_second
-    assert set(localize(found, middle[0], name="q").references) == set(two.names) - of_second
+    assert set(localize(found, middle[0], camera=nearly, itself=None).references) == of_second
+    assert set(localize(found, middle[0], itself=None).references) == set(two.names) - of_second
     as_said = replace(scene, images=images, pairs=(), retrieve_within=("camera", "place"))
     said = compile_map(tmp_path / "said", as_said, network, points=50, progress=False)
     found_by = {
-        asked: set(localize(asking.on(network, said), middle[0], name="q").references)
+        asked: set(localize(asking.on(network, said), middle[0], itself=None).references)
         for asked in (None, False)
         for asking in [localizer(retrieval=DescriptorRetrieval(same_camera=asked), references=9)]
     }
     of_own_place = {i.name for i in images.values() if i.is_reference and i.place == middle[0].place}
     assert found_by == {None: of_own_place - of_second, False: of_own_place}
-    foreign = localize(
-        localizer(references=9).on(network, said), middle[0], name="q", camera=Camera(wide.size, wide.parameters * 1.3)
-    )
-    assert set(foreign.references) == of_own_place
     other = Camera(wide.size, wide.parameters * 1.3)
+    foreign = localize(localizer(references=9).on(network, said), middle[0], itself=None, camera=other)
+    assert set(foreign.references) == of_own_place
     assert localize(found, middle[0], camera=other).status == Status.NO_REFERENCE
 
 
 def test_ablations_of_the_camera(town, middle):
     network, image = untrained(), middle[0]
-    plain = localize(localizer().on(network, town), image, name="q")
+    plain = localize(localizer().on(network, town), image, itself=None)
     distorted = Camera(image.camera.size, image.camera.parameters + torch.tensor([0, 0, 0, 0, 0.1, 0.02, 0, 0]))
-    without = localize(localizer(distortion=False).on(network, town), image, name="q", camera=distorted)
+    without = localize(localizer(distortion=False).on(network, town), image, itself=None, camera=distorted)
     assert torch.equal(without.cam_from_world.matrix(), plain.cam_from_world.matrix())
     longer = Camera(image.camera.size, image.camera.parameters * torch.tensor([1.2, 1.2, 1, 1, 1, 1, 1, 1]))
-    wrong = localize(localizer(refiner=None).on(network, town), image, name="q", camera=longer)
+    wrong = localize(localizer(refiner=None).on(network, town), image, itself=None, camera=longer)
     assert errors(wrong, image)[0] > 0.05
-    corrected = localize(localizer(reference_camera=True).on(network, town), image, name="q", camera=longer)
+    corrected = localize(localizer(reference_camera=True).on(network, town), image, itself=None, camera=longer)
     assert torch.equal(corrected.cam_from_world.matrix(), plain.cam_from_world.matrix())
 
 
@@ -417,7 +415,7 @@ def test_what_does_not_fit_is_said(town, middle, scene, tmp_path):
     with pytest.raises(ValueError, match="settings only"):
         localize(localizer(), image)
     for pixels in (torch.zeros(3, 96, 95, dtype=torch.uint8), torch.zeros(3, 48, 48, dtype=torch.uint8)):
-        found = localize(localizer().on(network, town), image, name="q", pixels=pixels)
+        found = localize(localizer().on(network, town), image, itself=None, pixels=pixels)
         assert found.status == Status.NO_CAMERA and found.cam_from_world is None
         assert re.search(rf"{pixels.shape[-1]}×{pixels.shape[-2]} pixels, .* 96×96", found.reason)
     other = UNet(**{**SETTINGS, "normalize": False}).eval()
@@ -445,7 +443,7 @@ def test_another_network_may_retrieve(scene, middle, tmp_path):
     network = untrained()
     town = compile_map(tmp_path / "map", scene, network, points=300, retrieval_network=Pooled(), progress=False)
     found = localizer(retrieval=DescriptorRetrieval(network=Pooled())).on(network, town)
-    result = localize(found, middle[0], name="unknown")
+    result = localize(found, middle[0], itself=None)
     assert result.references[0] == middle[0].name and errors(result, middle[0])[0] < 0.01
     with pytest.raises(ValueError, match="retrieval"):
         localizer().on(network, town)
@@ -454,7 +452,7 @@ def test_another_network_may_retrieve(scene, middle, tmp_path):
 def test_a_map_of_smaller_images_shrinks_the_query(scene, middle, tmp_path):
     network = untrained()
     town = compile_map(tmp_path / "small", scene, network, points=300, largest_side=72, progress=False)
-    result = localize(localizer(references=2).on(network, town), middle[0], name="unknown")
+    result = localize(localizer(references=2).on(network, town), middle[0], itself=None)
     assert errors(result, middle[0])[0] < 0.02 and errors(result, middle[0])[1] < 0.1
 
 
@@ -598,10 +596,10 @@ def test_references_that_the_map_has_not_are_named(town, middle):
 def test_networks_of_other_types_localize(scene, town, middle, tmp_path, kind):
     network, image = untrained().to(kind), middle[0]
     own = compile_map(tmp_path / "own", scene, network, points=300, progress=False)
-    result = localize(localizer(references=1).on(network, own), image, name="unknown")
+    result = localize(localizer(references=1).on(network, own), image, itself=None)
     assert result.references == (image.name,) and errors(result, image)[0] < 0.02
     if kind == torch.float64:  # the weights are the same
-        assert errors(localize(localizer(references=1).on(network, town), image, name="unknown"), image)[0] < 0.02
+        assert errors(localize(localizer(references=1).on(network, town), image, itself=None), image)[0] < 0.02
     else:
         with pytest.raises(ValueError, match=rf"compiled with the network .*\(its weights are {kind}\)"):
             localizer().on(network, town)
@@ -615,12 +613,12 @@ def test_the_default_type_may_be_float64(scene, middle, tmp_path, matcher):
     network = untrained()
     own = compile_map(tmp_path / "own", scene, network, points=300, local_features=features, progress=False)
     found = localizer(pose=PoseFromMatches(matcher), refiner=refiner, references=1).on(network, own)
-    expected = localize(found, middle[0], name="unknown")
+    expected = localize(found, middle[0], itself=None)
     torch.set_default_dtype(torch.float64)
     try:
         again = compile_map(tmp_path / "again", scene, network, points=300, local_features=features, progress=False)
         for map, of_type in ((own, network), (again, deepcopy(network).double())):
-            result = localize(found.on(of_type, map), middle[0], name="unknown")
+            result = localize(found.on(of_type, map), middle[0], itself=None)
             assert errors(result, middle[0])[0] < 0.05 and result.inliers == pytest.approx(expected.inliers, abs=3)
     finally:
         torch.set_default_dtype(torch.float32)

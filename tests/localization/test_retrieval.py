@@ -34,7 +34,8 @@ def query(name: str = "q.jpg", **known) -> Query:
 def test_the_references_nearest_to_a_pose(town, retrieval, key):
     pose = at(1.9)[0]
     assert retrieval.find(query(**{key: pose}), town, 3).tolist() == [2, 1, 3]
-    assert retrieval.find(query("c.jpg", **{key: pose}), town, 3).tolist() == [1, 3, 0]  # never itself
+    assert retrieval.find(query(**{key: pose}, itself="c.jpg"), town, 3).tolist() == [1, 3, 0]
+    assert retrieval.find(query("c.jpg", **{key: pose}), town, 3).tolist() == [2, 1, 3]  # another image of that name
     assert retrieval.find(query(**{key: pose}), town, 9).tolist() == [2, 1, 3, 0]
     other = {"truth": "initial", "initial": "truth"}[key]
     assert retrieval.find(query(**{other: pose}), town, 3).shape == (0,)
@@ -46,7 +47,7 @@ def test_the_references_that_a_file_lists(town, tmp_path):
     retrieval = PairsRetrieval(tmp_path / "pairs.txt")
     assert retrieval.find(query(), town, 2).tolist() == [3, 0]
     for name in ("b.jpg", "unlisted.jpg"):  # its own image is no reference
-        assert retrieval.find(query(name), town, 2).shape == (0,)
+        assert retrieval.find(query(name, itself=name), town, 2).shape == (0,)
     with pytest.raises(FileNotFoundError, match="none"):
         PairsRetrieval(tmp_path / "none")
 
@@ -54,4 +55,5 @@ def test_the_references_that_a_file_lists(town, tmp_path):
 def test_names_become_rows_in_their_order_each_once(town):
     names = ["c.jpg", "q.jpg", "a.jpg", "c.jpg", "d.jpg"]
     assert rows_of(names, query(), town, 9).tolist() == [2, 0, 3]
-    assert rows_of(names, query("a.jpg"), town, 2).tolist() == [2, 3]
+    assert rows_of(names, query(itself="a.jpg"), town, 2).tolist() == [2, 3]
+    assert rows_of(["db/c.jpg", "db/none.jpg", "db/a.jpg"], query("a.jpg"), town, 9).tolist() == [2, 0]

@@ -224,7 +224,9 @@ def read_damaged(root: Path, layout: Layout, on_bad: str, *, shared: bool) -> No
     except FileExistsError as error:
         assert "so it is no toy town" in str(error)
         return
-    assert scene.images and (on_bad == "skip" or layout.read is load_timelapse or not scene.problems)
+    # Under `raise` only what is no damage is noted: a camera that moved, or that there is no pair to train on.
+    noted = layout.read is load_timelapse or (not len(scene.pairs) and len(scene.problems) == 1)
+    assert scene.images and (on_bad == "skip" or noted or not scene.problems)
     for image in scene.images.values():
         assert image.path.resolve().is_relative_to(root)
         assert image.depth is None or image.depth.path.resolve().is_relative_to(root)

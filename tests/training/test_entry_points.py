@@ -312,6 +312,31 @@ def test_missing_data_ends_in_one_message(tmp_path):
         assert hint in done.stderr
 
 
+@pytest.mark.cases
+def test_files_that_are_missing_are_named_before_anything_is_read(tmp_path):
+    missing = f"{tmp_path}/none.txt"
+    pairs = ["localizer=nearest", "localizer/retrieval=pairs", f"localizer.retrieval.file={missing}"]
+    cfg = configure(tmp_path, "checkpoint=none.ckpt", *pairs, name="evaluate")
+    with pytest.raises(FileNotFoundError, match=r"none\.txt does not exist; expected query reference"):
+        evaluate.make(cfg.localizer)
+    for given in ([f"poses={missing}"], [f"truth={missing}"], [f"queries={missing}", "images=."]):
+        with pytest.raises(FileNotFoundError, match=r"none\.txt does not exist"):
+            evaluate.run(configure(tmp_path, "checkpoint=none.ckpt", *given, name="evaluate"))
+    with pytest.raises(ValueError, match="queries=FILE needs images=DIR"):
+        evaluate.run(configure(tmp_path, "checkpoint=none.ckpt", f"queries={missing}", name="evaluate"))
+
+
+@pytest.mark.cases
+@pytest.mark.slow
+def test_a_list_of_queries_is_not_passed_over(finished_run, tmp_path):
+    run, _ = finished_run
+    listed = tmp_path / "queries.txt"
+    listed.write_text("a.jpg PINHOLE 96 96 60 60 48 48\n")
+    given = [f"checkpoint={run}/checkpoints/best.ckpt", f"queries={listed}", f"images={tmp_path}"]
+    with pytest.raises(ValueError, match="queries=FILE and truth=FILE need poses=FILE"):
+        evaluate.run(configure(tmp_path, *given, name="evaluate"))
+
+
 @pytest.mark.parametrize("mode", ["nearest", "sparse", "sparse_to_dense", "hybrid"])
 @pytest.mark.slow
 def test_queries_are_localized_on_a_map_with_one_command(finished_run, toy_root, tmp_path, mode):

@@ -1,10 +1,11 @@
-"""COLMAP's sparse models: binary files are read here, and text files are turned into binary ones by pycolmap.
+"""COLMAP's sparse models: binary files are read here, and text files are turned into binary ones before.
 
-Binary files are not read by pycolmap, as it fills the memory, or never comes back, where a count in them is damaged.
+They are not read by pycolmap, as it fills the memory, or never comes back, where a count in them is damaged.
 """
 
 from __future__ import annotations
 
+import os
 import struct
 import tempfile
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
+from gnnet.scenes.formats.colmap_text import write_as_binary
 from gnnet.scenes.problems import BadInput
 from gnnet.scenes.values import SceneImage
 
@@ -81,18 +83,9 @@ def read_model(folder: Path, bad: BadInput) -> Model:
     """
     if any(folder.glob("*.bin")):
         return _read_binary(folder, folder, ".bin", bad)
-    import pycolmap  # slow to import
-
     with tempfile.TemporaryDirectory() as binary:
-        try:
-            reconstruction = pycolmap.Reconstruction()
-            reconstruction.read_text(str(folder))
-            reconstruction.write_binary(binary)
-        except Exception as error:  # pycolmap raises many types
-            raise ValueError(
-                f"{folder} cannot be read as a COLMAP model ({str(error).strip()[:300]}); expected cameras, images "
-                "and points3D as .txt or .bin (dataset.root), so write the model again"
-            ) from error
+        models = {name: (number, count) for number, (name, count) in enumerate(_MODELS)}
+        write_as_binary(folder, Path(binary), models, bad)
         return _read_binary(Path(binary), folder, ".txt", bad)
 
 
@@ -151,7 +144,7 @@ class _File:
             raise self.damaged(f"the name at byte {self.at} does not end")
         text = self.data[self.at : end]
         self.at = end + 1
-        return text.decode("utf-8", errors="replace")
+        return os.fsdecode(text)  # as the name of a file, which may be no text
 
 
 def _read_cameras(file: _File, bad: BadInput) -> dict[int, Camera | None]:

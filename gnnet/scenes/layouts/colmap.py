@@ -45,7 +45,7 @@ def load_colmap(
 
     Raises:
         FileNotFoundError: no model, more than one, or images of the model that are not on disk.
-        ValueError: a damaged model, an unsupported camera model, or no pair with enough common points.
+        ValueError: a damaged model, or an unsupported camera model.
     """
     root, bad = Path(root), BadInput(on_bad)
     model_dir = _find_model(root, sparse)
@@ -59,9 +59,9 @@ def load_colmap(
         for image, stretch in zip(scene_images, stretches_of(centers_of(scene_images), places), strict=True)
     ]
     pairs = covisible_pairs(scene_images, min_shared_points, pairs_per_image, progress)
-    if not pairs:
-        raise ValueError(
-            f"{model_dir} holds no two images that share {min_shared_points} points; "
+    if not pairs:  # it may still be a map
+        bad.note(
+            f"{model_dir} holds no two images that share {min_shared_points} points, to train on; "
             "lower min_shared_points, or reconstruct with more matches"
         )
     named, points = {image.name: image for image in scene_images}, torch.from_numpy(model.points)

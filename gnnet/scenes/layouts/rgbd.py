@@ -59,7 +59,7 @@ def load_rgbd(
 
     Raises:
         FileNotFoundError: no such layout, or a file that is missing.
-        ValueError: a malformed file, or no image or no pair is left.
+        ValueError: a malformed file, or no image is left.
     """
     root, bad = Path(root), BadInput(on_bad)
     if places < 1:
@@ -77,11 +77,13 @@ def load_rgbd(
                 found |= {image.name: image for image in stretch}
                 pairs += pairs_at_gaps(stretch, range(len(stretch)), gaps, min_overlap)
     if not pairs:
-        raise ValueError(
+        why = (
             f"{root.absolute()} holds {len(found)} usable images and no pair at gaps {list(gaps)} within one of "
             f"{places} stretches; lower dataset.gaps, dataset.min_overlap or dataset.places, or add images"
-            f"{bad.first}"
         )
+        if not found:
+            raise ValueError(f"{why}{bad.first}")
+        bad.note(why)  # it may still be a map
     name = f"rgbd {root.absolute().name}"
     return Scene(name, found, pairs, problems=tuple(bad.problems), dataset="rgbd")
 

@@ -77,7 +77,7 @@ def load_sevenscenes(
 
     Raises:
         FileNotFoundError: no such layout, or a file that is missing.
-        ValueError: a malformed file, a `stride` below 1, or no pair is left.
+        ValueError: a malformed file, a `stride` below 1, or no image is left.
     """
     root, bad = Path(root), BadInput(on_bad)
     if stride < 1:
@@ -100,11 +100,13 @@ def load_sevenscenes(
     for views in maps.values():
         pairs += _pairs_across(views, across_sequences, min_overlap)
     if not pairs:
-        raise ValueError(
+        why = (
             f"{root.absolute()} holds {len(images)} usable images and no pair of training images at gaps "
             f"{list(gaps)}; lower dataset.stride or dataset.min_overlap, or take other dataset.gaps"
-            f"{bad.first}"
         )
+        if not images:
+            raise ValueError(f"{why}{bad.first}")
+        bad.note(why)  # it may still be a map
     name = f"7-scenes {root.absolute().name}"
     return Scene(name, images, pairs, problems=tuple(bad.problems), dataset="sevenscenes")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
+from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.scenes.formats.poses import (
     read_pairs_file,
@@ -80,8 +82,8 @@ def test_what_cannot_be_written_leaves_the_file_as_it_was(tmp_path):
     write_pose_file(path, {"a": good})
     nan = Pose(good.rotation, torch.tensor([0, torch.nan, 0], dtype=torch.float64))
     broken = {
-        "night 1.jpg": (good, "'night 1.jpg'.*without spaces"),
-        "": (good, "without spaces"),
+        "night 1": (good, "'night 1' cannot stand.*ends with no number"),
+        "": (good, "not empty"),
         "batched": (Pose.identity(2), r"batched has the batch shape \(2,\)"),
         "nan": (nan, "pose of nan"),
         "scaled": (Pose(2 * good.rotation, good.translation), "pose of scaled"),
@@ -98,7 +100,7 @@ def test_what_cannot_be_written_leaves_the_file_as_it_was(tmp_path):
     ("line", "message"),
     [
         ("a 1 0 0 0 0 0", "line 3 has 7 words"),
-        ("my image.jpg 1 0 0 0 0 0 0", "line 3 has 9 words .*names without spaces"),
+        ("a 1 0 0 0 0 0 0 0.5", "line 3 has 9 words .*expected name qw"),
         ("a 1 0 0 0 0 nan 0", "line 3 .*not finite"),
         ("a inf 0 0 0 0 0 0", "line 3 .*not finite"),
         ("a 1 0 0 zero 0 0 0", "line 3: could not convert"),
@@ -121,9 +123,62 @@ def test_pairs_keep_their_order(tmp_path):
     path = written(tmp_path, "q2 r9\nq1 r1\nq2 r1\n\nq2 r9\nq1 r0\n")
     assert read_pairs_file(path) == {"q2": ("r9", "r1"), "q1": ("r1", "r0")}
     assert list(read_pairs_file(path)) == ["q2", "q1"]
-    for line in ("q", "q r 0.5"):
+    for line in ("q", "q r 0.5", "a.jpg b.jpg c.jpg", "a, b, c", "a, , 0.5", ","):
         with pytest.raises(ValueError, match=r"file\.txt line 2 has . words .*expected query reference"):
             read_pairs_file(written(tmp_path, f"q r\n{line}\n"))
+        assert read_pairs_file(written(tmp_path, f"q r\n{line}\n"), on_bad="skip") == {"q": ("r",)}
+    with pytest.raises(ValueError, match="line 1 has 1 words"):
+        read_pairs_file(written(tmp_path, "q\nr\n"), on_bad="skip")
+
+
+@pytest.mark.cases
+def test_pairs_as_kapture_writes_them_and_with_spaces(tmp_path):
+    content = "# query_image, map_image, score\nq 1.jpg, db/r 1.jpg, 0.5\nq 1.jpg, db/r 2.jpg, 5e-1\na, b\nc,d,1\n"
+    found = read_pairs_file(written(tmp_path, content))
+    assert found == {"q 1.jpg": ("db/r 1.jpg", "db/r 2.jpg"), "a": ("b",), "c": ("d",)}
+    assert read_pairs_file(written(tmp_path, "q (1).jpg  db/r, 1.png\na,b.jpg c.jpg\n")) == {
+        "q (1).jpg": ("db/r, 1.png",), "a,b.jpg": ("c.jpg",),
+    }  # fmt: skip
+
+
+@pytest.mark.cases
+def test_names_with_spaces_are_read_and_written(tmp_path):
+    poses = {f"Survey A/DJI  {i:04d} map (40{i}).jpg": pose for i, pose in enumerate(random_poses(3).values())}
+    write_pose_file(tmp_path / "poses.txt", poses)
+    found = read_pose_file(tmp_path / "poses.txt")
+    assert list(found) == list(poses)
+    assert all(torch.equal(found[name].translation, pose.translation) for name, pose in poses.items())
+    cameras = read_query_list(written(tmp_path, " my  PINHOLE (1) 2.jpg\tSIMPLE_RADIAL 640 480 500 320 240 0\r\n"))
+    assert list(cameras) == ["my  PINHOLE (1) 2.jpg"]
+    assert cameras["my  PINHOLE (1) 2.jpg"].size.tolist() == [640, 480]
+
+
+@pytest.mark.cases
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_files_from_windows_count_like_others(tmp_path, encoding, end):
+    def lines(*content: str) -> Path:
+        return written(tmp_path, end.join([*content, ""]).encode(encoding))
+
+    assert list(read_pose_file(lines("é.jpg 1.0e-000 0 0 1 0 0 1.5e+001", "b.jpg 1 0 0 0 0 0 0"))) == ["é.jpg", "b.jpg"]
+    assert read_pairs_file(lines("é.jpg b.jpg", "b.jpg é.jpg")) == {"é.jpg": ("b.jpg",), "b.jpg": ("é.jpg",)}
+    assert list(read_query_list(lines("é.jpg PINHOLE 64 48 50 50 32 24"))) == ["é.jpg"]
+
+
+@pytest.mark.cases
+def test_one_bad_line_does_not_end_the_rest(tmp_path, caplog):
+    lines = "a.jpg 1 0 0 0 0 0 0\nb.jpg 1 0 0 0 0 0 nan\nc.jpg 0 0 0 0 1 1 1\nd.jpg 0 0 0 0 1 1 1\n"
+    assert list(read_pose_file(written(tmp_path, lines), on_bad="skip")) == ["a.jpg"]
+    assert re.search(r"3 lines are left out, the first: .* line 3 .*0 0 0 0.*\(2 of 3 are like this\)", caplog.text)
+
+
+@pytest.mark.cases
+def test_several_lists_are_read_as_one_by_hlocs_pattern(tmp_path):
+    for name, query in (("day_queries.txt", "a.jpg"), ("night_queries.txt", "b.jpg")):
+        (tmp_path / name).write_text(f"{query} PINHOLE 64 48 50 50 32 24\n")
+    assert list(read_query_list(tmp_path / "*_queries.txt")) == ["a.jpg", "b.jpg"]
+    with pytest.raises(FileNotFoundError, match=r"\*_lists.txt does not exist"):
+        read_query_list(tmp_path / "*_lists.txt")
 
 
 def test_query_lists_give_the_cameras_of_pycolmap(tmp_path):
@@ -159,12 +214,23 @@ def test_query_lists_give_the_cameras_of_pycolmap(tmp_path):
         ("b.jpg PINHOLE 640 480 500 0 320 240", "line 2 has focal lengths"),
         ("b.jpg PINHOLE 640 480 500 nan 320 240", "line 2 .*not finite"),
         ("b.jpg 640 480 500 500 320 240", "line 2"),
-        ("a.jpg PINHOLE 640 480 500 500 320 240", "line 2 names a.jpg again"),
     ],
 )
 def test_broken_query_lists_are_named_by_line(tmp_path, line, message):
-    with pytest.raises(ValueError, match=message):
-        read_query_list(written(tmp_path, f"a.jpg PINHOLE 640 480 500 500 320 240\n{line}\n"))
+    found = read_query_list(written(tmp_path, f"a.jpg PINHOLE 640 480 500 500 320 240\n{line}\n"))
+    assert list(found) == ["a.jpg", "b.jpg"] and isinstance(found["a.jpg"], Camera)
+    assert isinstance(found["b.jpg"], ValueError) and re.search(message, str(found["b.jpg"]))
+    with pytest.raises(ValueError, match=message.replace("2", "1", 1)):
+        read_query_list(written(tmp_path, f"{line}\n"))
+
+
+def test_a_query_list_without_a_query_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"file\.txt holds no query; expected name MODEL"):
+        read_query_list(written(tmp_path, "# none\n\n"))
+    same = "a.jpg PINHOLE 64 48 50 50 32 24\n"
+    assert list(read_query_list(written(tmp_path, 2 * same))) == ["a.jpg"]
+    again = read_query_list(written(tmp_path, f"{same}b.jpg PINHOLE 64 48 50 50 32 24\n{same.replace('50', '60')}"))
+    assert "line 3 names a.jpg again, with another camera" in str(again["a.jpg"])
 
 
 @pytest.mark.parametrize("read", [read_pose_file, read_pairs_file, read_query_list])
@@ -193,5 +259,5 @@ def test_any_content_gives_poses_or_a_clear_error(tmp_path, content):
             assert str(path) in str(error)
             continue
         for value in found.values():
-            for numbers in vars(value).values() if read is not read_pairs_file else ():
+            for numbers in vars(value).values() if isinstance(value, Pose | Camera) else ():
                 assert numbers.isfinite().all()

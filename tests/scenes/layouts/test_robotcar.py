@@ -275,7 +275,7 @@ def test_damaged_intrinsics_and_poses_are_named(copy: Path):
 def test_damaged_models_are_named(copy: Path):
     model = copy / "3D-models" / "individual"
     (model / "colmap_reconstructions" / "002_aligned" / "images.txt").unlink()
-    with pytest.raises(ValueError, match="002_aligned cannot be read"):
+    with pytest.raises(FileNotFoundError, match=r"002_aligned.images\.txt does not exist; expected a COLMAP model"):
         load(copy)
     shutil.rmtree(model)
     nvm = copy / "3D-models" / "all-merged" / "all.nvm"
@@ -518,7 +518,9 @@ def test_an_unreadable_model_leaves_its_place_out(copy: Path, listed: bool):
     with pytest.raises(ValueError, match="002_aligned"):
         load(copy)
     scene = load(copy, on_bad="skip", test_queries=listed)
-    assert scene.places == ("001", "003") and len(scene.problems) == 1 and "002_aligned" in scene.problems[0]
+    line, model = scene.problems
+    assert "002_aligned/images.txt line 1 is '1 2 3'" in line and "002_aligned holds no image" in model
+    assert scene.places == ("001", "003")
     assert set(scene.images) == {name for name, image in whole.images.items() if image.place != "002"}
     assert scene.pairs == tuple(pair for pair in whole.pairs if pair.place != "002")
     for model in models_of(copy):
