@@ -112,7 +112,7 @@ def _poses_a_second(device: torch.device, batch: int, points: int = 512, channel
     camera = Camera(torch.tensor([640.0, 480.0]), torch.tensor([500.0, 500.0, 320.0, 240.0, 0, 0, 0, 0]))
     xy = torch.rand(points, 2, generator=generator) * torch.tensor([560.0, 400.0]) + 40
     depth = 5 + 10 * torch.rand(points, 1, generator=generator)
-    world = (camera.unproject(xy) * depth).to(device)
+    world = (camera.unproject(xy)[0] * depth).to(device)
     descriptors, valid = sample_descriptors(pyramid, xy[None].to(device))
     starts = Pose.stack([perturb(Pose.identity(), 0.05, 0.5, generator) for _ in range(batch)]).to(device)
     cameras = Camera.stack([camera] * batch).to(device)

@@ -129,7 +129,7 @@ def scene(*, channels: int, batch: int, generator: torch.Generator) -> tuple[Cam
 
 def on_plane(camera: Camera, cam_from_world: Pose, pixels: Tensor) -> Tensor:
     """World points (..., N, 3) on the plane z = 10 m that are seen at pixels (..., N, 2)."""
-    rays = camera.unproject(pixels) @ cam_from_world.rotation
+    rays = camera.unproject(pixels)[0] @ cam_from_world.rotation
     center = cam_from_world.center()[..., None, :]
     return center + rays * ((DEPTH - center[..., 2:]) / rays[..., 2:])
 

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gnnet.geometry.camera import MIN_DEPTH, Camera
+from gnnet.geometry.camera import Camera
+from gnnet.geometry.lenses import NEAREST
 from gnnet.geometry.pose import Pose
 from gnnet.scenes.scene import Correspondences, SceneImage
 
@@ -209,9 +210,13 @@ def _patch(metres: np.ndarray, xy: Tensor) -> _Patch:
 
 
 def _rays(camera: Camera, xy: Tensor) -> Tensor:
-    """`Camera.unproject` for pixels (N, 2), without its iteration where there is no distortion."""
+    """Rays to z = 1 through pixels (N, 2), without `unproject`'s iteration where there is no distortion.
+
+    Zero where no point with a depth, z > 0, is seen.
+    """
     if camera.parameters[4:].any():
-        return camera.unproject(xy)
+        rays, found = camera.unproject(xy)
+        return torch.where((found & (rays[:, 2] > 0))[:, None], rays / rays[:, 2:].clamp(min=NEAREST), 0)
     uv = (xy - camera.parameters[2:4]) / camera.parameters[:2]
     return torch.cat([uv, torch.ones_like(uv[:, :1])], 1)
 
@@ -221,8 +226,8 @@ def _project(camera: Camera, points: Tensor) -> tuple[Tensor, Tensor]:
     if camera.parameters[4:].any():
         return camera.project(points)
     depth = points[:, 2:]
-    xy = points[:, :2] / depth.clamp(min=MIN_DEPTH) * camera.parameters[:2] + camera.parameters[2:4]
-    return xy, (depth[:, 0] > MIN_DEPTH) & camera.contains(xy)
+    xy = points[:, :2] / depth.clamp(min=NEAREST) * camera.parameters[:2] + camera.parameters[2:4]
+    return xy, (depth[:, 0] > NEAREST) & camera.contains(xy)
 
 
 def _surface_points(
@@ -258,6 +263,8 @@ def _in_depth_map(view: DepthView, window: Window | None) -> tuple[int, int, int
     left, top, right, bottom = window
     corners = torch.tensor([[left, top], [right, top], [left, bottom], [right, bottom]], dtype=torch.float64)
     rays = _rays(view.image_camera, corners)
+    if not rays.any(1).all():  # a fisheye's corners see nothing
+        return 0, 0, width, height
     points = torch.cat([rays * float(known.min()), rays * float(known.max())])
     xy, _ = _project(view.camera, view.to_depth(points))
     low = xy.amin(0).floor().long().clamp(min=0).minimum(torch.tensor([width, height]) - 1)

@@ -42,7 +42,8 @@ def write_colmap_model(
     It holds the references that have a camera and a pose, the points that they observe, and the
     localized queries with their estimated poses, which observe nothing. Names are the scene's. A query
     that is a reference itself stands beside it as `localized/<name>`. Row i of `scene.points` has the
-    id i + 1. Images of equal cameras share one: OPENCV with distortion, PINHOLE without.
+    id i + 1. Images of equal cameras share one: PINHOLE without distortion, else the model that holds all of
+    its kind (OPENCV, FULL_OPENCV, THIN_PRISM_FISHEYE, …).
 
     Args:
         folder: is made; a model that is there is replaced.
@@ -115,17 +116,15 @@ def _model_of(
     import pycolmap  # slow to import
 
     model = pycolmap.Reconstruction()
-    camera_ids: dict[tuple[float, ...], int] = {}
+    camera_ids: dict[tuple[object, ...], int] = {}
     tracks: defaultdict[int, pycolmap.Track] = defaultdict(pycolmap.Track)  # by the point's row
     for image_id, (name, (camera, cam_from_world)) in enumerate(images.items(), start=1):
-        width, height = camera.size.round().to(torch.int64).tolist()
-        parameters = camera.parameters.to(device="cpu", dtype=torch.float64).tolist()
-        key = (width, height, *parameters)
+        kind, width, height, parameters = camera.to_colmap()
+        key = (kind, width, height, *parameters)
         if key not in camera_ids:
             camera_ids[key] = len(camera_ids) + 1
-            kind, used = ("OPENCV", parameters) if any(parameters[4:]) else ("PINHOLE", parameters[:4])
             model.add_camera_with_trivial_rig(
-                pycolmap.Camera(model=kind, width=width, height=height, params=used, camera_id=camera_ids[key])
+                pycolmap.Camera(model=kind, width=width, height=height, params=parameters, camera_id=camera_ids[key])
             )
         pose = cam_from_world.to(device="cpu", dtype=torch.float64)
         rows, keypoints = observed.get(name, (np.zeros(0, np.int64), np.zeros((0, 2))))

@@ -226,14 +226,17 @@ def _create(
         small = min(small, count - 1, WHITENING_SAMPLE - 1)
     tracks = Tracks.of(references, len(scene.points))
     sizes = len(tracks.offsets) - 1, len(tracks.images)
-    arrays = map_arrays(count, sum(capacity), made_of["channels"], global_dimensions, small, sizes)
+    camera = torch.cat([cameras.size, cameras.parameters], -1).numpy()
+    arrays = map_arrays(
+        count, sum(capacity), made_of["channels"], global_dimensions, small, sizes, camera=camera.shape[1]
+    )
     names, places = [i.name for i in references], [i.place for i in references]
     about = {"made of": made_of, "names": names, "places": places, "retrieve within": scene.retrieve_within}
     file = ArrayFile.create(path, arrays, about)
     file.write("offsets", 0, np.cumsum([0, *capacity[:-1]]))
     file.write("rotation", 0, poses.rotation.numpy())
     file.write("translation", 0, poses.translation.numpy())
-    file.write("camera", 0, torch.cat([cameras.size, cameras.parameters], -1).numpy())
+    file.write("camera", 0, camera)
     for part, values in zip(Tracks._fields, tracks, strict=True):
         file.write(f"tracks/{part}", 0, values)
     file.close()

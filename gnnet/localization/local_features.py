@@ -236,5 +236,8 @@ def points_of_detections(scene: Scene, reference: SceneImage, detections: Tensor
     if not len(ids) or not len(xy):
         return torch.zeros(len(xy), 3).double(), nowhere, torch.zeros(len(xy), dtype=torch.bool)
     distance, nearest = map(torch.from_numpy, cKDTree(projected.numpy()).query(xy.numpy()))
-    rays = camera.unproject(xy) * in_camera[nearest, 2:]
-    return cam_from_world.inverse().transform(rays), ids[nearest], (distance <= NEAR_POINT) & camera.contains(xy)
+    rays, found = camera.unproject(xy)
+    to_point, _ = camera.unproject(projected)
+    rays = rays * (in_camera.norm(dim=1) / to_point.norm(dim=1))[nearest, None]
+    found = found & (distance <= NEAR_POINT) & camera.contains(xy)
+    return cam_from_world.inverse().transform(rays), ids[nearest], found

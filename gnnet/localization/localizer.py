@@ -252,5 +252,5 @@ class Localizer:
             own = references.map.cameras[int(references.rows[0])]
             camera = own.scale(camera.size / own.size)
         if not self.distortion:
-            camera = Camera(camera.size, torch.cat([camera.parameters[:4], torch.zeros(4, dtype=torch.float64)]))
+            camera = camera.without_distortion()
         return camera

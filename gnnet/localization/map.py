@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from gnnet.arrays import ArrayFile
 from gnnet.data.tracks import Tracks
-from gnnet.geometry.camera import Camera
+from gnnet.geometry.camera import PARAMETER_COUNTS, Camera
 from gnnet.geometry.pose import Pose
 from gnnet.localization.global_descriptors import Whitening
 from gnnet.models.pyramid import FeatureNetwork
@@ -240,8 +240,9 @@ def made_with(
 
 
 def map_arrays(
-    count: int, total: int, channels: Sequence[int], global_dimensions: int, small: int, tracks: tuple[int, int]
-) -> dict[str, tuple[str, tuple[int, ...]]]:
+    count: int, total: int, channels: Sequence[int], global_dimensions: int, small: int, tracks: tuple[int, int],
+    *, camera: int,
+) -> dict[str, tuple[str, tuple[int, ...]]]:  # fmt: skip
     """Types and shapes of a map's arrays.
 
     Args:
@@ -249,10 +250,11 @@ def map_arrays(
         channels: of each level's descriptors.
         global_dimensions, small: of global descriptors before and after whitening.
         tracks: number of points, and of their observations.
+        camera: numbers of each camera, its size included.
     """
     return {
         "finished": ("u1", (1,)), "done": ("u1", (count,)), "count": ("i8", (count,)), "offsets": ("i8", (count,)),
-        "rotation": ("f8", (count, 3, 3)), "translation": ("f8", (count, 3)), "camera": ("f8", (count, 10)),
+        "rotation": ("f8", (count, 3, 3)), "translation": ("f8", (count, 3)), "camera": ("f8", (count, camera)),
         "neighbours": ("i4", (count, NEIGHBOURS)), "shared": ("i4", (count, NEIGHBOURS)),
         "global": ("f4", (count, small)), "global/raw": ("f2", (count, global_dimensions)),
         "whitening/mean": ("f4", (global_dimensions,)), "whitening/projection": ("f4", (global_dimensions, small)),
@@ -269,9 +271,9 @@ def check_layout(file: ArrayFile) -> None:
     try:
         count, channels = len(file.about["names"]), file.about["made of"]["channels"]
         tracks = file.shape("tracks/offsets")[0] - 1, file.shape("tracks/images")[0]
-        sizes = file.shape("whitening/projection")
-        expected = map_arrays(count, file.shape("points")[0], channels, sizes[0], sizes[1], tracks)
-        fits = file.arrays == expected and len(file.about["places"]) == count
+        numbers, raw, small = file.shape("camera")[1], *file.shape("whitening/projection")
+        expected = map_arrays(count, file.shape("points")[0], channels, raw, small, tracks, camera=numbers)
+        fits = file.arrays == expected and len(file.about["places"]) == count and numbers - 2 in PARAMETER_COUNTS
     except (KeyError, TypeError, IndexError, AttributeError):
         fits = False
     if not fits:

@@ -88,9 +88,8 @@ def _ransac(
     """Matrix (3, 4) and mask of inliers (N,), or None."""
     import pycolmap  # slow to import
 
-    width, height = (round(side) for side in camera.size.tolist())
-    parameters = camera.parameters.detach().cpu().double().tolist()
-    colmap_camera = pycolmap.Camera(model="OPENCV", width=width, height=height, params=parameters)
+    model, width, height, parameters = camera.to_colmap()
+    colmap_camera = pycolmap.Camera(model=model, width=width, height=height, params=parameters)
     options = pycolmap.AbsolutePoseEstimationOptions()
     options.ransac.max_error = max_error
     options.ransac.min_inlier_ratio = 0.01

@@ -146,7 +146,7 @@ def _view_problems(views: Views, what: str) -> dict[int, str]:
     for row in np.flatnonzero((views.flags & CAMERA > 0) & ~_are_cameras(views.camera)).tolist():
         numbers = " ".join(f"{value:.6g}" for value in views.camera[row])
         messages[row] = (
-            f"its {what}camera is width, height, fx, fy, cx, cy, k1, k2, p1, p2 = {numbers}; expected finite "
+            f"its {what}camera is width, height, fx, fy, cx, cy and the lens' numbers = {numbers}; expected finite "
             "numbers, sizes and focal lengths above 0: mend the intrinsics, or leave out the image"
         )
     for row in np.flatnonzero((views.flags & POSE > 0) & ~_are_poses(views.pose)).tolist():

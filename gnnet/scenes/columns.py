@@ -18,6 +18,7 @@ from gnnet.scenes.values import Depth, Pair, SceneImage
 CAMERA, POSE = 1, 2  # flags of a view
 REFERENCE, POINT_IDS, KEYPOINTS = 1, 2, 4  # flags of an image
 STATIC, FILE = 1, 2  # flags of a pair
+_NO_CAMERA = Camera.from_colmap("PINHOLE", 1, 1, (1, 1, 0, 0), dtype=torch.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +85,7 @@ class Labels:
 class Views:
     """Files that cameras took; what is not known is zero and has no flag.
 
-    Cameras (N, 10) are size and parameters, poses (N, 12) rotation (row by row) and translation.
+    Cameras (N, 10 or more) are size and parameters, poses (N, 12) rotation (row by row) and translation.
     """
 
     paths: Strings
@@ -94,11 +95,14 @@ class Views:
 
     @classmethod
     def of(cls, views: Sequence[tuple[Path, Camera | None, Pose | None]]) -> Views:
-        flags, cameras, poses = np.zeros(len(views), np.uint8), np.zeros((len(views), 10)), np.zeros((len(views), 12))
-        for row, (_, camera, pose) in enumerate(views):
-            if camera is not None:
-                flags[row] |= CAMERA
-                cameras[row, :2], cameras[row, 2:] = camera.size.numpy(), camera.parameters.numpy()
+        flags, poses = np.zeros(len(views), np.uint8), np.zeros((len(views), 12))
+        known = [row for row, (_, camera, _) in enumerate(views) if camera is not None]
+        flags[known] |= CAMERA
+        stacked = Camera.stack([camera for _, camera, _ in views if camera is not None] or [_NO_CAMERA])
+        cameras = np.zeros((len(views), 2 + stacked.parameters.shape[-1]))
+        if known:
+            cameras[known, :2], cameras[known, 2:] = stacked.size.numpy(), stacked.parameters.numpy()
+        for row, (_, _, pose) in enumerate(views):
             if pose is not None:
                 flags[row] |= POSE
                 poses[row, :9], poses[row, 9:] = pose.rotation.numpy().reshape(-1), pose.translation.numpy()

@@ -125,10 +125,10 @@ def overlapping_pairs(images: Sequence[SceneImage], rows: Sequence[tuple[int, in
 
 def view_overlap(camera_a: Camera, a_from_world: Pose, camera_b: Camera, b_from_world: Pose) -> Tensor:
     """Share (N,) of points 1, 2 and 4 m in front of cameras a (N,) that lie in images b (N,); no depth is read."""
-    rays = camera_a.unproject(camera_a.size[:, None, :] * _PROBES)  # [N, 25, 3]
+    rays, found = camera_a.unproject(camera_a.size[:, None, :] * _PROBES)  # [N, 25, 3]
     points = torch.cat([rays * depth for depth in _PROBE_DEPTHS], 1)
     _, seen = camera_b.project((b_from_world @ a_from_world.inverse()).transform(points))
-    return seen.double().mean(1)
+    return (seen & found.repeat(1, len(_PROBE_DEPTHS))).double().mean(1)
 
 
 def within_places(pairs: Sequence[Pair], places: Mapping[str, str]) -> list[Pair]:

@@ -39,9 +39,15 @@ def toy_camera(image_size: int) -> Camera:
     return Camera.from_colmap("PINHOLE", image_size, image_size, [focal, focal, center, center], dtype=torch.float64)
 
 
+def rays_to_depth(camera: Camera, xy: Tensor) -> Tensor:
+    """Rays (..., N, 3) of the camera's frame through pixels (..., N, 2) that end at depth 1."""
+    rays, _ = camera.unproject(xy)
+    return rays / rays[..., 2:].clamp(min=1e-3)
+
+
 def pixel_rays(camera: Camera, camera_from_place: Pose, xy: Tensor) -> tuple[Tensor, Tensor]:
     """Rays in the place's frame through pixels (N, 2): origin (3, 1), directions (3, N) that end at depth 1."""
-    rays = camera.unproject(xy) @ camera_from_place.rotation
+    rays = rays_to_depth(camera, xy) @ camera_from_place.rotation
     return camera_from_place.center()[:, None], rays.T.contiguous()
 
 
@@ -50,7 +56,7 @@ def image_rays(camera: Camera, camera_from_place: Pose) -> tuple[Tensor, Tensor]
 
     They pass through the points at 1/4 and 3/4 of the pixel's diagonal and end at depth 1.
     """
-    if (camera.parameters[4:] != 0).any():  # lens distortion
+    if (camera.parameters[4:] != 0).any():  # the lens distorts
         u, v = _ray_grid(_size(camera), tuple(camera.parameters.tolist()))
     else:
         width, height = _size(camera)
@@ -139,7 +145,7 @@ def _ray_grid(size: tuple[int, int], parameters: tuple[float, ...]) -> tuple[Ten
     x = (torch.arange(2 * width, dtype=torch.float64) + 0.5) / 2
     y = torch.arange(height)[:, None] + torch.tensor([0.25, 0.75], dtype=torch.float64).repeat(width)
     camera = Camera(torch.tensor(size, dtype=torch.float64), torch.tensor(parameters, dtype=torch.float64))
-    rays = camera.unproject(torch.stack(torch.broadcast_tensors(x, y), -1)).float()
+    rays = rays_to_depth(camera, torch.stack(torch.broadcast_tensors(x, y), -1)).float()
     return rays[..., 0].contiguous(), rays[..., 1].contiguous()
 
 

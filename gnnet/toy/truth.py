@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
-from gnnet.toy.camera import pixel_centers, pixel_rays, trace
+from gnnet.toy.camera import pixel_centers, pixel_rays, rays_to_depth, trace
 from gnnet.toy.streets import Street
 
 POINT_CELL = 7.5  # pixels of a 256-pixel image; a cell of this side gets at most one new 3D point
@@ -135,7 +135,7 @@ def match_image(
 
 def lift(camera: Camera, camera_from_place: Pose, xy: Tensor, depth: Tensor) -> Tensor:
     """Points (N, 3) in the place's frame that lie at pixels (N, 2) and depths (N,)."""
-    return camera_from_place.inverse().transform(camera.unproject(xy) * depth[:, None])
+    return camera_from_place.inverse().transform(rays_to_depth(camera, xy) * depth[:, None])
 
 
 def see_points(

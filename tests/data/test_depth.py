@@ -32,7 +32,7 @@ class World:
 
     def trace(self, camera: Camera, cam_from_world: Pose, xy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """World points (N, 3) that pixels (N, 2) see, and their depth (N,)."""
-        rays = camera.unproject(torch.from_numpy(xy)).numpy() @ cam_from_world.rotation.numpy()
+        rays = camera.unproject(torch.from_numpy(xy))[0].numpy() @ cam_from_world.rotation.numpy()
         eye = cam_from_world.center().numpy()
         depth = (4 + 0.3 * eye[0] - eye[2]) / (rays[:, 2] - 0.3 * rays[:, 0])
         if self.panel:

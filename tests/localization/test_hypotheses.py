@@ -34,7 +34,7 @@ def observe(reference: list[int], seed: int = 0) -> tuple[Observations, torch.Te
     generator = torch.Generator().manual_seed(seed)
     xy = torch.rand(len(reference), 2, generator=generator, dtype=torch.float64) * CAMERA.size
     depth = 3 + 5 * torch.rand(len(reference), 1, generator=generator, dtype=torch.float64)
-    points = TRUTH.inverse().transform(CAMERA.unproject(xy) * depth)
+    points = TRUTH.inverse().transform(CAMERA.unproject(xy)[0] * depth)
     nothing = torch.zeros(len(reference))
     return Observations(points, nothing, nothing, (), nothing, torch.tensor(reference)), xy
 

@@ -492,6 +492,19 @@ def synthetic_scene(folder: Path, count: int, *, observe) -> Scene:
     return Scene("wall", images, [], points=torch.from_numpy(points))
 
 
+def test_a_map_holds_cameras_of_several_models(tmp_path):
+    scene = synthetic_scene(tmp_path, 3, observe=lambda row: np.arange(100))
+    fisheye = Camera.from_colmap("OPENCV_FISHEYE", 64, 64, (60, 60, 32, 32, 0.1, 0, 0, 0), dtype=torch.float64)
+    images = dict(scene.images)
+    images["0001.png"] = replace(images["0001.png"], camera=fisheye)
+    expected = [image.camera.to_colmap() for image in images.values()]
+    scene = Scene("wall", images, [], points=scene.points)
+    found = compiled(tmp_path / "wall.gnmap", scene, Flat(), points=100)
+    assert [found.cameras[row].to_colmap() for row in range(3)] == expected
+    again = Map.open(found.path)
+    assert torch.equal(again.cameras.parameters, found.cameras.parameters)
+
+
 def anonymous_bytes() -> int:
     """Memory of this process that no file backs."""
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -12,6 +12,7 @@ import torch
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, exp, pose_errors
 from gnnet.localization.pnp import PoseSolver
+from tests.geometry.test_camera import MODELS, SIZES, camera_of
 
 OPENCV = [500.0, 510.0, 322.0, 238.0, -0.12, 0.05, 0.002, -0.001]
 CAMERA = Camera.from_colmap("OPENCV", 640, 480, OPENCV, dtype=torch.float64)
@@ -32,6 +33,25 @@ def test_exact_projections_with_distortion_give_the_pose():
     position, rotation = pose_errors(result.cam_from_world, pose)
     assert position < 1e-6 and rotation < 1e-5
     assert result.inliers.all() and "200 inliers of 200" in result.reason
+
+
+@pytest.mark.cases
+@pytest.mark.parametrize("model", MODELS)
+def test_every_camera_model_gives_the_pose(model):
+    """Also panoramas and lenses that see what lies behind them."""
+    width, height = SIZES[model]
+    camera = pycolmap.Camera(model=model, width=width, height=height, params=MODELS[model])
+    generator = np.random.default_rng(0)
+    in_camera = generator.normal((0, 0, 1), 1, (3000, 3))
+    keypoints = camera.img_from_cam(in_camera)
+    seen = ((keypoints > 0) & (keypoints < camera_of(model).size.numpy())).all(1)
+    pose = exp(torch.tensor([0.4, -0.2, 1.0, 0.3, -0.5, 0.2], dtype=torch.float64))
+    points = pose.inverse().transform(torch.from_numpy(in_camera[seen]))
+    keypoints = keypoints[seen] + generator.normal(0, 0.1, (seen.sum(), 2))
+    result = PoseSolver(max_error=1.0).solve(keypoints, points, camera_of(model))
+    position, rotation = pose_errors(result.cam_from_world, pose)
+    assert position < 0.002 and rotation < 0.05
+    assert result.inliers.double().mean() > 0.98
 
 
 def test_wrong_matches_are_found_and_one_seed_gives_one_pose():

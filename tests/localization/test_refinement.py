@@ -46,7 +46,7 @@ def problem(*, batch=1, channels=12, strides=(4,), models=MODELS, seed=0, dtype=
         [WIDTH - 40, HEIGHT - 40]
     )
     depth = 4 + 4 * torch.rand(batch, POINTS, 1, generator=generator, dtype=torch.float64)
-    points = truth.inverse().transform(camera.unproject(pixels.to(dtype)) * depth.to(dtype))
+    points = truth.inverse().transform(camera.unproject(pixels.to(dtype))[0] * depth.to(dtype))
     maps = tuple(smooth_map(generator, batch=batch, channels=channels, stride=s, dtype=dtype) for s in strides)
     pyramid = FeaturePyramid(maps, strides)
     keypoints, seen = camera.project(truth.transform(points))

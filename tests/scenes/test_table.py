@@ -100,6 +100,20 @@ def scene(images, pairs) -> Scene:
     return Scene("random", images, pairs, groups={"dark": ("night", "night-rain")})
 
 
+def test_cameras_of_several_models_come_back(tmp_path):
+    """They share one column, and go back to COLMAP as the model that they were."""
+    cameras = {
+        "plain": Camera.from_colmap("PINHOLE", 64, 48, (50, 51, 32, 24), dtype=torch.float64),
+        "bent": Camera.from_colmap("OPENCV", 64, 48, (50, 51, 32, 24, -0.1, 0.01, 0, 0), dtype=torch.float64),
+        "fish": Camera.from_colmap("THIN_PRISM_FISHEYE", 64, 48, (50, 51, 32, 24, *[0.01] * 8), dtype=torch.float64),
+    }
+    images = {name: SceneImage(name, tmp_path / name, camera=camera) for name, camera in cameras.items()}
+    scene = Scene("mixed", {**images, "unknown": SceneImage("unknown", tmp_path / "unknown")}, [])
+    for name, camera in cameras.items():
+        assert scene.images[name].camera.to_colmap() == camera.to_colmap()
+    assert scene.images["unknown"].camera is None
+
+
 def test_every_field_comes_back(scene, images, pairs):
     assert list(scene.images) == list(images) and len(scene.images) == len(images)
     for name, expected in images.items():

@@ -51,7 +51,7 @@ def depth_between_pixels(depth: np.ndarray, xy: np.ndarray) -> tuple[np.ndarray,
 
 def transfer(a: SceneImage, b: SceneImage, xy: np.ndarray, depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Project pixels (N, 2) of image a with depths (N,) into image b: pixels (N, 2) and validity (N,)."""
-    rays = a.camera.unproject(torch.from_numpy(xy))
+    rays, _ = a.camera.unproject(torch.from_numpy(xy))
     world = a.cam_from_world.inverse().transform(rays * torch.from_numpy(depth)[:, None])
     projected, valid = b.camera.project(b.cam_from_world.transform(world))
     return projected.numpy(), valid.numpy()

@@ -14,18 +14,12 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from gnnet.geometry.camera import Camera
+from gnnet.geometry.camera import COLMAP_MODELS, Camera
 from gnnet.geometry.pose import Pose
 from gnnet.scenes.formats.colmap_text import write_as_binary
 from gnnet.scenes.problems import BadInput
 from gnnet.scenes.values import SceneImage
 
-# Name and number of parameters of each camera model, in the order of COLMAP's numbers.
-_MODELS = (
-    ("SIMPLE_PINHOLE", 3), ("PINHOLE", 4), ("SIMPLE_RADIAL", 4), ("RADIAL", 5), ("OPENCV", 8), ("OPENCV_FISHEYE", 8),
-    ("FULL_OPENCV", 12), ("FOV", 5), ("SIMPLE_RADIAL_FISHEYE", 4), ("RADIAL_FISHEYE", 5), ("THIN_PRISM_FISHEYE", 12),
-    ("RAD_TAN_THIN_PRISM_FISHEYE", 16),
-)  # fmt: skip
 _KEYPOINT = np.dtype([("xy", "<f8", 2), ("point", "<u8")])
 _POINT = np.dtype([("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("error", "<f8"), ("length", "<u8")])
 _LENGTH_AT = _POINT.itemsize - 8  # byte of the track's length in a point
@@ -74,8 +68,7 @@ def read_model(folder: Path, bad: BadInput) -> Model:
 
     Args:
         folder: of the three files.
-        bad: gets a camera or an image whose numbers are damaged, and a camera model that is not supported;
-            such cameras go with their images.
+        bad: gets a camera or an image whose numbers are damaged; such cameras go with their images.
 
     Raises:
         FileNotFoundError: if one of the three files is missing.
@@ -148,27 +141,23 @@ class _File:
 
 
 def _read_cameras(file: _File, bad: BadInput) -> dict[int, Camera | None]:
-    """Cameras by id; None where the camera is damaged or its model is not supported."""
+    """Cameras by id; None where the camera is damaged."""
     cameras: dict[int, Camera | None] = {}
     for _ in range(file.numbers("Q")[0]):
         camera_id, model, width, height = file.numbers("IiQQ")
-        if not 0 <= model < len(_MODELS):
-            raise file.damaged(f"camera {camera_id} has model number {model}")
-        name, count = _MODELS[model]
+        if not 0 <= model < len(COLMAP_MODELS):  # where its parameters end is not known
+            raise file.damaged(
+                f"camera {camera_id} has model number {model}, {COLMAP_MODELS[-1][0]}, the last that is known, "
+                f"{len(COLMAP_MODELS) - 1}"
+            )
+        name, count = COLMAP_MODELS[model]
         parameters = file.numbers(f"{count}d")
         cameras[camera_id] = None
         with bad.skipping():
             sides = 0 < width <= LARGEST and 0 < height <= LARGEST
             if not (sides and np.isfinite(parameters).all() and parameters[0] > 0):
                 raise file.damaged(f"camera {camera_id} is {name} {width} {height} {parameters}")
-            try:
-                cameras[camera_id] = Camera.from_colmap(name, width, height, parameters, dtype=torch.float64)
-            except ValueError as error:
-                raise ValueError(
-                    f"{file.path} camera {camera_id}: {error}; COLMAP undistorts photographs and model together:\n"
-                    f"  colmap image_undistorter --image_path IMAGES --input_path {file.path.parent} "
-                    "--output_path UNDISTORTED\nand dataset.root=UNDISTORTED"
-                ) from None
+            cameras[camera_id] = Camera.from_colmap(name, width, height, parameters, dtype=torch.float64)
     return cameras
 
 

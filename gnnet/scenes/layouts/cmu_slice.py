@@ -164,7 +164,7 @@ def _difference(a: Camera, b: Camera) -> float:
         return torch.inf
     steps = torch.linspace(0, 1, 9, dtype=a.size.dtype)
     xy = torch.cartesian_prod(steps * a.size[0], steps * a.size[1])
-    distance = (b.project(a.unproject(xy))[0] - xy).norm(dim=-1)
+    distance = (b.project(a.unproject(xy)[0])[0] - xy).norm(dim=-1)
     return float(distance.nan_to_num(nan=torch.inf).max())
 
 

@@ -190,6 +190,8 @@ def test_query_lists_give_the_cameras_of_pycolmap(tmp_path):
         "SIMPLE_RADIAL": [500, 320, 240, -0.1],
         "RADIAL": [500, 320, 240, -0.1, 0.02],
         "OPENCV": [500, 510, 320, 240, -0.1, 0.02, 1e-3, -2e-3],
+        "OPENCV_FISHEYE": [500, 510, 320, 240, -0.1, 0.02, 1e-3, -2e-3],
+        "DIVISION": [500, 510, 320, 240, -0.1],
     }
     lines = [f"{model}.jpg {model} 640 480 {' '.join(map(str, values))}" for model, values in parameters.items()]
     cameras = read_query_list(written(tmp_path, "\n".join(lines)))
@@ -206,7 +208,7 @@ def test_query_lists_give_the_cameras_of_pycolmap(tmp_path):
     ("line", "message"),
     [
         ("b.jpg PINHOLE 640 480", "line 2 has 4 words"),
-        ("b.jpg FULL_OPENCV 640 480 1 1 1 1 1 1 1 1 1 1 1 1", "line 2: camera model FULL_OPENCV is not supported"),
+        ("b.jpg KANNALA 640 480 1 1 1 1 1 1 1 1 1 1 1 1", "line 2: camera model KANNALA is not supported"),
         ("b.jpg PINHOLE 640 480 500 320 240", "line 2: camera model PINHOLE has 4 parameters, found 3"),
         ("b.jpg PINHOLE 640.5 480 500 500 320 240", "line 2 has an image of 640.5 by 480"),
         ("b.jpg PINHOLE 0 480 500 500 320 240", "line 2 has an image of 0 by 480"),

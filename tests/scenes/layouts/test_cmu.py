@@ -92,7 +92,7 @@ def test_correspondences_see_the_same_point(scene, sample):
         rays, centers = [], []
         for name, xy in ((pair.image_a, matches.keypoints_a), (pair.image_b, matches.keypoints_b)):
             image = scene.images[name]
-            world = image.camera.unproject(torch.from_numpy(xy).double()) @ image.cam_from_world.rotation
+            world = image.camera.unproject(torch.from_numpy(xy).double())[0] @ image.cam_from_world.rotation
             rays.append(torch.nn.functional.normalize(world, dim=-1))
             centers.append(image.cam_from_world.center())
         baseline = centers[1] - centers[0]
