@@ -18,7 +18,7 @@ from gnnet.sampling import turns
 from gnnet.scenes.problems import OnBad
 from gnnet.scenes.scene import Scene, SceneImage
 
-METRES_PER_RADIAN = 10.0  # of a pose distance: an angle counts as the motion of what lies so far away
+PER_RADIAN = 10.0  # metres of a pose distance: an angle counts as the motion of what lies so far away
 
 
 class LocalizationSample(NamedTuple):
@@ -125,14 +125,14 @@ def _near(view: View, origin: Tensor) -> View:
     return View(view.image, view.camera.to(torch.float32), pose.to(torch.float32))
 
 
-def nearest_by_pose(pose: Pose, others: Pose, count: int) -> Tensor:
+def nearest_by_pose(pose: Pose, others: Pose, count: int, *, per_radian: float = PER_RADIAN) -> Tensor:
     """Rows (min(count, R),) of the poses `others` (R,) nearest to a pose (), the nearest first.
 
-    The distance is that of the camera centres in metres plus the angle in radians · 10 m; of equal ones the lower
-    row comes first.
+    The distance is that of the camera centres plus the angle in radians · `per_radian`; of equal ones the lower row
+    comes first.
     """
     distance, degrees = pose_errors(others, pose)
-    return (distance + METRES_PER_RADIAN * degrees.deg2rad()).sort(stable=True).indices[:count]
+    return (distance + per_radian * degrees.deg2rad()).sort(stable=True).indices[:count]
 
 
 def localization_samples(scene: Scene) -> list[LocalizationSample]:

@@ -24,7 +24,9 @@ from gnnet.geometry.pose import Pose
 from gnnet.localization.global_descriptors import Whitening
 from gnnet.models.pyramid import FeatureNetwork
 from gnnet.models.weights import fingerprint
+from gnnet.sampling import evenly
 
+_FOR_DEPTH = 16  # references whose points tell the map's depth
 NEIGHBOURS = 32  # covisible references that are kept for each reference
 
 
@@ -123,6 +125,17 @@ class Map:
         """Cameras (R,) of the references' images as they are on disk, float64."""
         values = torch.from_numpy(np.array(self.file["camera"]))
         return Camera(values[:, :2], values[:, 2:])
+
+    @cached_property
+    def depth(self) -> float:
+        """Median distance of some references to the points that they observe, in the world's unit; 1 without any."""
+        offsets, counts, centers = self.file["offsets"], self.file["count"], self.poses.center().numpy()
+        distances = [
+            np.linalg.norm(self.file["points"][offsets[row] : offsets[row] + counts[row]] - centers[row], axis=1)
+            for row in evenly(len(self.names), _FOR_DEPTH)
+        ]
+        found = np.concatenate(distances)
+        return float(np.median(found)) if len(found) else 1.0
 
     @property
     def image_sizes(self) -> Tensor:

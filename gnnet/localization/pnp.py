@@ -86,6 +86,9 @@ def _ransac(
     xy: np.ndarray, xyz: np.ndarray, camera: Camera, max_error: float, seed: int
 ) -> tuple[np.ndarray, Tensor] | None:
     """Matrix (3, 4) and mask of inliers (N,), or None."""
+    # COLMAP ends its refinement on a gradient, whose size depends on the world's unit: the points' spread is taken.
+    spread = float(np.abs(xyz - xyz.mean(0)).mean())
+    unit = spread if 0 < spread < 1e12 else 1.0  # beyond, coordinates are damage
     import pycolmap  # slow to import
 
     model, width, height, parameters = camera.to_colmap()
@@ -95,12 +98,13 @@ def _ransac(
     options.ransac.min_inlier_ratio = 0.01
     options.ransac.random_seed = seed
     try:
-        found = pycolmap.estimate_and_refine_absolute_pose(xy, xyz, colmap_camera, options)
+        found = pycolmap.estimate_and_refine_absolute_pose(xy, xyz / unit, colmap_camera, options)
     except (RuntimeError, ValueError):  # a check inside that degenerate input fails
         found = None
     if found is None:
         return None
     matrix = np.array(found["cam_from_world"].matrix(), dtype=np.float64)
+    matrix[:, 3] *= unit
     return matrix, torch.from_numpy(np.array(found["inlier_mask"], dtype=bool))
 
 

@@ -154,5 +154,5 @@ def _near(pose: Pose | None, query: Query, map: Map, count: int) -> Tensor:
     """Rows of the references nearest to a pose; none without a pose."""
     if pose is None:
         return torch.zeros(0, dtype=torch.int64)
-    rows = nearest_by_pose(pose, map.poses, count + 1)
+    rows = nearest_by_pose(pose, map.poses, count + 1, per_radian=map.depth)
     return rows[rows != map.rows.get(query.itself or "", -1)][:count]

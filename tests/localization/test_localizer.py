@@ -294,7 +294,7 @@ def test_a_pose_that_is_given_is_refined_at_the_references_near_it(town, middle,
     image = middle[1]
     initial = perturb(image.cam_from_world, 0.05, 0.2, torch.Generator().manual_seed(0))
     result = localize(found, image, itself=None, initial=initial)
-    nearest = nearest_by_pose(initial, town.poses, 2)
+    nearest = nearest_by_pose(initial, town.poses, 2, per_radian=town.depth)
     assert result.references == tuple(town.names[row] for row in nearest.tolist())
     assert result.references[0] == image.name
     assert result.refined and errors(result, image)[0] < 0.01 and torch.equal(result.initial.matrix(), initial.matrix())
@@ -309,7 +309,11 @@ def test_references_near_an_initial_pose_are_matched(town, middle):
     initial = perturb(image.cam_from_world, 0.05, 0.2, torch.Generator().manual_seed(0))
     found = localizer(retrieval=InitialPoseRetrieval(), references=3).on(untrained(), town)
     result = localize(found, image, initial=initial)
-    nearest = [row for row in nearest_by_pose(initial, town.poses, 4).tolist() if town.names[row] != image.name]
+    nearest = [
+        row
+        for row in nearest_by_pose(initial, town.poses, 4, per_radian=town.depth).tolist()
+        if town.names[row] != image.name
+    ]
     assert result.references == tuple(town.names[row] for row in nearest[:3])
     assert result.matches > 0 and not torch.equal(result.initial.matrix(), initial.matrix())
     without = localize(found, image)
@@ -321,7 +325,9 @@ def test_references_near_the_true_pose_for_the_oracle_alone(town, middle):
     found = localizer(retrieval=OracleRetrieval(), pose=NearestPose(), refiner=None, references=2).on(untrained(), town)
     result = localize(found, image, truth=image.cam_from_world)
     rows = [
-        row for row in nearest_by_pose(image.cam_from_world, town.poses, 3).tolist() if town.names[row] != image.name
+        row
+        for row in nearest_by_pose(image.cam_from_world, town.poses, 3, per_radian=town.depth).tolist()
+        if town.names[row] != image.name
     ]
     assert result.references == tuple(town.names[row] for row in rows[:2])
     unknown = localize(found, image)
@@ -475,6 +481,31 @@ def test_far_from_the_origin_poses_are_as_good(scene, town, middle, tmp_path):
             back = Pose(other.cam_from_world.rotation, other.cam_from_world.transform(shift[None])[0])
             position, rotation = pose_errors(back, one.cam_from_world)
             assert position < 1e-3 and rotation < 1e-2 and other.inliers == one.inliers
+
+
+@pytest.mark.cases
+@pytest.mark.parametrize("unit", [1e3, 1e-3])
+def test_the_unit_of_the_world_does_not_matter(scene, town, middle, tmp_path, unit):
+    """A model in millimetres or kilometres: the same references, the same pose."""
+
+    def scaled(pose: Pose) -> Pose:
+        return Pose(pose.rotation, pose.translation * unit)
+
+    images = {
+        i.name: replace(i, cam_from_world=i.cam_from_world and scaled(i.cam_from_world)) for i in scene.images.values()
+    }
+    other = replace(scene, images=images, points=scene.points * unit)
+    map = compile_map(tmp_path / "scaled.gnmap", other, untrained(), points=500, progress=False)
+    found = localizer(retrieval=InitialPoseRetrieval(), refiner=None)
+    for image in middle:
+        initial = perturb(image.cam_from_world, 1.0, 20.0, torch.Generator().manual_seed(0))
+        expected = localize(found.on(untrained(), town), image, initial=initial)
+        result = localize(found.on(untrained(), map), image, initial=scaled(initial))
+        assert result.references == expected.references and result.inliers == expected.inliers
+        torch.testing.assert_close(result.cam_from_world.rotation, expected.cam_from_world.rotation, atol=1e-7, rtol=0)
+        torch.testing.assert_close(
+            result.cam_from_world.translation / unit, expected.cam_from_world.translation, atol=1e-6, rtol=0
+        )
 
 
 def write_checkpoint(path, network, **changes):
