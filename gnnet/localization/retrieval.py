@@ -20,6 +20,7 @@ from gnnet.localization.global_descriptors import gem, nearest_references
 from gnnet.localization.map import Map
 from gnnet.localization.query import Query
 from gnnet.scenes.formats.poses import read_pairs_file
+from gnnet.scenes.formats.positions import read_positions
 from gnnet.scenes.names import by_known_name, match_names
 
 _SAME_CAMERA = 0.01  # share by which focal lengths and centre of one camera may differ
@@ -42,6 +43,30 @@ class Retrieval(Protocol):
         ...
 
 
+class PositionPrior:
+    """Which references stand near where a query is known to be, by GPS or odometry.
+
+    Args:
+        file: lines `name x y z` by the queries' names, in the map's world; a pose file gives its camera centres.
+        radius: in the map's unit, of the references that are searched.
+
+    Raises:
+        FileNotFoundError, ValueError: if the file is missing or broken, or the radius is not above 0.
+    """
+
+    def __init__(self, file: str | Path, radius: float) -> None:
+        if not radius > 0:
+            raise ValueError(f"the radius around a position is {radius}; expected a length above 0")
+        self.positions, self.radius = read_positions(file), radius
+
+    def near(self, query: Query, map: Map) -> Tensor:
+        """(R,) which references lie within the radius; all for a query without a position."""
+        position = self.positions.get(query.name)
+        if position is None:
+            return torch.ones(len(map.names), dtype=torch.bool)
+        return (map.poses.center() - position).norm(dim=-1) <= self.radius
+
+
 @dataclass(frozen=True, eq=False)
 class DescriptorRetrieval:
     """The references whose global descriptors are most similar to the query's.
@@ -52,15 +77,18 @@ class DescriptorRetrieval:
         same_place: search only references of the query's place, if that is known. None: if the map's scene says so.
         network: images (B, 3, H, W) to global descriptors (B, D), as `gnnet.models.netvlad.load_netvlad` gives;
             None takes the GeM of the localizer's own network, see `gem`.
+        prior: search only references near where the query is known to be; None searches all.
     """
 
     same_camera: bool | None = None
     same_place: bool | None = None
     network: nn.Module | None = None
+    prior: PositionPrior | None = None
 
     @property
     def name(self) -> str:
-        return "global descriptor" if self.network is None else type(self.network).__name__
+        name = "global descriptor" if self.network is None else type(self.network).__name__
+        return name if self.prior is None else f"{name} within {self.prior.radius:g} of a position"
 
     def find(self, query: Query, map: Map, count: int) -> Tensor:
         if self.network is None:
@@ -71,8 +99,10 @@ class DescriptorRetrieval:
         return nearest_references(whitened, map.global_descriptors, count, allowed=self._allowed(query, map))[0]
 
     def _allowed(self, query: Query, map: Map) -> Tensor:
-        """(R,) references other than the query itself, of its place and camera as far as that is asked for."""
+        """(R,) references other than the query itself, of its place, camera and surroundings as far as asked for."""
         allowed = torch.tensor([name != query.itself for name in map.names])
+        if self.prior is not None:
+            allowed &= self.prior.near(query, map)
         within = map.retrieve_within
         if ("place" in within if self.same_place is None else self.same_place) and query.place in map.places:
             allowed &= torch.tensor([place == query.place for place in map.places])

@@ -32,11 +32,13 @@ from gnnet.localization.retrieval import (
     InitialPoseRetrieval,
     OracleRetrieval,
     PairsRetrieval,
+    PositionPrior,
 )
 from gnnet.localization.robust import Robust
 from gnnet.models.grey import GreyValues
 from gnnet.models.pyramid import FeaturePyramid
 from gnnet.models.unet import UNet
+from gnnet.scenes.formats.poses import write_pose_file
 from gnnet.scenes.layouts.robotcar import load_robotcar
 
 
@@ -332,6 +334,40 @@ def test_references_near_the_true_pose_for_the_oracle_alone(town, middle):
     assert result.references == tuple(town.names[row] for row in rows[:2])
     unknown = localize(found, image)
     assert unknown.status == Status.NO_REFERENCE and "oracle" in unknown.reason
+
+
+@pytest.mark.parametrize("poses", [False, True])
+def test_references_near_a_known_position(town, middle, tmp_path, poses):
+    """Of the three at each place, 1.25 m apart; elsewhere nothing is searched."""
+    image, centers = middle[0], town.poses.center()
+    own = image.cam_from_world.center()
+    file = tmp_path / "gps.txt"
+    if poses:
+        write_pose_file(file, {image.name: image.cam_from_world})
+    else:
+        file.write_text(f"# GPS\n{image.name} {' '.join(map(str, own.tolist()))}\n")
+    found = localizer(retrieval=DescriptorRetrieval(prior=PositionPrior(file, 5.0)), references=9).on(untrained(), town)
+    near = {name for name, d in zip(town.names, (centers - own).norm(dim=-1), strict=True) if d <= 5.0}
+    result = localize(found, image)
+    assert set(result.references) == near - {image.name} and len(near) < len(town.names)
+    assert len(localize(found, middle[1]).references) > 2  # the file has no position of it
+    assert "within 5 of a position" in found.title
+    empty = localizer(retrieval=DescriptorRetrieval(prior=PositionPrior(file, 1e-3))).on(untrained(), town)
+    assert localize(empty, image).status == Status.NO_REFERENCE
+
+
+def test_broken_positions_are_said(tmp_path):
+    file = tmp_path / "gps.txt"
+    for text, message in (
+        ("a.jpg 1 2", r"line 1 has 3 words .* expected name x y z"),
+        ("a.jpg 1 2 3\na.jpg 1 2 3", "line 2 names a.jpg again"),
+        ("a.jpg 1 2 1e99", "line 1 has the position"),
+    ):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            PositionPrior(file, 1.0)
+    with pytest.raises(ValueError, match="radius"):
+        PositionPrior(file, 0.0)
 
 
 def test_references_of_a_pairs_file(town, middle, tmp_path):
