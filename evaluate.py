@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,7 +52,7 @@ def run(cfg: DictConfig) -> Results | list[LocalizedQueries]:
     """
     if cfg.thresholds not in THRESHOLDS:
         raise ValueError(f"thresholds={cfg.thresholds}; expected {' or '.join(THRESHOLDS)}")
-    given = read_given(queries=cfg.queries, images=cfg.images, poses=cfg.poses, truth=cfg.truth)
+    given = read_given(queries=cfg.queries, images=cfg.images, poses=cfg.poses, truth=cfg.truth, camera=cfg.camera)
     prepared = prepare(cfg)
     if given.initial is None and prepared.localizer.pose.takes_initial:
         return refine(cfg, prepared)
@@ -86,7 +87,7 @@ def prepare(cfg: DictConfig) -> Prepared:
         data = make(cfg.dataset)
     else:
         data = checkpoint.dataset(index_dir=cfg.paths.index_dir, allow=cfg.allow)
-    localizer = make(cfg.localizer)
+    localizer = replace(make(cfg.localizer), estimate_focal=cfg.camera is not None)
     from_truth = cfg.poses is None and localizer.pose.takes_initial
     if from_truth and not (cfg.queries is None and cfg.truth is None):
         raise ValueError(

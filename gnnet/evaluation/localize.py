@@ -37,7 +37,13 @@ from gnnet.localization.retrieval import InitialPoseRetrieval, PairsRetrieval
 from gnnet.models.pyramid import FeatureNetwork
 from gnnet.progress import track
 from gnnet.sampling import evenly
-from gnnet.scenes.formats.poses import can_stand_in_file, read_pose_file, read_query_list, write_pose_file
+from gnnet.scenes.formats.poses import (
+    can_stand_in_file,
+    read_pose_file,
+    read_query_list,
+    read_query_names,
+    write_pose_file,
+)
 from gnnet.scenes.names import by_known_name
 from gnnet.scenes.problems import OnBad
 from gnnet.scenes.scene import Scene, SceneImage
@@ -117,9 +123,12 @@ def queries_of_scene(scene: Scene) -> list[SceneImage]:
 
 
 class QueryList(NamedTuple):
-    """Queries that a file lists: by name their cameras, or what is wrong, and the folder that the names are below."""
+    """Queries that a file lists: by name their cameras, or what is wrong, and the folder that the names are below.
 
-    cameras: Mapping[str, Camera | ValueError]
+    A camera is None where its focal length is to be estimated.
+    """
+
+    cameras: Mapping[str, Camera | ValueError | None]
     images: Path
 
 
@@ -144,15 +153,22 @@ class Given(NamedTuple):
     truth: PoseFile | None = None
 
 
-def read_given(*, queries: str | None, images: str | None, poses: str | None, truth: str | None) -> Given:
-    """Read the files that settings of these names give.
+def read_given(
+    *, queries: str | None, images: str | None, poses: str | None, truth: str | None, camera: str | None = None
+) -> Given:
+    """Read the files that settings of these names give; with `camera` unknown, of a list the names alone.
 
     Raises:
-        FileNotFoundError, ValueError: if one is missing or broken, or `queries` and `images` are not given together.
+        FileNotFoundError, ValueError: if one is missing or broken, or `queries` and `images` are not given together, or
+            `camera` is not known.
     """
     if (queries is None) != (images is None):
         raise ValueError("queries=FILE needs images=DIR, the folder that its names are below; and images needs queries")
-    listed = None if queries is None or images is None else QueryList(read_query_list(queries), Path(images))
+    if camera not in (None, "unknown"):
+        raise ValueError(f"camera={camera}; expected unknown, which estimates each query's focal length, or null")
+    listed = None
+    if queries is not None and images is not None:
+        listed = QueryList(read_query_list(queries) if camera is None else read_query_names(queries), Path(images))
     initial, true = (
         None if file is None else PoseFile(read_pose_file(file, on_bad="skip"), f"{file} ({key}=)")
         for key, file in (("poses", poses), ("truth", truth))
@@ -177,7 +193,7 @@ def queries_of_list(listed: QueryList, scene: Scene) -> tuple[list[SceneImage], 
         except ValueError as error:
             queries.append(SceneImage(name, listed.images))
             unusable[name] = str(error)
-    usable = [query for query in queries if query.camera is not None]
+    usable = [query for query in queries if query.name not in unusable]
     if not any(query.path.exists() for query in usable):
         raise FileNotFoundError(
             f"none of the {len(queries)} queries is in {listed.images.absolute()} (images=), the first: "
@@ -232,7 +248,7 @@ def localize_queries(
     pairs = localizer.retrieval if isinstance(localizer.retrieval, PairsRetrieval) else None
     for query in queries:
         result = Localization(query.name, Status.UNREADABLE, "", query.condition)
-        if query.camera is None:
+        if query.name in (unusable or {}) or (query.camera is None and not localizer.estimate_focal):
             yield replace(result, status=Status.NO_CAMERA, reason=(unusable or {}).get(query.name, _NO_CAMERA))
             continue
         if initial is not None and query.name not in initial:
@@ -412,6 +428,7 @@ def localize_dataset(
     if colmap_model:
         try:
             cameras = {q.name: q.camera for q in queries if q.camera is not None}
+            cameras |= {r.name: r.camera for r in found if r.camera is not None}
             write_colmap_model(output / "colmap", scene, found, cameras=cameras)
         except ValueError as error:
             notes.append(f"the COLMAP model is not written: {error}")
@@ -450,6 +467,7 @@ def to_record(result: Localization, truth: Pose | None = None) -> dict:
         "inliers": result.inliers,
         "initial_cost": number(result.initial_cost),
         "final_cost": number(result.final_cost),
+        "focal_length": None if result.camera is None else float(result.camera.parameters[0]),
         "covariance": None,
         "seconds": {stage: round(seconds, 6) for stage, seconds in result.seconds.items()},
     }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gnnet.data.batches import Matches
+from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.localization.hypotheses import Hypothesis, pose_hypotheses
 from gnnet.localization.local_features import LocalFeatures
@@ -31,6 +32,7 @@ class Proposal:
         observations: (M,) that were matched; None if nothing was.
         max_error: pixels, the largest reprojection error of a match that is an inlier.
         joint: whether the matches are exact enough to take part in the refinement, beside the features.
+        camera: the query's with the focal length that was estimated; None where none was.
     """
 
     status: Status
@@ -40,6 +42,7 @@ class Proposal:
     observations: Observations | None = None
     max_error: float = 0.0
     joint: bool = False
+    camera: Camera | None = None
 
 
 class PoseSource(Protocol):
@@ -96,13 +99,24 @@ class PoseFromMatches:
         watch.lap("matching")
         if not matches.kept.any():
             return Proposal(Status.NO_MATCHES, "nothing matches", matches=matches)
+        camera, estimated = query.camera, None
+        if not query.focal_known:
+            origin = observations.points.mean(0)
+            estimated = self.solver.estimate_focal(
+                matches.keypoints[matches.kept], observations.points[matches.kept] - origin, camera
+            )
+            if estimated is None:
+                return Proposal(Status.NO_POSE, "no focal length agrees with the matches", matches=matches)
+            camera = estimated
         hypotheses = pose_hypotheses(
-            matches, observations, map.shared(references.rows), references.rows, query.camera, self.solver, best=best
+            matches, observations, map.shared(references.rows), references.rows, camera, self.solver, best=best
         )
         watch.lap("pose")
         first, posed = hypotheses[0], tuple(h for h in hypotheses if h.cam_from_world is not None)
         status = Status.LOCALIZED if posed else Status.NO_POSE
-        return Proposal(status, first.reason, posed, matches, observations, self.solver.max_error)
+        return Proposal(
+            status, first.reason, posed, matches, observations, self.solver.max_error, camera=estimated
+        )
 
 
 @dataclass(frozen=True)

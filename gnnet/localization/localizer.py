@@ -40,6 +40,8 @@ class Localizer:
             most. Refinement uses what all references of the cluster observe.
         reference_camera: project into the query with the nearest reference's camera (an ablation).
         distortion: False leaves out the distortion of the query's lens (an ablation).
+        estimate_focal: take each query for a pinhole of unknown focal length, whatever its camera says, and estimate
+            that from the matches.
         ready: the network, the map to localize on, and for a `pose` that needs it the map of local features; `on`
             gives them.
 
@@ -54,6 +56,7 @@ class Localizer:
     best_references: int = 4
     reference_camera: bool = False
     distortion: bool = True
+    estimate_focal: bool = False
     ready: tuple[FeatureNetwork, Map, Map | None] | None = None
 
     def __post_init__(self) -> None:
@@ -149,7 +152,7 @@ class Localizer:
     def localize(
         self,
         image: Tensor,
-        camera: Camera,
+        camera: Camera | None,
         *,
         name: str = "query",
         condition: str = "",
@@ -163,7 +166,8 @@ class Localizer:
 
         Args:
             image: (3, H, W) RGB, uint8 or floating from 0 to 1, on any device.
-            camera: its intrinsics, unbatched; its distortion is used.
+            camera: its intrinsics, unbatched; its distortion is used. None: a pinhole, whose focal length is estimated
+                from the matches.
             name: for the record; it does not tell which image of the map this is.
             condition, place: the query's, if known.
             references: names of the references to use, the nearest first; None retrieves them.
@@ -182,7 +186,8 @@ class Localizer:
                 "an initial pose is given, but this localizer uses none; take pose=GivenPose(), which refines it, or "
                 "retrieval=InitialPoseRetrieval(), which matches the references near it"
             )
-        image, camera = rgb_image(image), one_camera(camera)
+        image, known = rgb_image(image), camera is not None and not self.estimate_focal
+        camera = one_camera(camera) if camera is not None and known else _guessed_camera(image)
         initial = None if initial is None else one_pose(initial, "initial")
         truth = None if truth is None else one_pose(truth, "true")
         width, height = camera.size.round().int().tolist()
@@ -200,7 +205,7 @@ class Localizer:
         full_camera = camera.to(torch.float64)
         query = Query(
             name, image, pyramid, full_camera.scale(torch.from_numpy(factors)), full_camera, place, initial, truth,
-            itself,
+            itself, focal_known=known,
         )  # fmt: skip
         unknown: list[str] = []
         if references is None:
@@ -230,6 +235,14 @@ class Localizer:
         result = replace(result, status=proposal.status, reason=proposal.reason, matches=count)
         if not proposal.hypotheses:
             return result
+        if not query.focal_known:
+            if proposal.camera is None:
+                reason = f"the focal length is not known, and poses that are {self.pose.name} estimate none"
+                return replace(result, status=Status.NO_CAMERA, reason=reason)
+            query = replace(query, camera=proposal.camera)
+            full = proposal.camera.scale(query.full_camera.size / query.camera.size)
+            focal = float(full.parameters[0])
+            result = replace(result, camera=full, reason=f"{result.reason}, focal length {focal:.1f} px estimated")
         best = proposal.hypotheses[0]
         pose = best.cam_from_world
         result = replace(result, cam_from_world=pose, initial=pose, inliers=best.count)
@@ -254,3 +267,10 @@ class Localizer:
         if not self.distortion:
             camera = camera.without_distortion()
         return camera
+
+
+def _guessed_camera(image: Tensor) -> Camera:
+    """A pinhole camera of an image (3, H, W), with COLMAP's guess of the focal length."""
+    height, width = image.shape[-2:]
+    focal = 1.2 * max(width, height)
+    return Camera.from_colmap("SIMPLE_PINHOLE", width, height, [focal, width / 2, height / 2], dtype=torch.float64)

@@ -70,7 +70,7 @@ class PoseSolver:
         found = _ransac(xy[finite].numpy(), xyz[finite].numpy(), camera, self.max_error, self.seed)
         if found is None:
             return PnPResult(None, inliers, f"no pose agrees with the {len(finite)} matches")
-        matrix, mask = found
+        matrix, mask, _ = found
         count = int(mask.sum())
         if count < self.min_inliers:
             return PnPResult(None, inliers, f"{count} inliers, {self.min_inliers} needed")
@@ -81,31 +81,54 @@ class PoseSolver:
             Pose.from_matrix(torch.from_numpy(matrix)), inliers, f"{count} inliers of {len(finite)} matches"
         )
 
+    def estimate_focal(self, keypoints: Tensor, points: Tensor, camera: Camera) -> Camera | None:
+        """The camera with the focal length at which most matches agree on a pose; None if too few do.
+
+        Args:
+            keypoints: (N, 2) COLMAP pixels.
+            points: (N, 3) in any world.
+            camera: the query's size and principal point, unbatched, without distortion; its focal length is no matter.
+        """
+        if len(keypoints) < self.min_inliers:
+            return None
+        xy, xyz = (values.detach().cpu().double().numpy() for values in (keypoints, points))
+        found = _ransac(xy, xyz, camera, self.max_error, self.seed, estimate_focal=True)
+        if found is None or int(found[1].sum()) < self.min_inliers or not 0 < found[2] < np.inf:
+            return None
+        parameters = camera.parameters.clone()
+        parameters[:2] = found[2]
+        return Camera(camera.size, parameters)
+
 
 def _ransac(
-    xy: np.ndarray, xyz: np.ndarray, camera: Camera, max_error: float, seed: int
-) -> tuple[np.ndarray, Tensor] | None:
-    """Matrix (3, 4) and mask of inliers (N,), or None."""
+    xy: np.ndarray, xyz: np.ndarray, camera: Camera, max_error: float, seed: int, *, estimate_focal: bool = False
+) -> tuple[np.ndarray, Tensor, float] | None:
+    """Matrix (3, 4), mask of inliers (N,) and focal length in pixels, or None."""
     # COLMAP ends its refinement on a gradient, whose size depends on the world's unit: the points' spread is taken.
     spread = float(np.abs(xyz - xyz.mean(0)).mean())
     unit = spread if 0 < spread < 1e12 else 1.0  # beyond, coordinates are damage
     import pycolmap  # slow to import
 
     model, width, height, parameters = camera.to_colmap()
+    if estimate_focal:
+        model, parameters = "SIMPLE_PINHOLE", [parameters[0], *parameters[2:4]]
     colmap_camera = pycolmap.Camera(model=model, width=width, height=height, params=parameters)
     options = pycolmap.AbsolutePoseEstimationOptions()
     options.ransac.max_error = max_error
     options.ransac.min_inlier_ratio = 0.01
     options.ransac.random_seed = seed
+    options.estimate_focal_length = estimate_focal
+    refinement = pycolmap.AbsolutePoseRefinementOptions()
+    refinement.refine_focal_length = estimate_focal
     try:
-        found = pycolmap.estimate_and_refine_absolute_pose(xy, xyz / unit, colmap_camera, options)
+        found = pycolmap.estimate_and_refine_absolute_pose(xy, xyz / unit, colmap_camera, options, refinement)
     except (RuntimeError, ValueError):  # a check inside that degenerate input fails
         found = None
     if found is None:
         return None
     matrix = np.array(found["cam_from_world"].matrix(), dtype=np.float64)
     matrix[:, 3] *= unit
-    return matrix, torch.from_numpy(np.array(found["inlier_mask"], dtype=bool))
+    return matrix, torch.from_numpy(np.array(found["inlier_mask"], dtype=bool)), colmap_camera.mean_focal_length()
 
 
 def _rank(points: Tensor) -> int:

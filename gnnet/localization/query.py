@@ -23,6 +23,7 @@ class Query:
         full_camera: intrinsics of the image as it was given, before it was shrunk.
         place: the place of the dataset it lies in; None or empty if not known.
         initial: `cam_from_world` known beforehand, which is to be refined, unbatched; None if there is none.
+        focal_known: whether the focal length of `camera` is known; else it is only a guess, to be estimated.
         truth: its true `cam_from_world`, for `OracleRetrieval` alone; None if not known.
         itself: name of the reference that is this very image, which is never used for it; None if the map has it not.
     """
@@ -36,3 +37,4 @@ class Query:
     initial: Pose | None = None
     truth: Pose | None = None
     itself: str | None = None
+    focal_known: bool = True

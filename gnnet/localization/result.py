@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from torch import Tensor
 
+from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.localization.refinement import RefinementStatus
 
@@ -47,6 +48,7 @@ class Localization:
             `gnnet.localization.covariance`. It does not hold an error of the map as a whole, its scale or
             the query's focal length, nor a pose at a wrong place. It is meant not to be too small: where calibration
             is exact, σ is up to three times too large.
+        camera: of the image as it was given, with the focal length that was estimated; None where none was.
         seconds: by stage: `features`, `retrieval`, `matching`, `pose`, `refinement`.
     """
 
@@ -64,6 +66,7 @@ class Localization:
     initial_cost: float | None = None
     final_cost: float | None = None
     covariance: Tensor | None = None
+    camera: Camera | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property

@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pycolmap
 import pytest
 import torch
 
@@ -27,6 +28,7 @@ from gnnet.evaluation.submission import validate_submission
 from gnnet.evaluation.tables import read_table
 from gnnet.geometry.pose import perturb, pose_errors
 from gnnet.localization.initial_pose import GivenPose, NearestPose, PoseFromMatches
+from gnnet.localization.local_features import LocalFeatures
 from gnnet.localization.localizer import Localizer
 from gnnet.localization.matching import Matcher
 from gnnet.localization.result import Status
@@ -37,7 +39,7 @@ from gnnet.localization.retrieval import (
     PairsRetrieval,
 )
 from gnnet.models.grey import GreyValues
-from gnnet.scenes.formats.poses import read_pose_file
+from gnnet.scenes.formats.poses import read_pose_file, read_query_names
 from gnnet.scenes.layouts.robotcar import load_robotcar
 
 
@@ -164,6 +166,30 @@ def test_queries_of_a_list_have_their_own_cameras(scene, tmp_path):
     (tmp_path / "phone.jpg").symlink_to(known.path)
     same = next(q for q in queries_of_list(listed, scene)[0] if q.name == "phone.jpg")
     assert same.cam_from_world is not None and same.condition == known.condition and same.place == known.place
+
+
+@pytest.mark.slow
+def test_queries_of_a_list_of_names_have_their_focal_length_estimated(scene, tmp_path):
+    """A photograph that the map knows under another name, so that even small images match."""
+    known = next(i for i in scene.images.values() if i.is_reference)
+    (tmp_path / "phone.jpg").write_bytes(known.path.read_bytes())
+    (tmp_path / "queries.txt").write_text("phone.jpg\n")
+    (query,) = queries_of_list(read_query_names(tmp_path / "queries.txt"), tmp_path, scene)
+    pose = PoseFromMatches(LocalFeatures("sift"))
+    localizer = localizer_on(scene, tmp_path / "maps", pose=pose, refiner=None, references=1)
+    (result,) = localize_queries(localizer, [query])
+    assert result.status == Status.NO_CAMERA
+    done = localize_dataset(
+        replace(localizer, estimate_focal=True), [query], tmp_path / "out", scene=scene, dataset="colmap", title="toy",
+        thresholds=INDOOR, colmap_model=True,
+    )  # fmt: skip
+    assert done.any_localized
+    record = json.loads((tmp_path / "out/localizations.jsonl").read_text())
+    assert record["focal_length"] == pytest.approx(known.camera.parameters[0].item(), rel=0.02)
+    assert pose_errors(done.localizations[0].cam_from_world, known.cam_from_world)[0] < 0.2
+    model = pycolmap.Reconstruction(tmp_path / "out/colmap")
+    camera = next(i.camera for i in model.images.values() if i.name == "phone.jpg")
+    assert camera.mean_focal_length() == pytest.approx(record["focal_length"])
 
 
 def test_where_all_images_are_references_each_is_a_query(scene):

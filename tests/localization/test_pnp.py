@@ -54,6 +54,20 @@ def test_every_camera_model_gives_the_pose(model):
     assert result.inliers.double().mean() > 0.98
 
 
+@pytest.mark.parametrize("guess", [200.0, 500.0, 2000.0])
+def test_the_focal_length_is_estimated_whatever_the_guess(guess):
+    generator = np.random.default_rng(0)
+    in_camera = torch.from_numpy(generator.uniform((-1.5, -1.2, 3), (1.5, 1.2, 8), (200, 3)))
+    camera = Camera.from_colmap("SIMPLE_PINHOLE", 640, 480, [700.0, 320.0, 240.0], dtype=torch.float64)
+    keypoints = camera.project(in_camera)[0] + torch.from_numpy(generator.normal(0, 0.3, (200, 2)))
+    keypoints[:80] = torch.from_numpy(generator.uniform((0, 0), (640, 480), (80, 2)))
+    points = exp(torch.tensor([0.4, -0.2, 1.0, 0.3, -0.5, 0.2], dtype=torch.float64)).inverse().transform(in_camera)
+    guessed = Camera.from_colmap("SIMPLE_PINHOLE", 640, 480, [guess, 320.0, 240.0], dtype=torch.float64)
+    found = PoseSolver().estimate_focal(keypoints, points, guessed)
+    assert found.parameters[:2] == pytest.approx(700, rel=0.003)
+    assert PoseSolver().estimate_focal(keypoints[:8], points[:8], guessed) is None
+
+
 def test_wrong_matches_are_found_and_one_seed_gives_one_pose():
     keypoints, points, pose = scene()
     generator = np.random.default_rng(1)

@@ -55,7 +55,7 @@ def draw_query(localization: Localization, query: SceneImage, *, map: Map, scene
         image = read_image(query.path, query.camera)
     except (OSError, ValueError) as error:
         return QueryPictures(None, None, (str(error),))
-    problems, camera = [], query.camera
+    problems, camera = [], query.camera if localization.camera is None else localization.camera
     if camera is not None and tuple(camera.size.round().int().tolist()) != (image.shape[-1], image.shape[-2]):
         problems.append(f"the image has {image.shape[-1]}×{image.shape[-2]} pixels, which is not the camera's size")
         camera = None

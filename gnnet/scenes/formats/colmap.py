@@ -77,7 +77,7 @@ def read_model(folder: Path, bad: BadInput) -> Model:
     if any(folder.glob("*.bin")):
         return _read_binary(folder, folder, ".bin", bad)
     with tempfile.TemporaryDirectory() as binary:
-        models = {name: (number, count) for number, (name, count) in enumerate(_MODELS)}
+        models = {name: (number, count) for number, (name, count) in enumerate(COLMAP_MODELS)}
         write_as_binary(folder, Path(binary), models, bad)
         return _read_binary(Path(binary), folder, ".txt", bad)
 

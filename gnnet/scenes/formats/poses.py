@@ -178,6 +178,16 @@ def _pair(text: str, source: str) -> tuple[str, str]:
     raise ValueError(f"{source} has {len(words)} words ({text[:80]!r}); expected {_PAIR}")
 
 
+def read_query_names(path: str | Path) -> dict[str, None]:
+    """Read the names of a query list, with or without cameras, which are ignored.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or no text.
+    """
+    lines = (text for _, (text,), _ in read_lines(Path(path), "an image's name a line", last=0))
+    return {found[1] if (found := _CAMERA.fullmatch(text)) else text: None for text in lines}
+
+
 def read_query_list(path: str | Path) -> dict[str, Camera | ValueError]:
     """Read cameras by name from lines `name MODEL width height params…` (hloc), unbatched, float64; COLMAP's models.
 
