@@ -380,7 +380,7 @@ def match_term(arguments, truth, *, count=30, noise=0.0, weight=0.1, seed=7) -> 
     camera, batch = arguments["camera"], len(arguments["points"])
     xy = 20 + torch.rand(batch, count, 2, generator=generator, dtype=torch.float64) * torch.tensor([120.0, 88.0])
     depth = 4 + 4 * torch.rand(batch, count, 1, generator=generator, dtype=torch.float64)
-    points = truth.inverse().transform(camera.unproject(xy) * depth)
+    points = truth.inverse().transform(camera.unproject(xy)[0] * depth)
     xy = xy + noise * torch.randn(xy.shape, generator=generator, dtype=torch.float64)
     return MatchTerm(points, xy, torch.full((batch, count), weight).double(), Robust("cauchy", 1.0))
 
@@ -451,7 +451,7 @@ def test_costs_are_compared_over_the_points_that_count_at_both_poses():
     # One more point, of the worst descriptor, that the camera sees at the initial pose alone.
     camera = arguments["camera"]
     for side in torch.cartesian_prod(torch.tensor([2.5, WIDTH - 2.5]), torch.linspace(2.5, HEIGHT - 2.5, 30)).double():
-        point = initial.inverse().transform(camera.unproject(side[None, None]) * 4)
+        point = initial.inverse().transform(camera.unproject(side[None, None])[0] * 4)
         xy, valid = camera.project(truth.transform(point))
         inside = (xy > 2).all() and (xy < torch.tensor([WIDTH - 2, HEIGHT - 2])).all()
         if not (inside and valid):
