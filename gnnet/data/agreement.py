@@ -68,14 +68,15 @@ def reprojection_errors(image: SceneImage, points: torch.Tensor, rows: np.ndarra
 def epipolar_distances(a: SceneImage, b: SceneImage, xy_a: np.ndarray, xy_b: np.ndarray) -> np.ndarray:
     """Distances (N,) in undistorted pixels of points (N, 2) to each other's epipolar line, the mean of both images.
 
-    Empty where both cameras stand at one spot, as there are no such lines.
+    Empty where both cameras stand at one spot, as there are no such lines; inf for a pixel that no point projects to.
     """
     (camera_a, a_from_world), (camera_b, b_from_world) = _posed(a), _posed(b)
     b_from_a = b_from_world @ a_from_world.inverse()
     baseline = b_from_a.translation.norm()
-    if baseline < 1e-6:
+    if baseline <= 1e-9 * (a_from_world.translation.norm() + b_from_world.translation.norm()):  # rounding
         return np.zeros(0)
-    rays_a, rays_b = camera_a.unproject(torch.from_numpy(xy_a)), camera_b.unproject(torch.from_numpy(xy_b))
+    rays_a, found_a = camera_a.unproject(torch.from_numpy(xy_a))
+    rays_b, found_b = camera_b.unproject(torch.from_numpy(xy_b))
     essential = skew(b_from_a.translation / baseline) @ b_from_a.rotation
     lines_b, lines_a = rays_a @ essential.T, rays_b @ essential  # [N, 3]
     residual = (rays_b * lines_b).sum(-1).abs()
@@ -83,7 +84,7 @@ def epipolar_distances(a: SceneImage, b: SceneImage, xy_a: np.ndarray, xy_b: np.
         residual / lines[:, :2].norm(dim=-1).clamp(min=1e-12) * camera.parameters[:2].mean()
         for camera, lines in ((camera_a, lines_a), (camera_b, lines_b))
     ]
-    return ((distances[0] + distances[1]) / 2).numpy()
+    return torch.where(found_a & found_b, (distances[0] + distances[1]) / 2, torch.inf).numpy()
 
 
 class ImageErrors(NamedTuple):
@@ -229,18 +230,18 @@ def _depth_ratios(a: SceneImage, b: SceneImage, points: Tensor, xy_a: Tensor, xy
     """
     (camera_a, a_from_world), (camera_b, b_from_world) = _posed(a), _posed(b)
     b_from_a = b_from_world @ a_from_world.inverse()
-    rays_a, rays_b = camera_a.unproject(xy_a), camera_b.unproject(xy_b)
+    (rays_a, found_a), (rays_b, found_b) = camera_a.unproject(xy_a), camera_b.unproject(xy_b)
     turned = rays_a @ b_from_a.rotation.T
     normal = torch.linalg.cross(rays_b, turned)  # depth · turned + translation is along rays_b
     moved = torch.linalg.cross(rays_b, b_from_a.translation.expand_as(rays_b))
     depth = -(normal * moved).sum(-1) / (normal**2).sum(-1).clamp(min=1e-18)
     parallax = normal.norm(dim=-1) / (rays_b.norm(dim=-1) * turned.norm(dim=-1))
-    kept = (parallax > _PARALLAX) & (depth > 0)
+    kept = (parallax > _PARALLAX) & (depth > 0) & found_a & found_b
     off = epipolar_distances(a, b, xy_a.numpy(), xy_b.numpy())
     if len(off) == 0:
         return off
     kept &= torch.from_numpy(off <= 0.1 * LARGEST_ERROR * float(camera_a.size.max()))
-    return (depth / a_from_world.transform(points)[:, 2])[kept].numpy()
+    return (depth * rays_a[:, 2] / a_from_world.transform(points)[:, 2])[kept].numpy()
 
 
 def errors_in_images(
