@@ -27,7 +27,7 @@ from gnnet.scenes.problems import BadInput, OnBad
 from gnnet.scenes.scene import Scene
 from gnnet.scenes.table import ImageTable, PairTable
 
-VERSION = 5  # of what an index holds; raise it when that, or what `check` or a file format makes of a file, changes
+VERSION = 6  # of what an index holds; raise it when that, or what `check` or a file format makes of a file, changes
 _MAX_CHECKSUM = 1 << 26  # bytes; of a larger array only the size is checked
 _log = logging.getLogger(__name__)
 
