@@ -33,10 +33,10 @@ def triangulate(
     """
     keypoints = keypoints.to(cam_from_world.dtype)
     observed = torch.bincount(point, minlength=count)
-    rays = torch.nn.functional.normalize(camera.unproject(keypoints[:, None]), dim=-1)
-    rays = rays @ cam_from_world.rotation  # [T, 1, 3] in the world
+    rays, found = camera.unproject(keypoints[:, None])
+    rays = torch.nn.functional.normalize(rays, dim=-1) @ cam_from_world.rotation  # [T, 1, 3] in the world
     eye = torch.eye(3, dtype=rays.dtype, device=rays.device)
-    across = eye - rays.mT * rays  # what is across a ray
+    across = torch.where(found[..., None], eye - rays.mT * rays, 0)  # what is across a ray
     system = _sums(across, point, count)
     # Two rays at an angle a leave 1 - cos a, more rays more.
     spread = torch.linalg.eigvalsh(system)[:, 0]

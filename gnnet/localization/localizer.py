@@ -213,8 +213,8 @@ class Localizer:
             reason = f"retrieval by {self.retrieval.name} found no reference"
         else:
             rows = rows_of(references, query, map, self.references)
-            known = set(match_names(references, map.names).given.values())
-            unknown = [name for name in references if name not in known]
+            matched = set(match_names(references, map.names).given.values())
+            unknown = [name for name in references if name not in matched]
             reason = f"the map has none of the references named{f' ({unknown[0]}, …)' if unknown else ''}"
         excluded = None if itself is None else map.rows.get(itself)
         beside = None if companion is None else References(companion, rows, excluded=excluded)

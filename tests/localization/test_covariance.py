@@ -27,7 +27,7 @@ def problem(shifts: torch.Tensor, seed: int = 0) -> dict:
     descriptors, valid = sample(features, at[None].float())
     return {
         "features": features, "stride": STRIDE, "descriptors": descriptors[0], "valid": valid[0],
-        "points": camera.unproject(xy) * depth, "camera": camera, "pose": Pose.identity(dtype=torch.float64),
+        "points": camera.unproject(xy)[0] * depth, "camera": camera, "pose": Pose.identity(dtype=torch.float64),
         "robust": Robust(kind="squared"),
     }  # fmt: skip
 

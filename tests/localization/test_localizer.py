@@ -395,13 +395,13 @@ def test_an_unknown_focal_length_is_estimated(town, middle, refine):
     """Features of a random network match from nearby alone, so the image itself is among the references."""
     found = localizer(references=1, refiner=Refiner() if refine else None).on(untrained(), town)
     for image in middle:
-        result = localize(found, image, camera=None, name="unknown")
+        result = localize(found, image, camera=None, itself=None)
         assert result.status == Status.LOCALIZED
         assert result.camera.parameters[0] == pytest.approx(image.camera.parameters[0].item(), rel=0.01)
-        again = localize(replace(found, estimate_focal=True), image, camera=image.camera.scale(1.0), name="unknown")
+        again = localize(replace(found, estimate_focal=True), image, camera=image.camera.scale(1.0), itself=None)
         assert torch.equal(again.cam_from_world.matrix(), result.cam_from_world.matrix())
         assert errors(result, image)[0] < 0.1 and errors(result, image)[1] < 0.1
-        assert localize(found, image, name="unknown").camera is None
+        assert localize(found, image, itself=None).camera is None
     nearest = localizer(pose=NearestPose()).on(untrained(), town)
     result = localize(nearest, middle[0], camera=None)
     assert result.status == Status.NO_CAMERA and "focal length is not known" in result.reason

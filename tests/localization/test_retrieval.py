@@ -23,7 +23,8 @@ def at(*x: float) -> Pose:
 @pytest.fixture
 def town():
     """What retrieval reads of a map of four references at 0, 1, 2 and 3 m."""
-    return SimpleNamespace(names=NAMES, rows={name: row for row, name in enumerate(NAMES)}, poses=at(0, 1, 2, 3))
+    rows = {name: row for row, name in enumerate(NAMES)}
+    return SimpleNamespace(names=NAMES, rows=rows, poses=at(0, 1, 2, 3), depth=10.0)
 
 
 def query(name: str = "q.jpg", **known) -> Query:
