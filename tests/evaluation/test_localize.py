@@ -174,7 +174,7 @@ def test_queries_of_a_list_of_names_have_their_focal_length_estimated(scene, tmp
     known = next(i for i in scene.images.values() if i.is_reference)
     (tmp_path / "phone.jpg").write_bytes(known.path.read_bytes())
     (tmp_path / "queries.txt").write_text("phone.jpg\n")
-    (query,) = queries_of_list(read_query_names(tmp_path / "queries.txt"), tmp_path, scene)
+    ((query,), _) = queries_of_list(QueryList(read_query_names(tmp_path / "queries.txt"), tmp_path), scene)
     pose = PoseFromMatches(LocalFeatures("sift"))
     localizer = localizer_on(scene, tmp_path / "maps", pose=pose, refiner=None, references=1)
     (result,) = localize_queries(localizer, [query])
