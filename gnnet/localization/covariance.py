@@ -16,10 +16,10 @@ from gnnet.geometry.pose import Pose
 from gnnet.localization.robust import Robust
 
 FINE, COARSE = 8, 2  # cells along the image's longer side: in which shifts are measured, and of what shares an error
-# Shared error by the shifts that are left, fitted on 15 queries of 7-Scenes' kitchen (SfM poses); of 8 others, all true
-# poses lie inside the 95 % ellipsoid, at a median squared length of 7 (6 is expected). On facades, whose calibration is
-# exact, 1.0 would do: there all of 9 lie inside.
-SHARED = 3.5
+# Shared error by the shifts that are left, fitted on 7-Scenes' kitchen (SfM poses): of 50 queries 92 % (sparse-to-dense)
+# and 96 % (hybrid) of the true poses lie inside the 95 % ellipsoid. On facades, whose calibration is exact, 1.0 would
+# do: all of 35 lie inside, and σ is 5 to 10 times too large.
+SHARED = 5.0
 
 
 def shared_covariance(

@@ -47,7 +47,7 @@ class Localization:
             that parts of the image share (lens, references' poses, viewpoint), see
             `gnnet.localization.covariance`. It does not hold an error of the map as a whole, its scale or
             the query's focal length, nor a pose at a wrong place. It is meant not to be too small: where calibration
-            is exact, σ is up to three times too large.
+            is exact, σ is up to ten times too large.
         camera: of the image as it was given, with the focal length that was estimated; None where none was.
         seconds: by stage: `features`, `retrieval`, `matching`, `pose`, `refinement`.
     """
