@@ -338,7 +338,7 @@ def test_references_near_the_true_pose_for_the_oracle_alone(town, middle):
 
 @pytest.mark.parametrize("poses", [False, True])
 def test_references_near_a_known_position(town, middle, tmp_path, poses):
-    """Of the three at each place, 1.25 m apart; elsewhere nothing is searched."""
+    """Each place has three references, 1.25 m apart; those beyond the radius are not searched."""
     image, centers = middle[0], town.poses.center()
     own = image.cam_from_world.center()
     file = tmp_path / "gps.txt"
