@@ -10,7 +10,7 @@ demo: $(VENV)/installed  ## set up, render the toy town, train on it, print the 
 test: $(VENV)/installed-dev  ## set up, run the whole test suite
 	$(VENV)/bin/python -m pytest
 
-test-fast: $(VENV)/installed-dev  ## the tests that are not marked slow: about a minute on two cores
+test-fast: $(VENV)/installed-dev  ## the tests that are not marked slow: a minute and a half on two cores
 	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 lint: $(VENV)/installed-dev  ## style and types
