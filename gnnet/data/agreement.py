@@ -21,7 +21,7 @@ from gnnet.scenes.formats.images import open_image, orientation, orientation_nee
 from gnnet.scenes.scene import Pair, Scene, SceneImage
 
 LARGEST_ERROR = 0.02  # of an image's longer side: correspondences and poses that differ by more contradict each other
-_IMAGE_PAIRS = 30  # that are matched by SIFT
+_IMAGE_PAIRS = 10  # that are matched by SIFT
 _LARGEST_SIDE = 1024  # pixels to which images are shrunk for it
 _CHEAP_PAIRS, _CHEAP_SIDE = 4, 480  # the same, before training and evaluation
 _TRIED = 8  # pairs looked at for each one that is matched
