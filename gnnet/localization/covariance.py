@@ -16,9 +16,9 @@ from gnnet.geometry.pose import Pose
 from gnnet.localization.robust import Robust
 
 FINE, COARSE = 8, 2  # cells along the image's longer side: in which shifts are measured, and of what shares an error
-# Shared error by the shifts that are left, fitted on 7-Scenes' kitchen (SfM poses): of 50 queries 92 % (sparse-to-dense)
-# and 96 % (hybrid) of the true poses lie inside the 95 % ellipsoid. On facades, whose calibration is exact, 1.0 would
-# do: all of 35 lie inside, and σ is 5 to 10 times too large.
+# Shared error by the shifts that are left, fitted on 7-Scenes' kitchen (SfM poses): of 50 queries 92 %
+# (sparse-to-dense) and 96 % (hybrid) of the true poses lie inside the 95 % ellipsoid. On facades, whose calibration
+# is exact, 1.0 would do: all of 35 lie inside, and σ is 5 to 10 times too large.
 SHARED = 5.0
 
 
