@@ -61,6 +61,23 @@ def test_blurred_features_depend_little_on_where_in_the_grid_a_place_lies():
     assert 0 < change("blur") < change("max") / 2
 
 
+def test_smooth_maps_hold_no_checkerboard():
+    torch.manual_seed(0)
+    settings = {"widths": (16, 16, 16), "strides": (2, 1), "normalize": False}
+    plain, smooth = UNet(**settings), UNet(**settings, smooth=True)
+    smooth.load_state_dict(plain.state_dict())
+    image = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        for before, after in zip(plain(image).maps, smooth(image).maps, strict=True):
+            checkerboard = torch.ones(before.shape[-2:])
+            checkerboard[::2] *= -1
+            checkerboard[:, ::2] *= -1
+            inside = (slice(None), slice(None), slice(4, -4), slice(4, -4))
+            share = [(m * checkerboard)[inside].mean((-1, -2)).abs().max() / m.std() for m in (before, after)]
+            assert share[1] < 0.3 * share[0]
+            torch.testing.assert_close(after.mean(), before.mean(), atol=0.02, rtol=0)
+
+
 @pytest.mark.parametrize("width", [4, 12, 16, 24, 64, 1024])
 def test_narrow_stages_have_few_groups(width):
     norm = next(layer for layer in UNet(widths=(width,), strides=(1,)).modules() if isinstance(layer, nn.GroupNorm))
