@@ -9,23 +9,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import hydra
-import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
-from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from gnnet.data.datamodule import DataModule
 from gnnet.evaluation.dataset import Results, evaluate_networks
-from gnnet.evaluation.localize import Given, LocalizedQueries, MapSettings, localize_validations, read_given
+from gnnet.evaluation.given import Given, read_given
+from gnnet.evaluation.localize import LocalizedQueries, localize_validations
+from gnnet.evaluation.maps import MapSettings
 from gnnet.evaluation.metrics import THRESHOLDS
 from gnnet.localization.localizer import Localizer
 from gnnet.models.checkpoint import read_checkpoint
 from gnnet.models.pyramid import FeatureNetwork
-from gnnet.models.weights import load_weights
-from gnnet.training.launch import Sweep, job_folder, quote_paths, refuse_several_processes, varied
+from gnnet.training.checkpoints import networks_of
+from gnnet.training.launch import MENDABLE, Job, Sweep, job_folder, message_only, quote_paths, refuse_several_processes
 
 sweep = Sweep()
 OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)  # for conf/evaluate.yaml
@@ -41,11 +41,11 @@ class Prepared(NamedTuple):
     localizer: Localizer
 
 
-def run(cfg: DictConfig) -> Results | list[LocalizedQueries]:
+def run(cfg: DictConfig, name: str = "") -> Results | list[LocalizedQueries]:
     """Evaluate a checkpoint on the validation sets of a dataset, the one that it was trained on by default.
 
     Queries are localized on a compiled map, or, for a localizer that refines poses where no `poses=FILE` gives
-    any, refined from initial poses around the truth.
+    any, refined from initial poses around the truth. `name` is the run's in a comparison.
 
     Raises:
         FileNotFoundError, ConnectionError, ValueError: if checkpoint, data or a file are missing or do not fit.
@@ -56,7 +56,7 @@ def run(cfg: DictConfig) -> Results | list[LocalizedQueries]:
     prepared = prepare(cfg)
     if given.initial is None and prepared.localizer.pose.takes_initial:
         return refine(cfg, prepared)
-    return localize(cfg, prepared, given)
+    return localize(cfg, prepared, given, name)
 
 
 def make(config: DictConfig) -> Any:
@@ -64,29 +64,18 @@ def make(config: DictConfig) -> Any:
     try:
         return instantiate(config, _convert_="all")
     except InstantiationException as error:
-        if isinstance(error.__cause__, FileNotFoundError | ConnectionError | ValueError):
+        if isinstance(error.__cause__, MENDABLE):
             raise error.__cause__ from None
         raise
 
 
 def prepare(cfg: DictConfig) -> Prepared:
-    """Load networks and data; nothing is evaluated yet.
-
-    Raises:
-        FileNotFoundError, ValueError: if checkpoint or data are missing or do not fit.
-    """
+    """Load networks and data; nothing is evaluated yet. Raises as `run`."""
     checkpoint = read_checkpoint(cfg.checkpoint)
-    pl.seed_everything(checkpoint.seed, workers=True, verbose=False)
-    networks = {"trained": checkpoint.network(allow=cfg.allow)}
-    if cfg.baselines:
-        pl.seed_everything(checkpoint.seed, workers=True, verbose=False)
-        networks["untrained"] = checkpoint.network(trained=False, allow=cfg.allow)
-        load_weights(networks["untrained"], checkpoint.config.get("weights"))
+    networks = networks_of(checkpoint, untrained=cfg.baselines, allow=cfg.allow)
     # What the user asks for is built by Hydra; what a file asks for never is.
-    if cfg.get("dataset"):
-        data = make(cfg.dataset)
-    else:
-        data = checkpoint.dataset(index_dir=cfg.paths.index_dir, allow=cfg.allow)
+    index = {"index_dir": cfg.paths.index_dir, "allow": cfg.allow}
+    data = make(cfg.dataset) if cfg.get("dataset") else checkpoint.dataset(**index)
     localizer = replace(make(cfg.localizer), estimate_focal=cfg.camera is not None)
     from_truth = cfg.poses is None and localizer.pose.takes_initial
     if from_truth and not (cfg.queries is None and cfg.truth is None):
@@ -94,10 +83,7 @@ def prepare(cfg: DictConfig) -> Prepared:
             "queries=FILE and truth=FILE need poses=FILE where the localizer refines initial poses (localizer=refine); "
             "give it, or take localizer=sparse_to_dense"
         )
-    data.setup("validate" if from_truth else "predict", whole=cfg.queries is not None)
-    if not data.validations:
-        keys = "dataset.validation_root or dataset.validation_fraction"
-        raise ValueError(f"the dataset leaves nothing to evaluate on; give {keys}")
+    data.setup_evaluation(mapped=not from_truth, whole=cfg.queries is not None)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
     return Prepared(networks, data, checkpoint.step, torch.device(device), localizer)
 
@@ -105,14 +91,14 @@ def prepare(cfg: DictConfig) -> Prepared:
 def refine(cfg: DictConfig, prepared: Prepared) -> Results:
     """Refine initial poses around the truth, or the references' poses, with each network: tables and figures."""
     networks, data, steps, device, localizer = prepared
-    settings = {"checkpoint": str(cfg.checkpoint), "steps": steps}
     return evaluate_networks(
         networks, data, refiner=localizer.refiner, starts=make(cfg.starts), device=device,
-        output=Path(cfg.paths.output_dir), settings=settings, baselines=cfg.baselines,
+        output=Path(cfg.paths.output_dir), settings={"checkpoint": str(cfg.checkpoint), "steps": steps},
+        baselines=cfg.baselines,
     )  # fmt: skip
 
 
-def localize(cfg: DictConfig, prepared: Prepared, given: Given) -> list[LocalizedQueries]:
+def localize(cfg: DictConfig, prepared: Prepared, given: Given, name: str = "") -> list[LocalizedQueries]:
     """Localize the queries of each validation set, or of a list, on its map: tables, result files, reports."""
     network, map_file = prepared.networks["trained"].to(prepared.device), None if cfg.map is None else Path(cfg.map)
     return localize_validations(
@@ -120,32 +106,18 @@ def localize(cfg: DictConfig, prepared: Prepared, given: Given) -> list[Localize
         maps=MapSettings(Path(cfg.paths.map_dir), map_file, points=cfg.map_points),
         thresholds=THRESHOLDS[cfg.thresholds],
         given=given, max_queries=cfg.max_queries, submit_as=cfg.submit_as, colmap_model=cfg.colmap_model,
-        about={"run": overrides(), "checkpoint": str(cfg.checkpoint)},
+        about={"run": name, "checkpoint": str(cfg.checkpoint)},
         command=shlex.join(["python", *sys.argv]),
     )  # fmt: skip
-
-
-def overrides() -> str:
-    """The command line without checkpoint and data, unless a sweep varies them: names a run in a comparison."""
-    if not HydraConfig.initialized():
-        return ""
-    hydra_config = HydraConfig.get()
-    task, data = hydra_config.overrides.task, ("checkpoint=", "dataset", "paths.")
-    varying = varied(task) if hydra_config.mode == RunMode.MULTIRUN else []
-    given = [o for o in task if o in varying or not o.startswith(data)]
-    return " ".join(o.removeprefix("localizer=").removeprefix("localizer.") for o in given)
 
 
 @hydra.main(config_path="conf", config_name="evaluate", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Hydra's entry point."""
-    hydra_config = HydraConfig.get()
-    with sweep.job(Path(hydra_config.runtime.output_dir) if hydra_config.mode == RunMode.MULTIRUN else None):
-        try:
-            refuse_several_processes("evaluate.py")
-            results = run(cfg)
-        except (FileNotFoundError, ConnectionError, ValueError) as error:  # what the user can mend
-            raise SystemExit(f"\n{error}") from error
+    job = Job.of(HydraConfig.get())
+    with sweep.job(job.folder if job.in_sweep else None), message_only(*MENDABLE):
+        refuse_several_processes("evaluate.py")
+        results = run(cfg, job.evaluation())
         if isinstance(results, list) and not any(result.any_localized for result in results):
             raise SystemExit("\nno query was localized; localizations.jsonl has the reasons")
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import sys
-import time
-import warnings
 from functools import partial
 from pathlib import Path
 
 import hydra
 import pytorch_lightning as pl
 from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, read_write
 from torch import nn
@@ -22,7 +18,17 @@ from gnnet.data.datamodule import DataModule
 from gnnet.evaluation.dataset import Results, evaluate_networks
 from gnnet.models.weights import load_weights
 from gnnet.training.checkpoints import check_resume
-from gnnet.training.launch import Sweep, close_loggers, draw_loss_curves, job_folder, one_job, quote_paths, varied
+from gnnet.training.launch import (
+    MENDABLE,
+    Job,
+    Sweep,
+    fit,
+    job_folder,
+    message_only,
+    one_job,
+    quote_paths,
+    silence_lightning,
+)
 from gnnet.training.module import FeatureLearning
 
 make = partial(instantiate, _convert_="all")
@@ -66,15 +72,15 @@ def prepare(cfg: DictConfig) -> tuple[DataModule, FeatureLearning, pl.Trainer]:
     return data, module, make(cfg.trainer, logger=loggers, callbacks=callbacks)
 
 
-def train(cfg: DictConfig, data: DataModule, module: FeatureLearning, trainer: pl.Trainer) -> Results | None:
-    """Fit what `prepare` made, and report on the first process."""
-    started = time.monotonic()
-    with close_loggers(trainer):
-        trainer.fit(module, datamodule=data, ckpt_path=cfg.checkpoint, weights_only=True)
+def train(
+    cfg: DictConfig, data: DataModule, module: FeatureLearning, trainer: pl.Trainer, about: dict[str, str] | None = None
+) -> Results | None:
+    """Fit what `prepare` made, and report on the first process; the tables have `about` among their settings."""
+    output = Path(cfg.paths.output_dir)
+    curves = output / "figures" / "losses.png"
+    seconds = fit(trainer, module, data, checkpoint=cfg.checkpoint, curves=curves)
     if not trainer.is_global_zero:
         return None
-    output, seconds = Path(cfg.paths.output_dir), round(time.monotonic() - started)
-    draw_loss_curves(trainer, output / "figures" / "losses.png")
     if not data.validations:
         print(f"Nothing to validate on; checkpoints and logs are in {output}", flush=True)
         return Results(None, None)
@@ -85,7 +91,7 @@ def train(cfg: DictConfig, data: DataModule, module: FeatureLearning, trainer: p
         starts=make(cfg.starts),
         device=trainer.strategy.root_device,
         output=output,
-        settings=choices() | {"seed": cfg.seed, "steps": trainer.global_step, "training seconds": seconds},
+        settings={**(about or {}), "seed": cfg.seed, "steps": trainer.global_step, "training seconds": seconds},
     )
 
 
@@ -98,44 +104,19 @@ def build_network(cfg: DictConfig) -> nn.Module:
     return network
 
 
-def choices() -> dict[str, str]:
-    """Which option of each group is in use, and in a sweep what varies; nothing outside Hydra."""
-    if not HydraConfig.initialized():
-        return {}
-    hydra_config = HydraConfig.get()
-    chosen, groups = hydra_config.runtime.choices, ("dataset", "model", "loss", "trainer", "experiment")
-    run = " ".join(varied(hydra_config.overrides.task)) if hydra_config.mode == RunMode.MULTIRUN else ""
-    return ({"run": run} if run else {}) | {group: chosen[group] for group in groups if chosen.get(group)}
-
-
-def arguments() -> list[str]:
-    """The command line of this job. Its folder is told to Hydra, for the other processes that Lightning starts."""
-    hydra_config = HydraConfig.get()
-    if hydra_config.mode != RunMode.MULTIRUN:
-        return sys.argv[1:]
-    with read_write(hydra_config):  # type: ignore[arg-type]  # a DictConfig, though Hydra declares its schema's class
-        hydra_config.run.dir = hydra_config.runtime.output_dir
-    return list(hydra_config.overrides.task)
-
-
 @hydra.main(config_path="conf", config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> float | None:
     """Hydra's entry point; returns the score (see `Results`), for sweepers that maximise."""
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # tips and hardware
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own, about torch
-    warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified.*")  # some losses need it
-    warnings.filterwarnings("ignore", message=".*It is recommended to use `self.log.*")  # values are gathered before
-    hydra_config = HydraConfig.get()
-    with sweep.job(Path(hydra_config.runtime.output_dir) if hydra_config.mode == RunMode.MULTIRUN else None):
-        with one_job(arguments()):
-            try:
-                prepared = prepare(cfg)
-            except (FileNotFoundError, ConnectionError, ValueError) as error:  # what the user can mend
-                raise SystemExit(f"\n{error}") from error
-            try:
-                results = train(cfg, *prepared)
-            except FloatingPointError as error:  # too many steps without a finite loss or gradient
-                raise SystemExit(f"\n{error}") from error
+    silence_lightning()
+    record = HydraConfig.get()
+    job = Job.of(record)
+    with read_write(record):  # type: ignore[arg-type]  # a DictConfig, though Hydra declares its schema's class
+        record.run.dir = str(job.folder)  # for the other processes that Lightning starts
+    with sweep.job(job.folder if job.in_sweep else None), one_job(job.arguments()):
+        with message_only(*MENDABLE):
+            prepared = prepare(cfg)
+        with message_only(FloatingPointError):  # too many steps without a finite loss or gradient
+            results = train(cfg, *prepared, about=job.options())
         return None if results is None else results.score()
     return math.nan  # a job of a sweep that failed
 

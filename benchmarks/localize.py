@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 
 from gnnet.data.images import read_image
-from gnnet.evaluation.localize import MapSettings, prepare_localizer, queries_of_scene
+from gnnet.evaluation.given import queries_of_scene
+from gnnet.evaluation.maps import MapSettings, prepare_localizer
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, perturb
 from gnnet.localization.initial_pose import HybridPose

@@ -418,7 +418,7 @@ def test_checkpoints_that_name_the_old_places_go_on(toy_root, tmp_path):
         "seed": 0, "weights": None, "steps": 4, "model": UNET, "starts": starts, "loss": None, "optimizer": None,
     }  # fmt: skip
     sources = {"a": source, "b": None}
-    config["dataset"] = {"_target_": "gnnet.data.mixture.MixtureData", "sources": sources, "num_workers": 0}
+    config["dataset"] = {"_target_": "gnnet.data.datamodule.MixtureData", "sources": sources, "num_workers": 0}
     path = write(tmp_path / "old.ckpt", config)
     cfg = evaluating(path, tmp_path)
     networks, found, *_ = evaluate.prepare(cfg)

@@ -1,4 +1,4 @@
-"""The LightningDataModules: one dataset, or a mixture of several by weight.
+"""The LightningDataModule of one dataset, and what it shares with a mixture of several (`gnnet.data.mixture`).
 
 Both give training pairs and validation sets, and share their loaders. They are two classes so that the
 configuration of one dataset stays flat (`dataset.root=DIR`), and because they draw in two ways: one dataset is
@@ -7,25 +7,23 @@ walked through in passes that go on over the epochs, a mixture is drawn anew in 
 
 from __future__ import annotations
 
-import bisect
 import inspect
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from itertools import accumulate
 from pathlib import Path
 
 import pytorch_lightning as pl
 from pytorch_lightning.accelerators import CPUAccelerator
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from gnnet.data.agreement import refuse_contradiction
-from gnnet.data.batches import PairBatch, collate_by_size
+from gnnet.data.batches import collate_by_size
 from gnnet.data.matching_pairs import MatchingDataset
 from gnnet.data.pairs import PairDataset
 from gnnet.data.queries import LocalizationDataset
-from gnnet.data.sampler import MixtureSampler, TrainingSampler, ValidationSampler
+from gnnet.data.sampler import TrainingSampler, ValidationSampler
 from gnnet.sampling import evenly
 from gnnet.scenes.index import open_scene
 from gnnet.scenes.problems import OnBad, describe_problems
@@ -47,6 +45,17 @@ class DataModule(pl.LightningDataModule):
         self.validation_batch_size = validation_batch_size
         self.num_workers = num_workers
         self.validations: list[Validation] = []
+
+    def setup_evaluation(self, *, mapped: bool, whole: bool) -> None:
+        """Set up the validation sets alone, to localize on maps of their scenes (`mapped`) or to refine poses.
+
+        Raises:
+            FileNotFoundError, ValueError: as `setup`, and if there is no validation set.
+        """
+        self.setup("predict" if mapped else "validate", whole=whole)  # type: ignore[call-arg]  # of both kinds
+        if not self.validations:
+            keys = "dataset.validation_root or dataset.validation_fraction"
+            raise ValueError(f"the dataset leaves nothing to evaluate on; give {keys}")
 
     def val_dataloader(self) -> list[DataLoader]:
         """A loader for each of `validations`, in this order; see `ValidationSampler`."""
@@ -276,124 +285,6 @@ class CorrespondenceData(DataModule):
             collate_fn=collate_by_size,
             **self._settings(),
         )
-
-
-class MixtureData(DataModule):
-    """Training pairs drawn from several datasets by weight; each dataset is validated on its own.
-
-    Args:
-        sources: the datasets by name; None in place of one leaves it out. The batch size, epoch and
-            workers of the mixture count, not their own.
-        weights: how often each is drawn, relative to the others; 1 where none is given.
-        mixed: draw the source of every pair on its own; otherwise each batch is of one source.
-        batch_size: pairs in a training step of each process.
-        pairs_per_epoch: pairs between two validations, over all processes.
-        seed: decides the order in which pairs are drawn.
-        validation_batch_size: queries in a validation step.
-        num_workers: processes that load data.
-
-    Raises:
-        ValueError: if a weight is negative or names no source.
-    """
-
-    def __init__(
-        self,
-        *,
-        sources: Mapping[str, CorrespondenceData | None],
-        weights: Mapping[str, float | None] | None = None,
-        mixed: bool = False,
-        batch_size: int = 4,
-        pairs_per_epoch: int = 1000,
-        seed: int = 0,
-        validation_batch_size: int = 8,
-        num_workers: int = 2,
-    ) -> None:
-        super().__init__(batch_size=batch_size, validation_batch_size=validation_batch_size, num_workers=num_workers)
-        self.sources = {name: source for name, source in sources.items() if source is not None}
-        given = {name: weight for name, weight in (weights or {}).items() if weight is not None}
-        unknown = sorted(set(given) - set(sources))
-        if unknown:
-            raise ValueError(
-                f"dataset.weights names {', '.join(unknown)}; the sources are {', '.join(sources) or 'none'}"
-            )
-        if any(weight < 0 for weight in given.values()):
-            raise ValueError(f"dataset.weights are {given}; expected zero or more")
-        self._weights = {name: given.get(name, 1.0) for name in self.sources}
-        self._mixed = mixed
-        self._pairs_per_epoch = pairs_per_epoch
-        self._seed = seed
-        self._drawn: dict[str, PairDataset] = {}
-
-    def setup(self, stage: str | None = None, *, whole: bool = False) -> None:
-        """Set up every source, see `CorrespondenceData.setup`.
-
-        Raises:
-            FileNotFoundError, ValueError: naming the source that is missing or broken, or if none can be drawn from.
-        """
-        for name, source in self.sources.items():
-            try:
-                source.setup(stage, name=name, whole=whole)
-            except (FileNotFoundError, ValueError) as error:
-                raise type(error)(
-                    f"source {name} of the mixture: {error}\n(dataset.sources.{name}=null leaves it out)"
-                ) from error
-            if source.train_pairs is not None and self._weights[name] > 0:
-                self._drawn[name] = source.train_pairs
-        if not self._drawn and stage not in ("predict", "validate"):
-            raise ValueError(
-                "no source of the mixture has both pairs to train on and a weight above zero "
-                f"(dataset.weights); its sources are {', '.join(self.sources) or 'none'}"
-            )
-        self._end_to_end = _EndToEnd(list(self._drawn.values()))
-        self.validations = [validation for source in self.sources.values() for validation in source.validations]
-
-    def pair_name(self, index: int) -> str:
-        """The pair that `PairBatch.index` tells, for messages."""
-        return self._end_to_end.pair_name(index)
-
-    def train_dataloader(self) -> DataLoader:
-        """Batches of training pairs.
-
-        Raises:
-            ValueError: if an epoch holds no batch.
-        """
-        batches = self._batches(self._pairs_per_epoch)
-        sampler = MixtureSampler(
-            [len(pairs) for pairs in self._drawn.values()],
-            [self._weights[name] for name in self._drawn],
-            batch_size=self.batch_size,
-            batches=batches,
-            mixed=self._mixed,
-            seed=self._seed,
-            epoch=partial(self._current_epoch, batches),
-        )
-        return DataLoader(self._end_to_end, batch_sampler=sampler, collate_fn=collate_by_size, **self._settings())
-
-
-class _EndToEnd(Dataset):
-    """Several sets of pairs laid end to end; items are asked for by (pass, index), and their `index` is that one."""
-
-    def __init__(self, parts: list[PairDataset]) -> None:
-        self.parts = parts
-        self.ends = list(accumulate(len(part) for part in parts))
-
-    def __len__(self) -> int:
-        return self.ends[-1]
-
-    def __getitem__(self, key: tuple[int, int]) -> PairBatch:
-        part, index = self._place(key[1])
-        item = self.parts[part][key[0], index]
-        return item._replace(index=item.index + key[1] - index)
-
-    def pair_name(self, index: int) -> str:
-        """See `PairDataset.pair_name`."""
-        part, index = self._place(index)
-        return self.parts[part].pair_name(index)
-
-    def _place(self, index: int) -> tuple[int, int]:
-        """Which part a pair is in, and its index there."""
-        part = bisect.bisect_right(self.ends, index)
-        return part, index - (self.ends[part - 1] if part else 0)
 
 
 def _try_samples(dataset: PairDataset | Validation, count: int) -> None:

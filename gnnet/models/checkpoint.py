@@ -29,7 +29,9 @@ _ALLOWED = {
     "gnnet.losses": r"[a-z]\w*\.[A-Z]\w*",
     "gnnet.scenes.layouts": r"[a-z]\w*\.load_\w+",  # readers of datasets
     "gnnet.toy": r"town\.read_toy",  # not load_toy, which renders and replaces folders
-    "gnnet.data": r"datamodule\.(CorrespondenceData|MixtureData)|photometric\.Photometric(\.of_strength|\.conditions)?",
+    "gnnet.data.datamodule": "CorrespondenceData",
+    "gnnet.data.mixture": "MixtureData",
+    "gnnet.data.photometric": r"Photometric(\.of_strength|\.conditions)?",
     "gnnet.training": r"module\.warmup_cosine",
     "torch.optim": r"Adam|AdamW|NAdam|RAdam|RMSprop|SGD",
     "torch.optim.lr_scheduler": r"ConstantLR|CosineAnnealingLR|ExponentialLR|LinearLR|MultiStepLR|OneCycleLR|StepLR",
@@ -41,7 +43,7 @@ _MOVED = {
         f"gnnet.scenes.{layout}.load_{layout}": f"gnnet.scenes.layouts.{layout}.load_{layout}"
         for layout in ("robotcar", "cmu", "sevenscenes", "rgbd", "colmap", "timelapse", "homography")
     },
-    "gnnet.data.mixture.MixtureData": "gnnet.data.datamodule.MixtureData",
+    "gnnet.data.datamodule.MixtureData": "gnnet.data.mixture.MixtureData",
     "gnnet.scenes.toy.load_toy": "gnnet.toy.town.read_toy",
     "gnnet.toy.town.load_toy": "gnnet.toy.town.read_toy",
 }

@@ -1,13 +1,18 @@
-"""Checkpoints: kept while training, checked before resuming."""
+"""Checkpoints: kept while training, checked before resuming, opened to evaluate their network."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import nn
 
-from gnnet.models.checkpoint import read_checkpoint, with_current_names
+from gnnet.models.checkpoint import Checkpoint, read_checkpoint, with_current_names
+from gnnet.models.pyramid import FeatureNetwork
+from gnnet.models.weights import load_weights
 
 
 class EpochCheckpoint(ModelCheckpoint):
@@ -78,6 +83,29 @@ def check_resume(path: str | Path, config: dict[str, Any]) -> str:
     if step >= config["steps"]:
         raise ValueError(f"{path} has done {step} steps already; ask for more than that: steps={2 * step}")
     return f"Going on from {path}: step {step} of {config['steps']}, {checkpoint.epochs} epochs done"
+
+
+def networks_of(
+    checkpoint: Checkpoint, *, untrained: bool, allow: str | Sequence[str] = ()
+) -> dict[str, FeatureNetwork]:
+    """The network of a checkpoint as `trained`, and if asked for as `untrained` as its training began.
+
+    Args:
+        checkpoint: read.
+        untrained: whether the second is wanted.
+        allow: packages of your own whose classes the checkpoint may name.
+
+    Raises:
+        FileNotFoundError, ValueError: see `Checkpoint.network`, `load_weights`.
+    """
+    pl.seed_everything(checkpoint.seed, workers=True, verbose=False)
+    networks = {"trained": checkpoint.network(allow=allow)}
+    if untrained:
+        pl.seed_everything(checkpoint.seed, workers=True, verbose=False)
+        networks["untrained"] = network = checkpoint.network(trained=False, allow=allow)
+        assert isinstance(network, nn.Module)  # as of every checkpoint
+        load_weights(network, checkpoint.config.get("weights"))
+    return networks
 
 
 def _short(value: object) -> str:

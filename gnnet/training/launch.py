@@ -1,15 +1,19 @@
-"""What surrounds a run: its command line, the jobs of a sweep, the processes of one job, loggers, and loss curves."""
+"""What surrounds a run: its command line and name, the jobs of a sweep, the processes of one job, loggers, messages."""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
+import time
 import traceback
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -17,6 +21,9 @@ import torch
 from gnnet.evaluation.report.charts import loss_curves
 from gnnet.evaluation.runs import best_first, compare_runs, result_files
 from gnnet.evaluation.tables import print_table, write_csv
+
+# What the user can mend; its message is enough.
+MENDABLE = (FileNotFoundError, ConnectionError, ValueError)
 
 _NEEDS_NO_QUOTES = re.compile(r"[A-Za-z0-9_/\-+.$%*@?|: ]*")  # what Hydra reads in a value as it stands
 _NO_PATH = re.compile(r"""['"\[{]|\w+\(|.*\$\{""")  # quoted, a list, a mapping, a function of Hydra's, an interpolation
@@ -70,6 +77,45 @@ def job_folder(number: int | str, overrides: Sequence[str]) -> str:
         value = re.sub(r"[^A-Za-z0-9.+-]+", "-", value)[-_LONGEST_VALUE:].lstrip("-." if "/" in value else ".")
         parts.append(re.sub(r"\W+", "", re.split(r"[./@]", key)[-1], flags=re.ASCII) + "-" + value)
     return "_".join(parts)[:_LONGEST_NAME].rstrip("-._")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a program, alone or in a sweep.
+
+    Args:
+        folder: what it writes into.
+        overrides: its settings on the command line, `key=value` each.
+        choices: by group, the option in use.
+        in_sweep: whether it is one of several.
+    """
+
+    folder: Path
+    overrides: Sequence[str]
+    choices: Mapping[str, str]
+    in_sweep: bool
+
+    @classmethod
+    def of(cls, record: Any) -> Job:
+        """The job that Hydra's record (`HydraConfig.get()`) is of."""
+        folder, in_sweep = Path(record.runtime.output_dir), record.mode.name == "MULTIRUN"
+        return cls(folder, list(record.overrides.task), dict(record.runtime.choices), in_sweep)
+
+    def arguments(self) -> Sequence[str]:
+        """The command line of this job alone, without the program."""
+        return self.overrides if self.in_sweep else sys.argv[1:]
+
+    def options(self) -> dict[str, str]:
+        """What stands in the tables of a training: in a sweep what varies, and which option of each group is in use."""
+        groups = ("dataset", "model", "loss", "trainer", "experiment")
+        run = " ".join(varied(self.overrides)) if self.in_sweep else ""
+        return ({"run": run} if run else {}) | {g: self.choices[g] for g in groups if self.choices.get(g)}
+
+    def evaluation(self) -> str:
+        """The command line without checkpoint and data, unless a sweep varies them: names a run in a comparison."""
+        data, varying = ("checkpoint=", "dataset", "paths."), varied(self.overrides) if self.in_sweep else []
+        given = [o for o in self.overrides if o in varying or not o.startswith(data)]
+        return " ".join(o.removeprefix("localizer=").removeprefix("localizer.") for o in given)
 
 
 @dataclass
@@ -154,6 +200,23 @@ def one_job(arguments: Sequence[str]) -> Iterator[None]:
             torch.distributed.destroy_process_group()
 
 
+@contextmanager
+def message_only(*errors: type[Exception]) -> Iterator[None]:
+    """End the program with the message of an error of these kinds, without its traceback."""
+    try:
+        yield
+    except errors as error:
+        raise SystemExit(f"\n{error}") from error
+
+
+def silence_lightning() -> None:
+    """Leave out what Lightning says that the user can do nothing about."""
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # tips and hardware
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own, about torch
+    warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified.*")  # some losses need it
+    warnings.filterwarnings("ignore", message=".*It is recommended to use `self.log.*")  # values are gathered before
+
+
 def refuse_several_processes(script: str) -> None:
     """End a script that works on one process if torchrun started several, which would write the same files.
 
@@ -166,6 +229,31 @@ def refuse_several_processes(script: str) -> None:
             f"{script} runs on one process, and torchrun (WORLD_SIZE) started {count}, which would write the same "
             f"files; start it with: python {script} …"
         )
+
+
+def fit(
+    trainer: pl.Trainer,
+    module: pl.LightningModule,
+    data: pl.LightningDataModule,
+    *,
+    checkpoint: str | None,
+    curves: Path,
+) -> int:
+    """Train, close the loggers, and draw the losses; returns the seconds it took.
+
+    Args:
+        trainer: with its loggers.
+        module: what is trained.
+        data: set up.
+        checkpoint: file to go on from; None starts anew.
+        curves: file that the first process draws the losses into.
+    """
+    started = time.monotonic()
+    with close_loggers(trainer):
+        trainer.fit(module, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    if trainer.is_global_zero:
+        draw_loss_curves(trainer, curves)
+    return round(time.monotonic() - started)
 
 
 @contextmanager

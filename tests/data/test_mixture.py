@@ -11,8 +11,9 @@ from PIL import Image
 from pytorch_lightning.accelerators import CPUAccelerator
 
 from gnnet.data import sampler as sampler_module
-from gnnet.data.datamodule import CorrespondenceData, MixtureData
+from gnnet.data.datamodule import CorrespondenceData
 from gnnet.data.matching_pairs import MatchingDataset
+from gnnet.data.mixture import MixtureData
 from gnnet.data.queries import LocalizationDataset
 from gnnet.data.sampler import MixtureSampler
 from gnnet.scenes.layouts.robotcar import load_robotcar

@@ -12,17 +12,9 @@ import pytest
 import torch
 
 from gnnet.data.queries import LocalizationDataset
-from gnnet.evaluation.localize import (
-    MapSettings,
-    QueryList,
-    localize_dataset,
-    localize_queries,
-    localize_validations,
-    prepare_localizer,
-    queries_of_list,
-    queries_of_scene,
-    read_given,
-)
+from gnnet.evaluation.given import QueryList, queries_of_list, queries_of_scene, read_given
+from gnnet.evaluation.localize import localize_dataset, localize_queries, localize_validations
+from gnnet.evaluation.maps import MapSettings, prepare_localizer
 from gnnet.evaluation.metrics import INDOOR
 from gnnet.evaluation.submission import validate_submission
 from gnnet.evaluation.tables import read_table
@@ -154,20 +146,6 @@ def test_references_come_from_the_descriptor_the_truth_or_a_file(scene, tmp_path
         assert other.status == Status.NO_REFERENCE
 
 
-def test_queries_of_a_list_have_their_own_cameras(scene, tmp_path):
-    known = next(q for q in queries_of_scene(scene) if q.cam_from_world is not None)
-    listed = QueryList({known.name: known.camera, "phone.jpg": known.camera}, tmp_path)
-    (tmp_path / known.name).parent.mkdir(parents=True)
-    shutil.copy(known.path, tmp_path / known.name)
-    queries = {q.name: q for q in queries_of_list(listed, scene)[0]}
-    assert list(queries) == sorted([known.name, "phone.jpg"])
-    assert queries["phone.jpg"].cam_from_world is None and queries["phone.jpg"].path == tmp_path / "phone.jpg"
-    assert queries[known.name].cam_from_world is None  # a copy is another file: who knows what it shows
-    (tmp_path / "phone.jpg").symlink_to(known.path)
-    same = next(q for q in queries_of_list(listed, scene)[0] if q.name == "phone.jpg")
-    assert same.cam_from_world is not None and same.condition == known.condition and same.place == known.place
-
-
 @pytest.mark.slow
 def test_queries_of_a_list_of_names_have_their_focal_length_estimated(scene, tmp_path):
     """A photograph that the map knows under another name, so that even small images match."""
@@ -190,11 +168,6 @@ def test_queries_of_a_list_of_names_have_their_focal_length_estimated(scene, tmp
     model = pycolmap.Reconstruction(tmp_path / "out/colmap")
     camera = next(i.camera for i in model.images.values() if i.name == "phone.jpg")
     assert camera.mean_focal_length() == pytest.approx(record["focal_length"])
-
-
-def test_where_all_images_are_references_each_is_a_query(scene):
-    references = scene.with_conditions(["overcast-reference"])
-    assert {q.name for q in queries_of_scene(references)} == set(references.images)
 
 
 # --- what users bring

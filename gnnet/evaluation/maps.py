@@ -1,0 +1,84 @@
+"""The compiled maps that a localizer stands on: made of a scene, or opened where they are there already."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gnnet.localization.compile import compile_map, what_it_is_made_of
+from gnnet.localization.local_features import LocalFeatures
+from gnnet.localization.localizer import Localizer
+from gnnet.localization.map import Map
+from gnnet.models.pyramid import FeatureNetwork
+from gnnet.scenes.problems import OnBad
+from gnnet.scenes.scene import Scene
+
+
+@dataclass(frozen=True)
+class MapSettings:
+    """Settings of the map's compilation, see `compile_map`.
+
+    Args:
+        folder: folder of maps, which are named by what they are made of.
+        file: a map's file to use instead; if it was made of something else, it is refused.
+        points: limit on the observations of each reference.
+        largest_side: images are shrunk to it, in pixels; None keeps them.
+        on_bad: `skip` leaves references out that cannot be read.
+    """
+
+    folder: Path
+    file: Path | None = None
+    points: int = 1024
+    largest_side: int | None = None
+    on_bad: OnBad = "raise"
+
+
+def prepare_localizer(
+    settings: Localizer, network: FeatureNetwork, scene: Scene, map: MapSettings, *, device: torch.device | str
+) -> Localizer:
+    """The localizer with its network and the scene's map (or two), compiled first or, if it is there, opened.
+
+    Raises:
+        FileNotFoundError, ValueError: from scene or map, see `compile_map`.
+        ConnectionError: if weights of local features cannot be fetched.
+    """
+    network = network.eval()
+    companion = settings.pose.companion
+    own = _compiled(settings, network, scene, map, settings.pose.local_features, device)
+    second = None
+    if companion is not None:  # beside the first: its file has a name of its own
+        file = map.file and map.file.with_suffix(f".{companion.name}{map.file.suffix}")
+        beside = replace(map, file=file)
+        second = _compiled(settings, network, scene, beside, companion, device)
+    return settings.on(network, own, second)
+
+
+def _compiled(
+    settings: Localizer, network: FeatureNetwork, scene: Scene, map: MapSettings, local: LocalFeatures | None,
+    device: torch.device | str,
+) -> Map:  # fmt: skip
+    """The map of a scene whose points are described by local features, or by the network where `local` is None."""
+    retrieval_network = settings.retrieval.network
+    if local is not None:
+        local.load()
+    if retrieval_network is not None:
+        retrieval_network.eval().to(device)
+    choices: dict[str, Any] = {
+        "points": map.points if local is None else local.count, "largest_side": map.largest_side,
+        "local_features": local, "retrieval_network": retrieval_network,
+    }  # fmt: skip
+    file = map.file
+    if file is None:  # scenes of one name have different contents
+        made_of = json.dumps(what_it_is_made_of(scene, network, **choices), sort_keys=True)
+        digest = hashlib.sha256(made_of.encode()).hexdigest()[:12]
+        readable = re.sub(r"[^\w.-]+", "-", f"{scene.name}-{'maps' if local is None else local.identity}")[:80]
+        file = map.folder / f"{readable}-{digest}.gnmap"
+    return compile_map(file, scene, network, device=device, on_bad=map.on_bad, **choices)
+
+
