@@ -45,6 +45,14 @@ class Observations(NamedTuple):
     valid: Tensor
     reference: Tensor
 
+    @classmethod
+    def cat(cls, parts: Sequence[Observations]) -> Observations:
+        """Those of several sets, one after another."""
+        points, ids, keypoints, descriptors, valid, reference = zip(*parts, strict=True)
+        whole = tuple(torch.cat(level) for level in zip(*descriptors, strict=True))
+        points, ids, keypoints, valid, reference = map(torch.cat, (points, ids, keypoints, valid, reference))
+        return cls(points, ids, keypoints, whole, valid, reference)
+
     def select(self, rows: Tensor) -> Observations:
         """Some of them, by rows (K,) or a mask (M,)."""
         return Observations(
