@@ -48,10 +48,14 @@ class Observations(NamedTuple):
     @classmethod
     def cat(cls, parts: Sequence[Observations]) -> Observations:
         """Those of several sets, one after another."""
-        points, ids, keypoints, descriptors, valid, reference = zip(*parts, strict=True)
-        whole = tuple(torch.cat(level) for level in zip(*descriptors, strict=True))
-        points, ids, keypoints, valid, reference = map(torch.cat, (points, ids, keypoints, valid, reference))
-        return cls(points, ids, keypoints, whole, valid, reference)
+
+        def whole(name: str) -> Tensor:
+            return torch.cat([getattr(part, name) for part in parts])
+
+        descriptors = tuple(map(torch.cat, zip(*(part.descriptors for part in parts), strict=True)))
+        return cls(
+            whole("points"), whole("ids"), whole("keypoints"), descriptors, whole("valid"), whole("reference")
+        )
 
     def select(self, rows: Tensor) -> Observations:
         """Some of them, by rows (K,) or a mask (M,)."""

@@ -194,7 +194,7 @@ def refine_pose(
     dtype = torch.promote_types(initial.dtype, torch.float32)
     with torch.autocast(points.device.type, enabled=False):
         start = initial.to(dtype)
-        levels: list[Level] | list[RigLevel] = _levels(own, robust, gradient, dtype)
+        levels: Sequence[Level | RigLevel] = _levels(own, robust, gradient, dtype)
         if cam_from_rig is not None or beside:
             levels = _rig_levels((own, *beside), robust, gradient, dtype)
         tensors = [(*view.pyramid.maps, *view.descriptors, view.points) for view in (own, *beside)]
