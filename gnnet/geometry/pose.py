@@ -139,6 +139,13 @@ class Pose:
         """Updated poses exp(delta) @ self; delta (..., 6) is translation, then rotation, in the target frame."""
         return exp(delta) @ self
 
+    def adjoint(self) -> Tensor:
+        """(..., 6, 6) that take a step δ on the source's side to that on the target's: self exp(δ) = exp(Ad δ) self."""
+        turned = skew(self.translation) @ self.rotation
+        top = torch.cat([self.rotation, turned], -1)
+        bottom = torch.cat([torch.zeros_like(turned), self.rotation], -1)
+        return torch.cat([top, bottom], -2)
+
     def __getitem__(self, index) -> Pose:
         """Some poses of the batch; `index` applies to the batch axes."""
         return Pose(self.rotation[index], self.translation[index])

@@ -7,6 +7,9 @@ more points do not average it out.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -22,7 +25,20 @@ FINE, COARSE = 8, 2  # cells along the image's longer side: in which shifts are 
 SHARED = 5.0
 
 
-def shared_covariance(
+class SharedTerms(NamedTuple):
+    """What the N points of one image say of the errors that they share, see `shared_terms`.
+
+    `jacobian` (N, 2, 6) of pixels by the pose's steps, `information` (N, 2, 2) and `pull` (N, 2) of a pixel's shift;
+    `at` (N, 2) in the image, whose longer side is 1.
+    """
+
+    jacobian: Tensor
+    information: Tensor
+    pull: Tensor
+    at: Tensor
+
+
+def shared_terms(
     features: Tensor,
     stride: int,
     descriptors: Tensor,
@@ -32,13 +48,9 @@ def shared_covariance(
     pose: Pose,
     robust: Robust,
     gradient: Gradient = "central",
-) -> Tensor:
-    """Covariance (6, 6) from errors that all points of a quarter of the image share.
-
-    Each quarter (squares of half the image's longer side) is thought to be off by some pixels of its own, which
-    moves the pose by H⁻¹ Σ_{its points} w Jᵀ ∂F/∂xy. How many pixels is told by the shifts that the features still
-    ask for at the pose, in squares of an eighth of the longer side, times `SHARED`. Matches that take part in the
-    cost beside the features are thought to share these errors.
+    cam_from_rig: Pose | None = None,
+) -> SharedTerms:
+    """What the points of one image say of the errors that they share.
 
     Args:
         features: (1, C, H, W) of the query, the finest level that was refined on.
@@ -46,13 +58,10 @@ def shared_covariance(
         descriptors: (N, C) of the points.
         valid: (N,) which of them to use.
         points: (N, 3) in the world.
-        camera, pose: of the query, unbatched.
+        camera, pose: of the image, unbatched.
         robust: cost of a residual.
         gradient: how gradients of the features are taken.
-
-    Returns:
-        Of (translation in metres, rotation in radians), on the left of `pose` as in `Refinement`, float64; inf
-        where the features do not fix the pose.
+        cam_from_rig: of the image's camera, if the covariance is to be of the rig's pose.
     """
     points_cam = pose.transform(points)
     xy, projection, in_view = camera.project_with_jacobian(points_cam)
@@ -65,11 +74,32 @@ def shared_covariance(
     weight = robust.cost_and_weight(residual.square().sum(-1))[1][:, None, None]
     information = weight * (slopes @ slopes.mT)  # [N, 2, 2]
     pull = weight * (slopes @ residual[..., None])  # [N, 2, 1]
-    return _from_cells(jacobian, information, pull, xy / camera.size.max()).cpu()
+    if cam_from_rig is not None:
+        jacobian = jacobian @ cam_from_rig.adjoint().to(jacobian)
+    return SharedTerms(jacobian, information, pull, xy / camera.size.max())
+
+
+def shared_covariance(images: Sequence[SharedTerms]) -> Tensor:
+    """Covariance (6, 6) from errors that all points of a quarter of an image share.
+
+    Each quarter (squares of half the image's longer side) is thought to be off by some pixels of its own, which
+    moves the pose by H⁻¹ Σ_{its points} w Jᵀ ∂F/∂xy. How many pixels is told by the shifts that the features still
+    ask for at the pose, in squares of an eighth of the longer side, times `SHARED`. Matches that take part in the
+    cost beside the features are thought to share these errors.
+
+    Args:
+        images: one, or those of a rig.
+
+    Returns:
+        Of (translation in metres, rotation in radians), on the left of the pose as in `Refinement`, float64 on the CPU;
+        inf where the features do not fix the pose.
+    """
+    # One image lies below the other, so that no two share a cell.
+    apart = [terms._replace(at=terms.at + terms.at.new_tensor([0, 2 * i])) for i, terms in enumerate(images)]
+    return _from_cells(*map(torch.cat, zip(*apart, strict=True))).cpu()
 
 
 def _from_cells(jacobian: Tensor, information: Tensor, pull: Tensor, at: Tensor) -> Tensor:
-    """The covariance, of points at (N, 2) in the image, whose longer side is 1."""
     moved = jacobian.mT @ information  # [N, 6, 2]
     hessian = (moved @ jacobian).sum(0)
     scale = hessian.diagonal().clamp(min=torch.finfo(hessian.dtype).tiny).rsqrt()  # metres and radians on one footing

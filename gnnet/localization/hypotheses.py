@@ -11,18 +11,17 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
-from gnnet.data.batches import Matches
-from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
-from gnnet.localization.map import Observations
 from gnnet.localization.pnp import PoseSolver
 from gnnet.localization.refinement import Refinement, RefinementStatus
 from gnnet.localization.result import Localization
+from gnnet.localization.rig import Matched
 
 COST_TOLERANCE = 2.0  # standard errors by which the mean cost may rise: less is noise
 # Factor by which the matches' mean squared reprojection error, cut at `max_error`, may rise. At the true pose it is
 # above its least by a share of 3 / N, as the least is fitted to N errors with six numbers; four times that is allowed.
 ERROR_TOLERANCE, ERROR_TOLERANCE_OF_FEW = 1.1, 12.0
+AGREEING = 4  # inliers of a cluster that agrees with a rig's pose: three fix a pose, one more confirms it
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,16 +29,17 @@ class Hypothesis:
     """A pose that the references of one cluster suggest.
 
     Args:
-        cam_from_world: unbatched, float64; None if no pose was found.
-        rows: (K,) rows of the map, references of the cluster whose matches the pose comes from.
-        cluster: (K',) rows of the map, all references of the cluster: refinement uses what they observe.
+        cam_from_world: unbatched, float64; None if no pose was found. Of a rig it is `rig_from_world`.
+        used: (M,) bool, the matched observations that the pose was sought from: those of the cluster's references
+            with most matches; empty if nothing was matched.
+        cluster: (K,) rows of the map, all references of the cluster: refinement uses what they observe.
         inliers: (M,) bool, which of the matched observations agree with the pose; empty if nothing was matched.
         count: number of inliers.
         reason: how the pose was found, or why there is none, in words.
     """
 
     cam_from_world: Pose | None
-    rows: Tensor
+    used: Tensor
     cluster: Tensor
     inliers: Tensor
     count: int
@@ -47,44 +47,57 @@ class Hypothesis:
 
 
 def pose_hypotheses(
-    matches: Matches,
-    observations: Observations,
-    shared: Tensor,
-    rows: Tensor,
-    camera: Camera,
-    solver: PoseSolver,
-    *,
-    best: int | None = None,
+    matched: Matched, shared: Tensor, rows: Tensor, solver: PoseSolver, *, best: int | None = None
 ) -> list[Hypothesis]:
     """One pose for each cluster of covisible references, those with most inliers first.
+
+    Images of a rig look to several sides, where their references share no points. So of several images there is one
+    pose more, from all references together; its cluster are those whose clusters agree with it.
 
     PnP uses only the `best` references of a cluster by number of matches: those that see the query's points from
     elsewhere match fewer, and less exactly. A cluster without a pose comes last, with its reason.
 
     Args:
-        matches: (M,) of the observations with the query, keypoints in its pixels.
-        observations: (M,) of the references `rows`.
+        matched: the observations of the references `rows`, matched with the query.
         shared: (K, K) points that these references observe in common.
         rows: (K,) rows of the map.
-        camera: of the query, unbatched.
         solver: finds a pose from matches.
-        best: references of a cluster to use; None uses all.
+        best: references of a cluster to use for each image; None uses all.
     """
-    found, kept = [], matches.kept
-    counts = (observations.reference[kept][:, None] == rows).sum(0)
+    observations, kept = matched.observations, matched.matches.kept
+    mine = [matched.view == view for view in range(len(matched.rig.cameras))]
+    counts = [(observations.reference[kept & view][:, None] == rows).sum(0) for view in mine]
     # PnP solves for a translation, which far from the world's origin changes much with a tiny rotation. So the
     # world is moved to an origin among the points.
     origin = observations.points.mean(0) if len(observations.points) else torch.zeros(3, dtype=torch.float64)
-    for cluster in covisibility_clusters(shared):
-        whole = rows[cluster[counts[cluster].sort(descending=True, stable=True).indices]]
-        members = whole[:best]
-        used = (kept & torch.isin(observations.reference, members)).nonzero().squeeze(1)
-        result = solver.solve(matches.keypoints[used], observations.points[used] - origin, camera)
+
+    def solve(cluster: Tensor) -> Hypothesis:
+        used = torch.zeros_like(kept)
+        for view, count in zip(mine, counts, strict=True):
+            members = rows[cluster[count[cluster].sort(descending=True, stable=True).indices]][:best]
+            used |= kept & view & torch.isin(observations.reference, members)
+        chosen = used.nonzero().squeeze(1)
+        result = solver.solve(
+            matched.matches.keypoints[chosen], observations.points[chosen] - origin, matched.rig, matched.view[chosen]
+        )
         pose = None if result.cam_from_world is None else result.cam_from_world.shifted(-origin)
         inliers = torch.zeros_like(kept)
-        inliers[used[result.inliers]] = True
-        found.append(Hypothesis(pose, members, whole, inliers, int(result.inliers.sum()), result.reason))
+        inliers[chosen[result.inliers]] = True
+        return Hypothesis(pose, used, rows[cluster], inliers, int(result.inliers.sum()), result.reason)
+
+    clusters = covisibility_clusters(shared)
+    found = [solve(cluster) for cluster in clusters]
+    if len(mine) > 1 and len(clusters) > 1:
+        whole = solve(torch.arange(len(rows)))
+        agreeing = [c for c in clusters if _inliers_of(whole, observations.reference, rows[c]) >= AGREEING]
+        if len(agreeing) > 1:
+            found.insert(0, replace(whole, cluster=rows[torch.cat(agreeing)]))
     return sorted(found, key=lambda h: (h.cam_from_world is None, -h.count))
+
+
+def _inliers_of(hypothesis: Hypothesis, reference: Tensor, cluster: Tensor) -> int:
+    """How many inliers are by references of a cluster."""
+    return int((hypothesis.inliers & torch.isin(reference, cluster)).sum())
 
 
 def covisibility_clusters(shared: Tensor) -> list[Tensor]:
@@ -97,9 +110,7 @@ def choose_hypothesis(
     result: Localization,
     hypotheses: Sequence[Hypothesis],
     refinement: Refinement,
-    matches: Matches | None,
-    observations: Observations,
-    camera: Camera,
+    matched: Matched | None,
     max_error: float,
 ) -> Localization:
     """The pose with most inliers among the hypotheses', each refined unless its refinement failed or lost.
@@ -112,9 +123,7 @@ def choose_hypothesis(
         result: with the pose of the first hypothesis.
         hypotheses: H of them, with poses.
         refinement: of these (H,), in the map's world.
-        matches: (M,) of the observations with the query; None if nothing was matched.
-        observations: (M,) that were matched.
-        camera: of the query, unbatched.
+        matched: the observations matched with the query; None if nothing was matched.
         max_error: pixels, the largest reprojection error of an inlier.
     """
     costs = refinement.initial_cost, refinement.final_cost, refinement.cost_noise
@@ -124,8 +133,8 @@ def choose_hypothesis(
     for i, hypothesis in enumerate(hypotheses):
         assert hypothesis.cam_from_world is not None, "hypotheses without a pose are not refined"
         pose, why = refinement.cam_from_world[i], refinement.reason(i)
-        before, _ = _reprojection(hypothesis.cam_from_world, matches, observations, hypothesis, camera, max_error)
-        error, count = _reprojection(pose, matches, observations, hypothesis, camera, max_error)
+        before, _ = _reprojection(hypothesis.cam_from_world, matched, hypothesis, max_error)
+        error, count = _reprojection(pose, matched, hypothesis, max_error)
         allowed = ERROR_TOLERANCE + ERROR_TOLERANCE_OF_FEW / max(1, hypothesis.count)
         kept = converged[i]
         if not kept:
@@ -152,13 +161,10 @@ def choose_hypothesis(
 
 
 def _reprojection(
-    pose: Pose, matches: Matches | None, observations: Observations, hypothesis: Hypothesis, camera: Camera,
-    max_error: float,
-) -> tuple[float, int]:  # fmt: skip
+    pose: Pose, matched: Matched | None, hypothesis: Hypothesis, max_error: float
+) -> tuple[float, int]:
     """Mean squared reprojection error, each cut at `max_error`, of a hypothesis' matches, and how many are inliers."""
-    if matches is None:
+    if matched is None:
         return 0.0, 0
-    used = matches.kept & torch.isin(observations.reference, hypothesis.rows)
-    xy, valid = camera.project(pose.transform(observations.points[used]))
-    squared = torch.where(valid, (xy - matches.keypoints[used]).square().sum(-1), torch.inf)
+    squared = matched.squared_errors(pose)[hypothesis.used]
     return squared.clamp(max=max_error**2).mean().item(), int((squared <= max_error**2).sum())

@@ -2,34 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from gnnet.data.batches import Matches
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.localization.hypotheses import Hypothesis, pose_hypotheses
 from gnnet.localization.local_features import LocalFeatures
-from gnnet.localization.map import Observations, References
+from gnnet.localization.map import References
 from gnnet.localization.matching import Matcher
 from gnnet.localization.pnp import PoseSolver
 from gnnet.localization.query import Query
 from gnnet.localization.result import Status
+from gnnet.localization.rig import Matched, Rig
 from gnnet.localization.stopwatch import Stopwatch
+
+
+class View(NamedTuple):
+    """A query image, the references that it is compared with, one at least, and those named that the map has not."""
+
+    query: Query
+    references: References
+    unknown: tuple[str, ...] = ()
+
+
+def rig_of(views: Sequence[View]) -> Rig:
+    """The cameras that the images are localized with."""
+    queries = [view.query for view in views]
+    nowhere = Pose.identity(dtype=torch.float64)
+    poses = [nowhere if q.cam_from_rig is None else q.cam_from_rig for q in queries]
+    return Rig(tuple(q.camera for q in queries), Pose.stack(poses))
+
+
+def _rows_of(views: Sequence[View]) -> Tensor:
+    """Rows (K,) of the references of all images, none twice."""
+    rows = [row for view in views for row in view.references.rows.tolist()]
+    return torch.tensor(list(dict.fromkeys(rows)), dtype=torch.int64)
 
 
 @dataclass(frozen=True, eq=False)
 class Proposal:
-    """Poses of a query before refinement.
+    """Poses of a query, or of a rig, before refinement.
 
     Args:
         status, reason: why there is no pose, or `LOCALIZED` and how the best was found.
         hypotheses: with poses, the best first; empty if there is none.
-        matches: (M,) of the references' observations with the query; None if nothing was to be matched.
-        observations: (M,) that were matched; None if nothing was.
+        matched: the references' observations, matched with the query; None if nothing was to be matched.
         max_error: pixels, the largest reprojection error of a match that is an inlier.
         joint: whether the matches are exact enough to take part in the refinement, beside the features.
         camera: the query's with the focal length that was estimated; None where none was.
@@ -38,8 +60,7 @@ class Proposal:
     status: Status
     reason: str
     hypotheses: tuple[Hypothesis, ...] = ()
-    matches: Matches | None = None
-    observations: Observations | None = None
+    matched: Matched | None = None
     max_error: float = 0.0
     joint: bool = False
     camera: Camera | None = None
@@ -62,12 +83,11 @@ class PoseSource(Protocol):
     @property
     def companion(self) -> LocalFeatures | None: ...
 
-    def propose(self, query: Query, references: References, best: int, watch: Stopwatch) -> Proposal:
-        """Poses of a query.
+    def propose(self, views: Sequence[View], best: int, watch: Stopwatch) -> Proposal:
+        """Poses of a query, which is one image, or several of a rig.
 
         Args:
-            query: with features.
-            references: that the query is compared with, one at least.
+            views: with features.
             best: limit on the references of a cluster of covisible ones whose matches PnP uses.
             watch: told when a stage ends.
         """
@@ -93,30 +113,29 @@ class PoseFromMatches:
     def local_features(self) -> LocalFeatures | None:
         return self.matcher.local_features
 
-    def propose(self, query: Query, references: References, best: int, watch: Stopwatch) -> Proposal:
-        observations, map = references.observations, references.map
-        matches = self.matcher.match_query(observations, query, map.image_sizes)
+    def propose(self, views: Sequence[View], best: int, watch: Stopwatch) -> Proposal:
+        observations, map = [view.references.observations for view in views], views[0].references.map
+        each = [self.matcher.match_query(o, v.query, map.image_sizes) for o, v in zip(observations, views, strict=True)]
+        matched = Matched.of(each, observations, rig_of(views))
         watch.lap("matching")
-        if not matches.kept.any():
-            return Proposal(Status.NO_MATCHES, "nothing matches", matches=matches)
-        camera, estimated = query.camera, None
-        if not query.focal_known:
-            origin = observations.points.mean(0)
+        kept = matched.matches.kept
+        if not kept.any():
+            return Proposal(Status.NO_MATCHES, "nothing matches", matched=matched)
+        estimated = None
+        if not views[0].query.focal_known:  # of a rig all are
+            points = matched.observations.points
             estimated = self.solver.estimate_focal(
-                matches.keypoints[matches.kept], observations.points[matches.kept] - origin, camera
+                matched.matches.keypoints[kept], points[kept] - points.mean(0), views[0].query.camera
             )
             if estimated is None:
-                return Proposal(Status.NO_POSE, "no focal length agrees with the matches", matches=matches)
-            camera = estimated
-        hypotheses = pose_hypotheses(
-            matches, observations, map.shared(references.rows), references.rows, camera, self.solver, best=best
-        )
+                return Proposal(Status.NO_POSE, "no focal length agrees with the matches", matched=matched)
+            matched = replace(matched, rig=Rig.of(estimated))
+        rows = _rows_of(views)
+        hypotheses = pose_hypotheses(matched, map.shared(rows), rows, self.solver, best=best)
         watch.lap("pose")
         first, posed = hypotheses[0], tuple(h for h in hypotheses if h.cam_from_world is not None)
         status = Status.LOCALIZED if posed else Status.NO_POSE
-        return Proposal(
-            status, first.reason, posed, matches, observations, self.solver.max_error, camera=estimated
-        )
+        return Proposal(status, first.reason, posed, matched, self.solver.max_error, camera=estimated)
 
 
 @dataclass(frozen=True)
@@ -150,11 +169,12 @@ class HybridPose:
     def companion(self) -> LocalFeatures | None:
         return self.local.local_features
 
-    def propose(self, query: Query, references: References, best: int, watch: Stopwatch) -> Proposal:
-        assert references.companion is not None, "the localizer gives the second map"
-        found = self.local.propose(query, references.companion, best, watch)
+    def propose(self, views: Sequence[View], best: int, watch: Stopwatch) -> Proposal:
+        beside = [View(v.query, v.references.companion) for v in views if v.references.companion is not None]
+        assert len(beside) == len(views), "the localizer gives the second map"
+        found = self.local.propose(beside, best, watch)
         if not found.hypotheses or found.hypotheses[0].count < self.enough:
-            dense = self.dense.propose(query, references, best, watch)
+            dense = self.dense.propose(views, best, watch)
             if dense.hypotheses or not found.hypotheses:
                 return dense
         name = self.local.local_features.name if self.local.local_features else ""
@@ -170,9 +190,9 @@ class NearestPose:
     local_features = None
     companion = None
 
-    def propose(self, query: Query, references: References, best: int, watch: Stopwatch) -> Proposal:
-        pose = references.map.poses[int(references.rows[0])]
-        return _unmatched(pose, references.rows, "the nearest reference's pose")
+    def propose(self, views: Sequence[View], best: int, watch: Stopwatch) -> Proposal:
+        nearest = views[0].references
+        return _unmatched(nearest.map.poses[int(nearest.rows[0])], views, "the nearest reference's pose")
 
 
 class GivenPose:
@@ -183,12 +203,17 @@ class GivenPose:
     local_features = None
     companion = None
 
-    def propose(self, query: Query, references: References, best: int, watch: Stopwatch) -> Proposal:
-        if query.initial is None:
+    def propose(self, views: Sequence[View], best: int, watch: Stopwatch) -> Proposal:
+        initial = views[0].query.initial
+        if initial is None:
             return Proposal(Status.NO_POSE, "no initial pose")
-        return _unmatched(query.initial.to(torch.float64), references.rows, "the pose given")
+        return _unmatched(initial.to(torch.float64), views, "the pose given")
 
 
-def _unmatched(pose: Pose, rows: Tensor, reason: str) -> Proposal:
-    hypothesis = Hypothesis(pose, rows, rows, torch.zeros(0, dtype=torch.bool), 0, reason)
+def _unmatched(cam_from_world: Pose, views: Sequence[View], reason: str) -> Proposal:
+    """The pose that the first image is at."""
+    relative = views[0].query.cam_from_rig
+    pose = cam_from_world if relative is None else relative.inverse() @ cam_from_world
+    nothing = torch.zeros(0, dtype=torch.bool)
+    hypothesis = Hypothesis(pose, nothing, _rows_of(views), nothing, 0, reason)
     return Proposal(Status.LOCALIZED, reason, (hypothesis,))

@@ -15,12 +15,13 @@ from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.localization.arguments import one_camera, one_pose, rgb_image
 from gnnet.localization.hypotheses import choose_hypothesis
-from gnnet.localization.initial_pose import PoseFromMatches, PoseSource
+from gnnet.localization.initial_pose import PoseFromMatches, PoseSource, Proposal, View, rig_of
 from gnnet.localization.map import Map, References, made_with
 from gnnet.localization.query import Query
 from gnnet.localization.refiner import Refiner
 from gnnet.localization.result import Localization, Status
 from gnnet.localization.retrieval import DescriptorRetrieval, InitialPoseRetrieval, Retrieval, rows_of
+from gnnet.localization.rig import Rig, RigImage, RigLocalization, through_rig
 from gnnet.localization.stopwatch import Stopwatch
 from gnnet.models.checkpoint import read_checkpoint
 from gnnet.models.pyramid import FeatureNetwork
@@ -180,6 +181,78 @@ class Localizer:
             ValueError: if it has no network and map; if image, camera or pose are of another form; or if an initial
                 pose is given that would not be used.
         """
+        watch = Stopwatch(self._device)
+        result, view = self._compare(
+            watch, image, camera, name=name, condition=condition, place=place, references=references, initial=initial,
+            truth=truth, itself=itself,
+        )  # fmt: skip
+        if view is not None:
+            result, _ = self._localize(result, [view], watch)
+        return replace(_said(result, view), seconds=watch.seconds)
+
+    @torch.no_grad()
+    def localize_rig(
+        self,
+        images: Sequence[RigImage],
+        *,
+        condition: str = "",
+        place: str | None = None,
+        initial: Pose | None = None,
+        truth: Pose | None = None,
+    ) -> RigLocalization:
+        """Find the pose of several cameras that are fixed to each other, from an image of each of one instant.
+
+        The images are matched each on its own. The pose is what all their matches agree on (generalised PnP), refined
+        on the features of all images together.
+
+        Args:
+            images: one at least. One that its camera does not fit is left out.
+            condition, place: the query's, if known.
+            initial, truth: `rig_from_world`; else as for `localize`.
+
+        Raises:
+            ValueError: as `localize`; if there is no image, or if focal lengths are to be estimated.
+        """
+        if not images or self.estimate_focal:
+            raise ValueError(f"{len(images)} images of a rig, estimate_focal={self.estimate_focal}; expected 1, False")
+        watch, poses = Stopwatch(self._device), [one_pose(image.cam_from_rig, "rig's camera") for image in images]
+        found = [
+            self._compare(
+                watch, image.image, one_camera(image.camera), name=image.name, condition=condition, place=place,
+                references=image.references, initial=None if initial is None else pose @ one_pose(initial, "initial"),
+                truth=None if truth is None else pose @ one_pose(truth, "true"), itself=image.itself, cam_from_rig=pose,
+            )
+            for image, pose in zip(images, poses, strict=True)
+        ]  # fmt: skip
+        views = [view for _, view in found if view is not None]
+        if not views:
+            return RigLocalization(None, None, tuple(replace(one, seconds=watch.seconds) for one, _ in found))
+        rig, proposal = self._localize(Localization("rig", Status.NO_REFERENCE, "", condition), views, watch)
+        results = []
+        for (own, view), pose in zip(found, poses, strict=True):
+            if view is not None:
+                own = replace(own, status=rig.status, reason=rig.reason)
+            elif own.status == Status.NO_REFERENCE and rig.cam_from_world is not None:
+                own = replace(own, status=rig.status, reason=f"{own.reason}; its pose is the other images'")
+            if own.status == Status.LOCALIZED:
+                own = through_rig(own, rig, pose)
+            if view is not None and proposal.matched is not None:
+                index = next(i for i, other in enumerate(views) if other is view)
+                matches, inliers = proposal.matched.count(index, rig.cam_from_world, proposal.max_error)
+                own = replace(own, matches=matches, inliers=inliers)
+            results.append(replace(_said(own, view), seconds=watch.seconds))
+        return RigLocalization(rig.cam_from_world, rig.covariance, tuple(results))
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.network.parameters(), torch.empty(0)).device
+
+    def _compare(
+        self, watch: Stopwatch, image: Tensor, camera: Camera | None, *, name: str, condition: str, place: str | None,
+        references: Sequence[str] | None, initial: Pose | None, truth: Pose | None, itself: str | None,
+        cam_from_rig: Pose | None = None,
+    ) -> tuple[Localization, View | None]:  # fmt: skip
+        """The features of an image and the references to compare it with; None, if it has none or is not usable."""
         network, map, companion = self._on
         if initial is not None and not (self.pose.takes_initial or isinstance(self.retrieval, InitialPoseRetrieval)):
             raise ValueError(
@@ -193,19 +266,17 @@ class Localizer:
         width, height = camera.size.round().int().tolist()
         if (width, height) != (image.shape[-1], image.shape[-2]):
             reason = f"the image is {image.shape[-1]}×{image.shape[-2]} pixels, its camera says {width}×{height}"
-            return Localization(name, Status.NO_CAMERA, reason, condition)
+            return Localization(name, Status.NO_CAMERA, reason, condition), None
         if self.pose.takes_initial and initial is None:
-            return Localization(name, Status.NO_POSE, "no initial pose", condition)
-        device = next(network.parameters(), torch.empty(0)).device
-        watch = Stopwatch(device)
+            return Localization(name, Status.NO_POSE, "no initial pose", condition), None
         image, factors = limit_size(image, map.largest_side)
-        pyramid = network(image[None].to(device))
+        pyramid = network(image[None].to(self._device))
         pyramid = pyramid._replace(maps=tuple(m.float() for m in pyramid.maps))  # as the map's descriptors are
         watch.lap("features")
         full_camera = camera.to(torch.float64)
         query = Query(
             name, image, pyramid, full_camera.scale(torch.from_numpy(factors)), full_camera, place, initial, truth,
-            itself, focal_known=known,
+            itself, focal_known=known, cam_from_rig=cam_from_rig,
         )  # fmt: skip
         unknown: list[str] = []
         if references is None:
@@ -221,25 +292,25 @@ class Localizer:
         chosen = References(map, rows, beside, excluded)
         watch.lap("retrieval")
         result = Localization(name, Status.NO_REFERENCE, reason, condition, references=chosen.names)
-        if len(rows):
-            result = self._localize(result, replace(query, camera=self._camera_to_use(query, chosen)), chosen, watch)
-            if unknown:
-                listed = ", ".join(unknown[:3]) + (", …" if len(unknown) > 3 else "")
-                result = replace(result, reason=f"{result.reason}; the map has no reference {listed}")
-        return replace(result, seconds=watch.seconds)
+        if not len(rows):
+            return result, None
+        return result, View(replace(query, camera=self._camera_to_use(query, chosen)), chosen, tuple(unknown))
 
-    def _localize(self, result: Localization, query: Query, references: References, watch: Stopwatch) -> Localization:
-        """The pose before refinement, and refined, of a query that is compared with some references."""
-        proposal = self.pose.propose(query, references, self.best_references, watch)
-        count = 0 if proposal.matches is None else int(proposal.matches.kept.sum())
+    def _localize(
+        self, result: Localization, views: Sequence[View], watch: Stopwatch
+    ) -> tuple[Localization, Proposal]:  # fmt: skip
+        """The pose of a query, or of a rig, before refinement and refined, and what it was found from."""
+        proposal = self.pose.propose(views, self.best_references, watch)
+        count = 0 if proposal.matched is None else int(proposal.matched.matches.kept.sum())
         result = replace(result, status=proposal.status, reason=proposal.reason, matches=count)
         if not proposal.hypotheses:
-            return result
-        if not query.focal_known:
+            return result, proposal
+        rig = rig_of(views)
+        if not views[0].query.focal_known:  # of a rig all are
             if proposal.camera is None:
                 reason = f"the focal length is not known, and poses that are {self.pose.name} estimate none"
-                return replace(result, status=Status.NO_CAMERA, reason=reason)
-            query = replace(query, camera=proposal.camera)
+                return replace(result, status=Status.NO_CAMERA, reason=reason), proposal
+            rig, query = Rig.of(proposal.camera), views[0].query
             full = proposal.camera.scale(query.full_camera.size / query.camera.size)
             focal = float(full.parameters[0])
             result = replace(result, camera=full, reason=f"{result.reason}, focal length {focal:.1f} px estimated")
@@ -247,16 +318,15 @@ class Localizer:
         pose = best.cam_from_world
         result = replace(result, cam_from_world=pose, initial=pose, inliers=best.count)
         if self.refiner is None:
-            return result
-        matched = references.observations if proposal.observations is None else proposal.observations
+            return result, proposal
         # One with half the inliers of the best does not overtake it by refinement.
         tried = [h for h in proposal.hypotheses if 2 * h.count >= best.count][: self.refiner.hypotheses]
         refinement = self.refiner.refine_hypotheses(
-            tried, references.observations, query.pyramid, query.camera,
-            matches=proposal.matches if proposal.joint else None, matched=matched,
+            tried, [view.references.observations for view in views], [view.query.pyramid for view in views], rig,
+            matched=proposal.matched if proposal.joint else None,
         )  # fmt: skip
         watch.lap("refinement")
-        return choose_hypothesis(result, tried, refinement, proposal.matches, matched, query.camera, proposal.max_error)
+        return choose_hypothesis(result, tried, refinement, proposal.matched, proposal.max_error), proposal
 
     def _camera_to_use(self, query: Query, references: References) -> Camera:
         """The query's camera, or what an ablation puts in its place."""
@@ -267,6 +337,14 @@ class Localizer:
         if not self.distortion:
             camera = camera.without_distortion()
         return camera
+
+
+def _said(result: Localization, view: View | None) -> Localization:
+    """The same with the references that were named and the map has not."""
+    if view is None or not view.unknown:
+        return result
+    listed = ", ".join(view.unknown[:3]) + (", …" if len(view.unknown) > 3 else "")
+    return replace(result, reason=f"{result.reason}; the map has no reference {listed}")
 
 
 def _guessed_camera(image: Tensor) -> Camera:

@@ -45,6 +45,18 @@ class Observations(NamedTuple):
     valid: Tensor
     reference: Tensor
 
+    @classmethod
+    def cat(cls, parts: Sequence[Observations]) -> Observations:
+        """Those of several sets, one after another."""
+
+        def whole(name: str) -> Tensor:
+            return torch.cat([getattr(part, name) for part in parts])
+
+        descriptors = tuple(map(torch.cat, zip(*(part.descriptors for part in parts), strict=True)))
+        return cls(
+            whole("points"), whole("ids"), whole("keypoints"), descriptors, whole("valid"), whole("reference")
+        )
+
     def select(self, rows: Tensor) -> Observations:
         """Some of them, by rows (K,) or a mask (M,)."""
         return Observations(

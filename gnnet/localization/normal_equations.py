@@ -85,12 +85,41 @@ class Level:
         usable = usable & finite
         return cls(features, stride, descriptors, usable, flat, points, camera, robust, gradient, rows, matches)
 
+    @property
+    def channels(self) -> int:
+        """Length of a descriptor."""
+        return self.descriptors.shape[-1]
+
     def select(self, keep: Tensor, rows: tuple[int, ...]) -> Level:
         """The elements `keep` of those at work, whose rows are `rows`."""
         return replace(
             self, usable=self.usable[keep], flat=self.flat[keep], points=self.points[keep],
             camera=self.camera[keep], rows=rows, matches=None if self.matches is None else self.matches[keep],
         )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class RigLevel:
+    """One level of a problem with several images for each pose, which is that of the rig of their cameras.
+
+    Args:
+        views: one level for each of V images, of the same elements.
+        cam_from_rig: (V,) poses of the cameras.
+    """
+
+    views: tuple[Level, ...]
+    cam_from_rig: Pose
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        return self.views[0].rows
+
+    @property
+    def channels(self) -> int:
+        return self.views[0].channels
+
+    def select(self, keep: Tensor, rows: tuple[int, ...]) -> RigLevel:
+        return replace(self, views=tuple(view.select(keep, rows) for view in self.views))
 
 
 class NormalEquations(NamedTuple):
@@ -118,8 +147,10 @@ class NormalEquations(NamedTuple):
         return Pose(self.rotation, self.translation)
 
 
-def linearise(level: Level, pose: Pose) -> NormalEquations:
+def linearise(level: Level | RigLevel, pose: Pose) -> NormalEquations:
     """Robust cost and normal equations at `pose` of the elements at work."""
+    if isinstance(level, RigLevel):
+        return _of_rig(level, pose)
     points_cam = pose.transform(level.points)
     xy, projection, in_view = level.camera.project_with_jacobian(points_cam)
     xy = xy / level.stride
@@ -168,6 +199,26 @@ def _with_matches(equations: NormalEquations, matches: MatchTerm, level: Level, 
         gradient=equations.gradient + normal[..., 6],
         weighted_square=equations.weighted_square + (weight * squared).where(valid, 0).sum(-1),
     )
+
+
+def _of_rig(level: RigLevel, rig_from_world: Pose) -> NormalEquations:
+    """The normal equations of all images together, with points one image after another.
+
+    A step δ of the rig moves a camera by Ad δ, with Ad the adjoint of `cam_from_rig`: H = Σ Adᵀ H_cam Ad.
+    """
+    cameras = map(level.cam_from_rig.__getitem__, range(len(level.views)))
+    parts = [linearise(view, cam @ rig_from_world) for view, cam in zip(level.views, cameras, strict=True)]
+    adjoints = level.cam_from_rig.adjoint()
+    counts = torch.stack([part.valid.sum(-1) for part in parts])
+    distance = (torch.stack([part.distance for part in parts]) * counts).sum(0) / counts.sum(0).clamp(min=1)
+    xy, cost, valid = (torch.cat([getattr(part, name) for part in parts], 1) for name in ("xy", "cost", "valid"))
+    return NormalEquations(
+        rig_from_world.rotation, rig_from_world.translation, xy, cost, valid,
+        torch.stack([ad.mT @ part.hessian @ ad for ad, part in zip(adjoints, parts, strict=True)]).sum(0),
+        torch.stack([part.gradient @ ad for ad, part in zip(adjoints, parts, strict=True)]).sum(0),
+        torch.stack([part.weighted_square for part in parts]).sum(0),
+        torch.stack([part.weight for part in parts]).sum(0), distance,
+    )  # fmt: skip
 
 
 def _products(level: Level, xy: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
+from gnnet.localization.rig import Rig
 
 
 class PnPResult(NamedTuple):
-    """The pose that the matches of one query agree on.
+    """The pose that the matches of one query agree on; of a query by a rig, `cam_from_world` is `rig_from_world`.
 
     `cam_from_world` is unbatched, float64 on the CPU, None if there is no pose; `inliers` (N,) bool on the CPU, all
     False without a pose; `reason` says in words why there is none, or how many matches agree.
@@ -46,31 +47,38 @@ class PoseSolver:
         if not self.max_error > 0 or self.min_inliers < 4:
             raise ValueError(f"max_error {self.max_error} and min_inliers {self.min_inliers}; expected > 0 and >= 4")
 
-    def solve(self, keypoints: Tensor | np.ndarray, points: Tensor | np.ndarray, camera: Camera) -> PnPResult:
+    def solve(
+        self, keypoints: Tensor | np.ndarray, points: Tensor | np.ndarray, camera: Camera | Rig,
+        view: Tensor | None = None,
+    ) -> PnPResult:  # fmt: skip
         """The pose that the matches agree on; none, with a reason, from too few or equal points, a line, or NaN.
 
         Args:
             keypoints: (N, 2) COLMAP pixels.
             points: (N, 3) in metres, in the frame that the pose is to be from.
-            camera: of the query, unbatched; distortion is part of the projection.
+            camera: of the query, unbatched; distortion is part of the projection. A rig, of several images at once.
+            view: (N,) which of the rig's images the match is in; None for a single camera.
 
         Raises:
             ValueError: if shapes do not fit each other.
         """
+        rig = camera if isinstance(camera, Rig) else Rig.of(camera)
         xy, xyz = (torch.as_tensor(a).detach().cpu().double() for a in (keypoints, points))
-        if xy.ndim != 2 or xy.shape[1] != 2 or xyz.shape != (len(xy), 3) or camera.shape != ():
+        shapes = [tuple(one.shape) for one in rig.cameras]
+        if xy.ndim != 2 or xy.shape[1] != 2 or xyz.shape != (len(xy), 3) or any(shapes):
             raise ValueError(
-                f"keypoints {tuple(xy.shape)}, points {tuple(xyz.shape)} and camera {tuple(camera.shape)}; "
+                f"keypoints {tuple(xy.shape)}, points {tuple(xyz.shape)} and camera {shapes[0]}; "
                 "expected (N, 2), (N, 3) and ()"
             )
+        view = torch.zeros(len(xy), dtype=torch.int64) if view is None else view
         inliers = torch.zeros(len(xy), dtype=torch.bool)
         finite = (xy.isfinite().all(1) & xyz.isfinite().all(1)).nonzero().squeeze(1)
         if len(finite) < self.min_inliers:
             return PnPResult(None, inliers, f"{len(finite)} matches, {self.min_inliers} needed")
-        found = _ransac(xy[finite].numpy(), xyz[finite].numpy(), camera, self.max_error, self.seed)
+        found = self._ransac(xy[finite].numpy(), xyz[finite].numpy(), rig, view[finite])
         if found is None:
             return PnPResult(None, inliers, f"no pose agrees with the {len(finite)} matches")
-        matrix, mask, _ = found
+        matrix, mask = found
         count = int(mask.sum())
         if count < self.min_inliers:
             return PnPResult(None, inliers, f"{count} inliers, {self.min_inliers} needed")
@@ -92,31 +100,83 @@ class PoseSolver:
         if len(keypoints) < self.min_inliers:
             return None
         xy, xyz = (values.detach().cpu().double().numpy() for values in (keypoints, points))
-        found = _ransac(xy, xyz, camera, self.max_error, self.seed, estimate_focal=True)
+        found = _absolute_pose(xy, xyz, camera, self.max_error, self.seed, estimate_focal=True)
         if found is None or int(found[1].sum()) < self.min_inliers or not 0 < found[2] < np.inf:
             return None
         parameters = camera.parameters.clone()
         parameters[:2] = found[2]
         return Camera(camera.size, parameters)
 
+    def _ransac(self, xy: np.ndarray, xyz: np.ndarray, rig: Rig, view: Tensor) -> tuple[np.ndarray, Tensor] | None:
+        """Matrix (3, 4) of the rig's pose and mask of inliers (N,), or None."""
+        seen = view.unique().tolist()
+        if len(seen) > 1:
+            return _rig_pose(xy, xyz, rig, view, self.max_error, self.seed)
+        found = _absolute_pose(xy, xyz, rig.cameras[seen[0]], self.max_error, self.seed)
+        if found is None:
+            return None
+        cam_from_world = Pose.from_matrix(torch.from_numpy(found[0]))
+        return (rig.cam_from_rig[seen[0]].inverse() @ cam_from_world).matrix()[:3].numpy(), found[1]
 
-def _ransac(
-    xy: np.ndarray, xyz: np.ndarray, camera: Camera, max_error: float, seed: int, *, estimate_focal: bool = False
-) -> tuple[np.ndarray, Tensor, float] | None:
-    """Matrix (3, 4), mask of inliers (N,) and focal length in pixels, or None."""
-    # COLMAP ends its refinement on a gradient, whose size depends on the world's unit: the points' spread is taken.
-    spread = float(np.abs(xyz - xyz.mean(0)).mean())
-    unit = spread if 0 < spread < 1e12 else 1.0  # beyond, coordinates are damage
+
+def _rig_pose(
+    xy: np.ndarray, xyz: np.ndarray, rig: Rig, view: Tensor, max_error: float, seed: int
+) -> tuple[np.ndarray, Tensor] | None:
+    """Matrix (3, 4) of `rig_from_world` and mask of inliers (N,), from matches in several images, or None."""
     import pycolmap  # slow to import
 
-    model, width, height, parameters = camera.to_colmap()
-    if estimate_focal:
-        model, parameters = "SIMPLE_PINHOLE", [parameters[0], *parameters[2:4]]
-    colmap_camera = pycolmap.Camera(model=model, width=width, height=height, params=parameters)
+    unit = _unit(xyz)
+    cams_from_rig = [
+        pycolmap.Rigid3d(np.concatenate([pose[:3, :3], pose[:3, 3:] / unit], 1))
+        for pose in rig.cam_from_rig.matrix().numpy()
+    ]
+    cameras = [_to_pycolmap(*camera.to_colmap()) for camera in rig.cameras]
+    try:
+        found = pycolmap.estimate_and_refine_generalized_absolute_pose(
+            xy, xyz / unit, view.tolist(), cams_from_rig, cameras, _options(max_error, seed).ransac
+        )
+    except (RuntimeError, ValueError):  # a check inside that degenerate input fails
+        found = None
+    if found is None:
+        return None
+    matrix = np.array(found["rig_from_world"].matrix(), dtype=np.float64)
+    matrix[:, 3] *= unit
+    return matrix, torch.from_numpy(np.array(found["inlier_mask"], dtype=bool))
+
+
+def _unit(xyz: np.ndarray) -> float:
+    """The points' spread: COLMAP ends its refinement on a gradient, whose size depends on the world's unit."""
+    spread = float(np.abs(xyz - xyz.mean(0)).mean())
+    return spread if 0 < spread < 1e12 else 1.0  # beyond, coordinates are damage
+
+
+def _to_pycolmap(model: str, width: int, height: int, parameters: list[float]):
+    import pycolmap  # slow to import
+
+    return pycolmap.Camera(model=model, width=width, height=height, params=parameters)
+
+
+def _options(max_error: float, seed: int):
+    import pycolmap  # slow to import
+
     options = pycolmap.AbsolutePoseEstimationOptions()
     options.ransac.max_error = max_error
     options.ransac.min_inlier_ratio = 0.01
     options.ransac.random_seed = seed
+    return options
+
+
+def _absolute_pose(
+    xy: np.ndarray, xyz: np.ndarray, camera: Camera, max_error: float, seed: int, *, estimate_focal: bool = False
+) -> tuple[np.ndarray, Tensor, float] | None:
+    """Matrix (3, 4), mask of inliers (N,) and focal length in pixels, or None."""
+    import pycolmap  # slow to import
+
+    unit = _unit(xyz)
+    model, width, height, parameters = camera.to_colmap()
+    if estimate_focal:
+        model, parameters = "SIMPLE_PINHOLE", [parameters[0], *parameters[2:4]]
+    colmap_camera, options = _to_pycolmap(model, width, height, parameters), _options(max_error, seed)
     options.estimate_focal_length = estimate_focal
     refinement = pycolmap.AbsolutePoseRefinementOptions()
     refinement.refine_focal_length = estimate_focal

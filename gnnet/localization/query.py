@@ -25,6 +25,7 @@ class Query:
         initial: `cam_from_world` known beforehand, which is to be refined, unbatched; None if there is none.
         focal_known: whether the focal length of `camera` is known; else it is only a guess, to be estimated.
         truth: its true `cam_from_world`, for `OracleRetrieval` alone; None if not known.
+        cam_from_rig: pose of its camera relative to the rig that is localized; None: it is localized alone.
         itself: name of the reference that is this very image, which is never used for it; None if the map has it not.
     """
 
@@ -38,3 +39,4 @@ class Query:
     truth: Pose | None = None
     itself: str | None = None
     focal_known: bool = True
+    cam_from_rig: Pose | None = None

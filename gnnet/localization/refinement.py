@@ -10,6 +10,7 @@ Levenberg-Marquardt per batch element, from the coarsest level to the finest, on
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple, TypeVar
@@ -20,7 +21,7 @@ from torch import Tensor
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.interpolation import Gradient, sample
 from gnnet.geometry.pose import Pose
-from gnnet.localization.normal_equations import Level, MatchTerm, NormalEquations, linearise
+from gnnet.localization.normal_equations import Level, MatchTerm, NormalEquations, RigLevel, linearise
 from gnnet.localization.robust import Robust
 from gnnet.models.pyramid import FeaturePyramid
 
@@ -99,6 +100,23 @@ def sample_descriptors(pyramid: FeaturePyramid, keypoints: Tensor) -> tuple[tupl
     return tuple(d for d, _ in samples), tuple(v for _, v in samples)
 
 
+class View(NamedTuple):
+    """What one image of each of B queries adds to the cost, see `refine_pose` for the arguments of the same names.
+
+    Args:
+        cam_from_rig: pose of the image's camera relative to what is refined, unbatched; None: they are the same.
+    """
+
+    pyramid: FeaturePyramid
+    descriptors: tuple[Tensor, ...]
+    descriptor_valid: tuple[Tensor, ...]
+    points: Tensor
+    valid: Tensor
+    camera: Camera
+    matches: MatchTerm | None = None
+    cam_from_rig: Pose | None = None
+
+
 def refine_pose(
     *,
     pyramid: FeaturePyramid,
@@ -109,6 +127,8 @@ def refine_pose(
     camera: Camera,
     initial: Pose,
     matches: MatchTerm | None = None,
+    cam_from_rig: Pose | None = None,
+    beside: Sequence[View] = (),
     robust: Robust = Robust(),  # noqa: B008, a frozen value
     gradient: Gradient = "central",
     iterations: int | tuple[int, ...] = 50,
@@ -142,6 +162,9 @@ def refine_pose(
         camera: (B,) of the queries' images.
         initial: (B,) `cam_from_world` to start from.
         matches: of the queries with 3D points, which take part in the cost of every level; None: features alone.
+        cam_from_rig: pose of the camera relative to a rig, whose pose `rig_from_world` is then what `initial` gives and
+            what is refined; unbatched. None: the camera's own pose is refined.
+        beside: further images of the same instants by cameras of the rig. Points count over all images together.
         iterations: limit on each level, one for all levels or one for each.
         initial_damping: λ at the start of each level in (H + λ diag H) δ = −g, then ÷10 on a step taken
             and ×10 on a step refused, within [1e-6, 1e2]. 0 is Gauss-Newton: no damping, and every
@@ -157,7 +180,9 @@ def refine_pose(
         ValueError: if levels, batch sizes, point counts or channels do not agree, or a setting is out of range.
     """
     limits = (iterations,) * len(pyramid.maps) if isinstance(iterations, int) else tuple(iterations)
-    _check_shapes(pyramid, descriptors, descriptor_valid, points, valid, camera, initial)
+    own = View(pyramid, descriptors, descriptor_valid, points, valid, camera, matches, cam_from_rig)
+    for view in (own, *beside):
+        _check_shapes(view, initial, len(pyramid.maps))
     if len(limits) != len(pyramid.maps) or min(limits) < 0:
         raise ValueError(f"iterations {iterations}: expected one count for each of {len(pyramid.maps)} levels, >= 0")
     if min_points < 3 or not 0 <= initial_damping <= MAX_DAMPING:
@@ -169,13 +194,11 @@ def refine_pose(
     dtype = torch.promote_types(initial.dtype, torch.float32)
     with torch.autocast(points.device.type, enabled=False):
         start = initial.to(dtype)
-        valid = valid & points.isfinite().all(-1)
-        points = torch.where(valid[..., None], points.to(dtype), 0)
-        levels = [
-            Level.prepare(features, stride, d, valid & ok, points, camera.to(dtype), robust, gradient, matches)
-            for features, stride, d, ok in zip(*pyramid, descriptors, descriptor_valid, strict=True)
-        ]
-        inputs = (*pyramid.maps, *descriptors, points, start.rotation, start.translation)
+        levels: Sequence[Level | RigLevel] = _levels(own, robust, gradient, dtype)
+        if cam_from_rig is not None or beside:
+            levels = _rig_levels((own, *beside), robust, gradient, dtype)
+        tensors = [(*view.pyramid.maps, *view.descriptors, view.points) for view in (own, *beside)]
+        inputs = (*sum(tensors, ()), start.rotation, start.translation)
         unroll = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
         first = current = linearise(levels[-1], start)
         used = torch.zeros_like(first.weight, dtype=torch.int64)
@@ -185,6 +208,22 @@ def refine_pose(
             current, progress = _descend(level, current, rules, limit, unroll)
             used = used + progress.iterations
         return _conclude(first, current, progress.status, used, descriptors[-1].shape[-1], rules)
+
+
+def _levels(view: View, robust: Robust, gradient: Gradient, dtype: torch.dtype) -> list[Level]:
+    valid = view.valid & view.points.isfinite().all(-1)
+    points, camera = torch.where(valid[..., None], view.points.to(dtype), 0), view.camera.to(dtype)
+    return [
+        Level.prepare(features, stride, d, valid & ok, points, camera, robust, gradient, view.matches)
+        for features, stride, d, ok in zip(*view.pyramid, view.descriptors, view.descriptor_valid, strict=True)
+    ]
+
+
+def _rig_levels(views: Sequence[View], robust: Robust, gradient: Gradient, dtype: torch.dtype) -> list[RigLevel]:
+    nowhere = Pose.identity(dtype=dtype, device=views[0].points.device)
+    poses = Pose.stack([nowhere if v.cam_from_rig is None else v.cam_from_rig.to(nowhere.device, dtype) for v in views])
+    each = [_levels(view, robust, gradient, dtype) for view in views]
+    return [RigLevel(level, poses) for level in zip(*each, strict=True)]
 
 
 class _Rules(NamedTuple):
@@ -209,7 +248,7 @@ _Values = TypeVar("_Values", NormalEquations, _Progress)
 
 
 def _descend(
-    level: Level, start: NormalEquations, rules: _Rules, limit: int, unroll: bool
+    level: Level | RigLevel, start: NormalEquations, rules: _Rules, limit: int, unroll: bool
 ) -> tuple[NormalEquations, _Progress]:
     """Levenberg-Marquardt at one level, with one evaluation and one wait for the device for each step."""
     count = start.valid.sum(-1)
@@ -256,7 +295,7 @@ def _where(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def _stop_if_converged(
-    level: Level, current: NormalEquations, progress: _Progress, delta: Tensor, solved: Tensor, rules: _Rules
+    level: Level | RigLevel, current: NormalEquations, progress: _Progress, delta: Tensor, solved: Tensor, rules: _Rules
 ) -> Tensor:
     """Status (B,), with those stopped whose next step or gradient is small, or that Gauss-Newton cannot solve."""
     running = progress.status == RefinementStatus.ITERATION_LIMIT
@@ -266,7 +305,7 @@ def _stop_if_converged(
     small_step = (delta[:, :3].norm(dim=-1) <= angle * current.distance) & (delta[:, 3:].norm(dim=-1) <= angle)
     # Within the noise: (δᵀHδ) / σ² with σ² the variance of one channel of a residual.
     squared = (delta[:, None] @ current.hessian @ delta[..., None]).view(-1)
-    variance = current.weighted_square / (level.descriptors.shape[-1] * current.weight).clamp(min=1)
+    variance = current.weighted_square / (level.channels * current.weight).clamp(min=1)
     small_step |= squared <= rules.step_stds**2 * variance
     small_step &= solved
     flat = (_squared_cosines(current) <= rules.gradient_tolerance**2).all(-1)
@@ -369,9 +408,11 @@ def _conclude(
     )
 
 
-def _check_shapes(pyramid, descriptors, descriptor_valid, points, valid, camera, initial) -> None:
+def _check_shapes(view: View, initial: Pose, expected_levels: int) -> None:
+    pyramid, descriptors, descriptor_valid, points, valid, camera, *_ = view
     levels = len(pyramid.maps)
-    if not levels == len(pyramid.strides) == len(descriptors) == len(descriptor_valid) or levels == 0:
+    counts = {expected_levels, levels, len(pyramid.strides), len(descriptors), len(descriptor_valid)}
+    if len(counts) > 1 or levels == 0:
         raise ValueError(
             f"the pyramid has {levels} maps and {len(pyramid.strides)} strides, with {len(descriptors)} levels of "
             f"descriptors and {len(descriptor_valid)} of their masks; expected one of each a level"

@@ -8,15 +8,16 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from gnnet.data.batches import LocalizationBatch, Matches
+from gnnet.data.batches import LocalizationBatch
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.interpolation import Gradient
 from gnnet.geometry.pose import Pose
-from gnnet.localization.covariance import shared_covariance
+from gnnet.localization.covariance import SharedTerms, shared_covariance, shared_terms
 from gnnet.localization.hypotheses import Hypothesis
 from gnnet.localization.map import Observations
 from gnnet.localization.normal_equations import MatchTerm
-from gnnet.localization.refinement import Refinement, refine_pose, sample_descriptors
+from gnnet.localization.refinement import Refinement, View, refine_pose, sample_descriptors
+from gnnet.localization.rig import Matched, Rig
 from gnnet.localization.robust import Robust
 from gnnet.models.pyramid import FeaturePyramid
 from gnnet.sampling import evenly
@@ -33,7 +34,7 @@ class Refiner:
         min_points: fewer valid points fail a query.
         levels: pyramid levels to use, by position; 0 is the coarsest. None uses all. Where exact matches take part,
             only the last of them is used.
-        points: limit on the observations that one refinement uses.
+        points: limit on the observations that one refinement uses of each image.
         hypotheses: limit on the clusters of covisible references that are refined; that with most inliers wins.
         match_weight: squared residual of features of length one that a squared pixel of a local feature's match is
             worth, where such matches take part (`HybridPose`). Facades and a kitchen do best with 0.1 to 0.3.
@@ -71,82 +72,92 @@ class Refiner:
             initial: poses to start from, in the world of the batch.
         """
         descriptors, valid = sample_descriptors(reference, batch.keypoints)
-        return self._refine(query, descriptors, valid, batch.points, batch.valid, batch.query.camera, initial)
+        return self._refine([View(query, descriptors, valid, batch.points, batch.valid, batch.query.camera)], initial)
 
     def refine_hypotheses(
-        self, hypotheses: Sequence[Hypothesis], observations: Observations, pyramid: FeaturePyramid, camera: Camera,
-        *, matches: Matches | None = None, matched: Observations | None = None,
+        self, hypotheses: Sequence[Hypothesis], observations: Sequence[Observations],
+        pyramids: Sequence[FeaturePyramid], rig: Rig, *, matched: Matched | None = None,
     ) -> Refinement:  # fmt: skip
         """Refine the poses of H hypotheses of one query together, each on what its cluster's references observe.
 
         Args:
-            hypotheses: H of them, each with a pose.
-            observations: (M,) of the references, described by the network's maps.
-            pyramid: maps of the query, a batch of one.
-            camera: of the query, unbatched.
-            matches: (M',) exact ones, which take part in the cost beside the features; None: features alone.
-            matched: (M',) the observations that `matches` are of.
+            hypotheses: H of them, each with a pose, of the rig.
+            observations: for each image those of its references, described by the network's maps.
+            pyramids: maps of each image, a batch of one.
+            rig: cameras of the images; one for a query that is one image.
+            matched: exact matches, which take part in the cost beside the features; None: features alone.
 
         Returns:
             Poses (H,) in the map's world, float64 on the CPU; the covariance holds errors that points share, too, see
             `shared_covariance`.
         """
-        device = pyramid.maps[0].device
-        index, valid = _padded([_rows_of(observations.reference, h.cluster) for h in hypotheses], self.points)
+        device = pyramids[0].maps[0].device
         # In a world with its origin near by, float32 is exact enough.
         poses = Pose.stack([h.cam_from_world for h in hypotheses if h.cam_from_world is not None])
         origin = poses[0].center()
-        term = None
-        if matches is not None and matched is not None:
-            rows, real = _padded([_rows_of(matched.reference, h.rows, matches.kept) for h in hypotheses])
-            term = MatchTerm(
-                (matched.points[rows] - origin).float().to(device), matches.keypoints[rows].float().to(device),
-                (self.match_weight * real).to(device), Robust("cauchy", self.match_scale),
-            )  # fmt: skip
-        refined = self._refine(
-            pyramid,
-            tuple(d[index].to(device) for d in observations.descriptors),
-            tuple(v[index].to(device) for v in observations.valid.unbind(-1)),
-            (observations.points[index] - origin).float().to(device),
-            valid.to(device),
-            Camera.stack([camera] * len(hypotheses)).to(device=device, dtype=torch.float32),
-            poses.shifted(origin).to(device=device, dtype=torch.float32),
-            term,
-        )
+        views, chosen = [], []
+        for i in [i for i, seen in enumerate(observations) if len(seen.reference)] or [0]:
+            seen, pyramid, camera = observations[i], pyramids[i], rig.cameras[i]
+            index, valid = _padded([_rows_of(seen.reference, h.cluster) for h in hypotheses], self.points)
+            term = None
+            if matched is not None:
+                rows, real = _padded([(h.used & (matched.view == i)).nonzero().squeeze(1) for h in hypotheses])
+                term = MatchTerm(
+                    (matched.observations.points[rows] - origin).float().to(device),
+                    matched.matches.keypoints[rows].float().to(device),
+                    (self.match_weight * real).to(device), Robust("cauchy", self.match_scale),
+                )  # fmt: skip
+            views.append(View(
+                pyramid,
+                tuple(d[index].to(device) for d in seen.descriptors),
+                tuple(v[index].to(device) for v in seen.valid.unbind(-1)),
+                (seen.points[index] - origin).float().to(device),
+                valid.to(device),
+                Camera.stack([camera] * len(hypotheses)).to(device=device, dtype=torch.float32),
+                term,
+                None if rig.is_one_camera else rig.cam_from_rig[i].to(device=device, dtype=torch.float32),
+            ))  # fmt: skip
+            chosen.append((i, index, valid))
+        refined = self._refine(views, poses.shifted(origin).to(device=device, dtype=torch.float32))
         back = refined.cam_from_world.to(device="cpu", dtype=torch.float64)
         # A float32 rotation is no rotation to the digits of float64, which far from the origin are metres.
         back = Pose.from_quaternion(back.quaternion(), back.translation)
         level = -1 if self.levels is None else self.levels[-1]
-        shared = [
-            shared_covariance(
-                pyramid.maps[level], pyramid.strides[level], observations.descriptors[level][rows].to(device),
-                (real & observations.valid[rows, level]).to(device), (observations.points[rows] - origin).to(device),
-                camera.to(device), pose.to(device), self.robust, self.gradient,
-            )
-            for rows, real, pose in zip(index, valid, map(back.__getitem__, range(len(index))), strict=True)
-        ]  # fmt: skip
-        covariance = refined.covariance.double().cpu() + torch.stack(shared)
+
+        def shared(hypothesis: int, view: int, index: Tensor, real: Tensor) -> SharedTerms:
+            seen, pyramid, rows = observations[view], pyramids[view], index[hypothesis]
+            pose = rig.cam_from_rig[view] @ back[hypothesis]
+            return shared_terms(
+                pyramid.maps[level], pyramid.strides[level], seen.descriptors[level][rows].to(device),
+                (real[hypothesis] & seen.valid[rows, level]).to(device), (seen.points[rows] - origin).to(device),
+                rig.cameras[view].to(device), pose.to(device), self.robust, self.gradient,
+                None if rig.is_one_camera else rig.cam_from_rig[view],
+            )  # fmt: skip
+
+        common = [shared_covariance([shared(h, *view) for view in chosen]) for h in range(len(hypotheses))]
+        covariance = refined.covariance.double().cpu() + torch.stack(common)
         return replace(refined, cam_from_world=back.shifted(-origin), covariance=covariance)
 
-    def _refine(
-        self, pyramid: FeaturePyramid, descriptors: tuple[Tensor, ...], descriptor_valid: tuple[Tensor, ...],
-        points: Tensor, valid: Tensor, camera: Camera, initial: Pose, matches: MatchTerm | None = None,
-    ) -> Refinement:  # fmt: skip
-        levels = list(range(len(pyramid.maps)) if self.levels is None else self.levels)
-        if matches is not None:  # they hold the pose within the finest level's reach; the others would cost time alone
+    def _refine(self, views: Sequence[View], initial: Pose) -> Refinement:
+        levels = list(range(len(views[0].pyramid.maps)) if self.levels is None else self.levels)
+        if views[0].matches is not None:  # they hold the pose within the finest level's reach; others cost time alone
             levels = levels[-1:]
+        first, *beside = (
+            view._replace(
+                pyramid=view.pyramid.select(levels), descriptors=tuple(view.descriptors[i] for i in levels),
+                descriptor_valid=tuple(view.descriptor_valid[i] for i in levels),
+            )
+            for view in views
+        )  # fmt: skip
         return refine_pose(
-            pyramid=pyramid.select(levels), descriptors=tuple(descriptors[i] for i in levels),
-            descriptor_valid=tuple(descriptor_valid[i] for i in levels), points=points, valid=valid, camera=camera,
-            initial=initial, matches=matches, robust=self.robust, gradient=self.gradient, iterations=self.iterations,
-            min_points=self.min_points,
+            **first._asdict(), beside=beside, initial=initial, robust=self.robust, gradient=self.gradient,
+            iterations=self.iterations, min_points=self.min_points,
         )  # fmt: skip
 
 
-def _rows_of(reference: Tensor, rows: Tensor, kept: Tensor | None = None) -> Tensor:
-    """Positions of the observations, of which (M,) tells the references, that are by references `rows`, and kept."""
-    mine = torch.isin(reference, rows)
-    return (mine if kept is None else mine & kept).nonzero().squeeze(1)
+def _rows_of(reference: Tensor, rows: Tensor) -> Tensor:
+    """Positions of the observations, of which (M,) tells the references, that are by references `rows`."""
+    return torch.isin(reference, rows).nonzero().squeeze(1)
 
 
 def _padded(chosen: list[Tensor], limit: int | None = None) -> tuple[Tensor, Tensor]:

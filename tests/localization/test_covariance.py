@@ -8,7 +8,8 @@ from gnnet.geometry.camera import Camera
 from gnnet.geometry.interpolation import sample
 from gnnet.geometry.pose import Pose
 from gnnet.localization import covariance as module
-from gnnet.localization.covariance import shared_covariance
+from gnnet.localization.covariance import shared_covariance as of_images
+from gnnet.localization.covariance import shared_terms
 from gnnet.localization.robust import Robust
 
 SIZE, STRIDE, POINTS, CHANNELS = 128, 2, 600, 8
@@ -30,6 +31,11 @@ def problem(shifts: torch.Tensor, seed: int = 0) -> dict:
         "points": camera.unproject(xy)[0] * depth, "camera": camera, "pose": Pose.identity(dtype=torch.float64),
         "robust": Robust(kind="squared"),
     }  # fmt: skip
+
+
+def shared_covariance(**given) -> torch.Tensor:
+    """From one image."""
+    return of_images([shared_terms(**given)])
 
 
 def random_shifts(scale: float, cells: int = 8) -> torch.Tensor:

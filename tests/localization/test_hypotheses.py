@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from gnnet.localization.map import Observations
 from gnnet.localization.pnp import PoseSolver
 from gnnet.localization.refinement import Refinement, RefinementStatus
 from gnnet.localization.result import Localization, Status
+from gnnet.localization.rig import Matched, Rig
 
 CAMERA = Camera.from_colmap("PINHOLE", 640, 480, (500.0, 500.0, 320.0, 240.0), dtype=torch.float64)
 TRUTH = Pose(torch.eye(3, dtype=torch.float64), torch.tensor([0.1, -0.2, 0.3], dtype=torch.float64))
@@ -41,6 +43,15 @@ def observe(reference: list[int], seed: int = 0) -> tuple[Observations, torch.Te
 
 def matched(xy: torch.Tensor, kept: torch.Tensor | None = None) -> Matches:
     return Matches(xy, torch.zeros(len(xy)), torch.ones(len(xy), dtype=torch.bool) if kept is None else kept)
+
+
+def in_one_image(matches: Matches, observations: Observations, camera: Camera = CAMERA) -> Matched:
+    return Matched.of([matches], [observations], Rig.of(camera))
+
+
+def references_of(hypothesis: Hypothesis, matched: Matched) -> list[int]:
+    """Of what the pose was sought from."""
+    return matched.observations.reference[hypothesis.used].unique().tolist()
 
 
 def components(shared: np.ndarray, minimum: int) -> set[frozenset[int]]:
@@ -83,8 +94,9 @@ def test_one_pose_a_cluster_those_with_most_inliers_first():
     xy[other] = CAMERA.project(moved.transform(observations.points[other]))[0]
     kept = torch.ones(len(reference), dtype=torch.bool)
     kept[:5] = False
-    found = pose_hypotheses(matched(xy, kept), observations, shared, rows, CAMERA, PoseSolver())
-    assert [sorted(h.rows.tolist()) for h in found] == [[6], [4, 9], [2]]
+    there = in_one_image(matched(xy, kept), observations)
+    found = pose_hypotheses(there, shared, rows, PoseSolver())
+    assert [references_of(h, there) for h in found] == [[6], [4, 9], [2]]
     assert [h.count for h in found] == [60, 40, 0]
     assert found[2].cam_from_world is None and not found[2].inliers.any() and found[2].reason
     for hypothesis, truth in zip(found, (moved, TRUTH), strict=False):
@@ -101,7 +113,8 @@ def test_poses_far_from_the_origin_are_as_good(offset):
     far = observations._replace(points=observations.points + shift)
     one = torch.zeros(1, 1, dtype=torch.int64)
     near, found = (
-        pose_hypotheses(matched(xy), o, one, torch.tensor([0]), CAMERA, PoseSolver())[0] for o in (observations, far)
+        pose_hypotheses(in_one_image(matched(xy), o), one, torch.tensor([0]), PoseSolver())[0]
+        for o in (observations, far)
     )
     back = Pose(found.cam_from_world.rotation, found.cam_from_world.transform(shift[None])[0])
     position, rotation = pose_errors(back, near.cam_from_world)
@@ -132,7 +145,7 @@ class Case:
         self.hypotheses = []
         for row, count, start in zip((1, 2), (40, 30), self.starts, strict=True):
             mine, rows = self.observations.reference == row, torch.tensor([row])
-            self.hypotheses.append(Hypothesis(start, rows, rows, mine, count, f"start {row}"))
+            self.hypotheses.append(Hypothesis(start, mine, rows, mine, count, f"start {row}"))
         self.good = [perturb(TRUTH, 0.001, 0.01, generator) for _ in range(2)]
         self.bad = perturb(TRUTH, 3.0, 30, generator)
         self.result = Localization(
@@ -141,8 +154,9 @@ class Case:
 
     def choose(self, refined: Refinement, matches="own", hypotheses=None) -> Localization:
         matches = self.matches if matches == "own" else matches
+        there = None if matches is None else in_one_image(matches, self.observations)
         hypotheses = hypotheses or self.hypotheses[: len(refined.status)]
-        return choose_hypothesis(self.result, hypotheses, refined, matches, self.observations, CAMERA, 4.0)
+        return choose_hypothesis(self.result, hypotheses, refined, there, 4.0)
 
     def stays(self, result: Localization) -> bool:
         assert result.initial is self.starts[0] and result.covariance is None and result.inliers == 40
@@ -186,7 +200,8 @@ def test_the_initial_pose_stays_where_the_matches_reprojection_error_rose():
     # Matches off by two pixels, all to one side, say more than a move of their inliers by a part of a pixel.
     noisy = case.matches._replace(keypoints=case.matches.keypoints + torch.tensor([2.0, 0.0]))
     for aside in (0.1, 0.6):  # pixels, away from the matches; the initial pose is taken as the true one
-        start = Hypothesis(TRUTH, torch.tensor([1]), torch.tensor([1]), case.hypotheses[0].inliers, 40, "start")
+        mine = case.hypotheses[0].inliers
+        start = Hypothesis(TRUTH, mine, torch.tensor([1]), mine, 40, "start")
         turned = TRUTH.retract(torch.tensor([0.0, 0, 0, 0, -aside / 500, 0], dtype=torch.float64))
         worse = (2 + aside) ** 2 / 4 > ERROR_TOLERANCE + ERROR_TOLERANCE_OF_FEW / 40
         assert case.choose(refinement([turned], [0.5], [0.1]), noisy, [start]).refined != worse
@@ -198,7 +213,8 @@ def test_a_lost_first_hypothesis_keeps_its_initial_pose_and_its_inliers():
     assert case.stays(found)  # 40 inliers, and the second has 30
     kept = case.matches.kept.clone()
     kept[:20] = False  # then 20 of the first agree with its refined pose
-    found = case.choose(refinement(case.good, [0.5] * 2, [0.01, 0.3]), case.matches._replace(kept=kept))
+    fewer = [replace(h, used=h.used & kept) for h in case.hypotheses]
+    found = case.choose(refinement(case.good, [0.5] * 2, [0.01, 0.3]), hypotheses=fewer)
     assert found.refined and found.initial is case.starts[1] and found.inliers == 30
 
 
@@ -210,8 +226,8 @@ def test_a_refinement_that_did_not_converge_is_none(status):
 
 
 def test_without_matches_cost_alone_decides():
-    case, rows = Case(), torch.tensor([1, 2])
-    start = Hypothesis(case.starts[0], rows, rows, torch.zeros(0, dtype=torch.bool), 0, "the pose given")
+    case, nothing = Case(), torch.zeros(0, dtype=torch.bool)
+    start = Hypothesis(case.starts[0], nothing, torch.tensor([1, 2]), nothing, 0, "the pose given")
     assert case.choose(refinement([case.bad], [0.5], [0.4]), None, [start]).refined
     assert not case.choose(refinement([case.bad], [0.5], [0.6]), None, [start]).refined
 
@@ -230,6 +246,7 @@ def test_of_a_cluster_the_references_with_most_matches_are_used():
     kept = torch.ones(3 * count, dtype=torch.bool)
     kept[:25] = False  # reference 3 has 15 matches, the others 40
     rows, shared = torch.tensor([3, 5, 8]), torch.full((3, 3), 10)
-    (found,) = pose_hypotheses(matched(keypoints, kept), observations, shared, rows, camera, PoseSolver(), best=2)
-    assert found.rows.tolist() == [5, 8]
+    there = in_one_image(matched(keypoints, kept), observations, camera)
+    (found,) = pose_hypotheses(there, shared, rows, PoseSolver(), best=2)
+    assert references_of(found, there) == [5, 8]
     assert found.count == 2 * count and not found.inliers[:count].any()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -14,6 +14,7 @@ from scipy.spatial import cKDTree
 from gnnet.files import parse_numbers, read_lines, read_text
 from gnnet.geometry.pose import Pose
 from gnnet.scenes.formats.colmap import FARTHEST
+from gnnet.scenes.formats.rigs import OnRig
 from gnnet.scenes.layouts.robotcar_models import REFERENCE, camera_of, condition_of, image_name, moment
 from gnnet.scenes.pairing import centers_of
 from gnnet.scenes.problems import BadInput
@@ -138,6 +139,21 @@ def _read_poses(path: Path, bad: BadInput) -> dict[str, Pose]:
                 raise ValueError(f"{source} names {name}; expected a query, and each once")
             poses[name] = _rigid(parse_numbers(words[1:], 16, source, expected), source).inverse()
     return poses
+
+
+def robotcar_rig(home: Path, names: Iterable[str]) -> dict[str, OnRig]:
+    """By image name the moment and the camera's pose relative to the rear camera, from the extrinsics.
+
+    Raises:
+        FileNotFoundError, ValueError: if the extrinsics of a camera are missing or broken.
+    """
+    names = list(names)
+    if not names:
+        return {}
+    rear_from_car = _read_extrinsics(home, "rear").inverse()
+    cameras = sorted({camera_of(name) for name in names})
+    poses = {c: (rear_from_car @ _read_extrinsics(home, c)).inverse() for c in cameras}
+    return {name: OnRig("/".join(moment(name)), poses[camera_of(name)]) for name in names}
 
 
 def _read_extrinsics(home: Path, camera: str) -> Pose:
