@@ -4,7 +4,7 @@
 
 `c128_ratio` and `c2048_ratio` are the time of the search, with the ratio test, divided by that of the product,
 at 128 and 2048 channels. `extra_mb` is the peak memory of the search, which does not depend on the map's size:
-similarities are held in chunks of `gnnet.localization.dense_search.DENSE_VALUES` numbers, and the ratio test
+similarities are held in chunks of as many numbers as suit the device, and the ratio test
 adds half of that.
 """
 
@@ -22,10 +22,9 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 import torch.nn.functional as F
 
-from gnnet.localization.dense_search import DENSE_VALUES, best_cells
+from gnnet.localization.dense_search import best_cells, values_for
 
 LIMIT = 1.3  # times that of the product alone
-LIMIT_MB = 1.5 * DENSE_VALUES * 4 / 1e6
 DESCRIPTORS, SIDE = 1000, 256
 
 
@@ -59,7 +58,7 @@ def main() -> None:
             f"{channels} channels: product {min(product):.3f} s, search {min(search):.3f} s, "
             f"ratio {min(search) / min(product):.2f} (limit {LIMIT})"
         )
-    say(f"memory of the search: {results['extra_mb']:.0f} MB (limit {LIMIT_MB:.0f} MB)")
+    say(f"memory of the search: {results['extra_mb']:.0f} MB (limit {1.5 * values_for(device) * 4 / 1e6:.0f} MB)")
     if arguments.json:
         print(json.dumps(results))
 

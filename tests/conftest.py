@@ -45,11 +45,18 @@ class LargestTensor(TorchDispatchMode):
 
 
 class NoHostNumbers(TorchDispatchMode):
-    """Raises AssertionError where a tensor is made of Python numbers; its copy to a GPU would make the host wait."""
+    """Raises AssertionError where the host would wait for a GPU to copy something there.
+
+    So it is where a tensor is made of Python numbers, and where one is copied to another device (in tests `meta`)
+    without `non_blocking`.
+    """
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
         assert func is not torch.ops.aten.lift_fresh.default, "a tensor is made of Python numbers"
-        return func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and kwargs.get("device", args[0].device) != args[0].device:
+            assert kwargs.get("non_blocking"), "a tensor is copied to another device, and the host waits"
+        return func(*args, **kwargs)
 
 
 @pytest.fixture

@@ -239,7 +239,7 @@ def perturb(pose: Pose, position: float | Tensor, rotation_degrees: float | Tens
 
     def direction() -> Tensor:
         v = torch.randn(*shape, 3, generator=generator, dtype=torch.float64)
-        return (v / v.norm(dim=-1, keepdim=True)).to(device=pose.device, dtype=dtype)
+        return (v / v.norm(dim=-1, keepdim=True)).to(dtype).to(pose.device, non_blocking=True)
 
     position, degrees = (
         x.to(pose.device, dtype)[..., None] if isinstance(x, Tensor) else x for x in (position, rotation_degrees)

@@ -201,7 +201,7 @@ class _Work:
             descriptors = tuple(d[0].cpu() for d in sampled)
             valid = torch.stack([v[0].cpu() for v in inside], -1) & observed.valid[:, None]
         else:
-            found = self.local_features.detect(image)
+            found = self.local_features.detect(on_device[0])
             on_disk = found.keypoints / torch.from_numpy(factors)
             points, ids, known = points_of_detections(self.scene, reference, on_disk)
             kept = known.nonzero().squeeze(1)[: self.points]  # the strongest come first

@@ -8,17 +8,23 @@ from torch import Tensor
 from gnnet.geometry.interpolation import sample
 from gnnet.models.pyramid import FeaturePyramid
 
-DENSE_VALUES = 1 << 24  # similarities held together: 64 MB; of fewer rows the product itself is slow
+
+def values_for(device: torch.device) -> int:
+    """Similarities held together: 64 MB on a CPU, where of fewer rows the product itself is slow; 1 GB elsewhere."""
+    return 1 << 24 if device.type == "cpu" else 1 << 28
+
 
 
 def best_cells(
-    descriptors: Tensor, cells: Tensor, *, ratio: float = 1.0, rank: float = 0.006, values_at_once: int = DENSE_VALUES
+    descriptors: Tensor, cells: Tensor, *, ratio: float = 1.0, rank: float = 0.006, values_at_once: int | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The most similar of P cells (C, P) for each descriptor (N, C): index, similarity, whether distinct, all (N,).
 
     The ratio test needs no sorting: the value at a rank is at most `ratio` times the best if fewer cells
-    than that rank are above it.
+    than that rank are above it. `values_at_once` limits the similarities held in memory together; None takes what
+    suits the device.
     """
+    values_at_once = values_at_once or values_for(cells.device)
     limit = max(2, round(rank * cells.shape[1]))  # the best itself is at rank one
     parts = []
     rows_at_once = min(len(descriptors), max(1, values_at_once // cells.shape[1]))

@@ -96,9 +96,9 @@ class LocalFeatures:
             _load_network(f"lightglue-{self.name}")
 
     def detect(self, image: Tensor) -> Detections:
-        """Detections of an image (3, H, W) uint8."""
+        """Detections of an image (3, H, W) uint8; a network runs on the image's device."""
         if self.name != "sift":
-            return _detect_learned(_load_network(self.name, self.weights), image, self.count)
+            return _detect_learned(_load_network(self.name, self.weights).to(image.device), image, self.count)
         found = detect_sift(image)
         order = found.strength.argsort(descending=True, stable=True)[: self.count]
         return Detections(found.keypoints[order], found.descriptors[order])
@@ -114,7 +114,8 @@ class LocalFeatures:
         Returns:
             A match (M,) for each observation, on the CPU, in float64.
         """
-        detected, count = self.detect(query.image), len(observations.points)
+        device, count = query.pyramid.maps[0].device, len(observations.points)
+        detected = self.detect(query.image.to(device))
         matches = Matches(
             torch.zeros(count, 2, dtype=torch.float64), torch.zeros(count), torch.zeros(count, dtype=torch.bool)
         )
@@ -124,7 +125,7 @@ class LocalFeatures:
             if self.lightglue and len(detected.keypoints):
                 there = Detections(observations.keypoints[mine], descriptors)
                 size = torch.tensor([query.image.shape[-1], query.image.shape[-2]])
-                found = _match_learned(self.name, there, detected, (image_sizes[row], size))
+                found = _match_learned(self.name, there, detected, (image_sizes[row], size), device)
             else:
                 found = match_sift(descriptors, detected.descriptors, detected.keypoints, ratio=self.ratio)
             for column, values in zip(matches, found, strict=True):
@@ -145,23 +146,25 @@ def _detect_learned(network: nn.Module, image: Tensor, count: int) -> Detections
         found = network(image)[0]
         scores = found.keypoint_scores
     order = scores.argsort(descending=True, stable=True)[:count]
-    return Detections(found.keypoints[order] + _FIRST_CENTER, found.descriptors[order])
+    return Detections((found.keypoints[order] + _FIRST_CENTER).cpu(), found.descriptors[order].cpu())
 
 
 @torch.no_grad()
-def _match_learned(name: str, a: Detections, b: Detections, sizes: tuple[Tensor, Tensor]) -> Matches:
-    """What LightGlue matches of b's detections with each of a's (N,); `sizes` are of the two images, (2,) each."""
+def _match_learned(
+    name: str, a: Detections, b: Detections, sizes: tuple[Tensor, Tensor], device: torch.device
+) -> Matches:
+    """What LightGlue, on a device, matches of b's detections with each of a's (N,); `sizes` (2,) of the images."""
     sides = {
         key: {
-            "keypoints": side.keypoints[None].float() - _FIRST_CENTER,
-            "descriptors": side.descriptors[None],
-            "image_size": size[None].float(),
+            "keypoints": side.keypoints[None].float().to(device) - _FIRST_CENTER,
+            "descriptors": side.descriptors[None].to(device),
+            "image_size": size[None].float().to(device),
         }
         for key, side, size in zip(("image0", "image1"), (a, b), sizes, strict=True)
     }
-    found = _load_network(f"lightglue-{name}")(sides)
-    nearest = found["matches0"][0]
-    return Matches(b.keypoints[nearest.clamp(min=0)], found["matching_scores0"][0], nearest >= 0)
+    found = _load_network(f"lightglue-{name}").to(device)(sides)
+    nearest = found["matches0"][0].cpu()
+    return Matches(b.keypoints[nearest.clamp(min=0)], found["matching_scores0"][0].cpu(), nearest >= 0)
 
 
 @cache

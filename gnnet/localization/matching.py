@@ -15,7 +15,7 @@ from torch.linalg import vector_norm
 
 from gnnet.data.batches import Matches
 from gnnet.geometry.interpolation import sample_with_gradient
-from gnnet.localization.dense_search import DENSE_VALUES, best_cells, levels_at_stride
+from gnnet.localization.dense_search import best_cells, levels_at_stride
 from gnnet.localization.map import Observations
 from gnnet.localization.query import Query
 from gnnet.localization.refinement import sample_descriptors
@@ -103,14 +103,23 @@ class Matcher:
         columns = self._weighted([d[0] for d in back])
         references = self._weighted(observations.descriptors)
         usable = observations.valid.all(-1)
-        agree = torch.stack([v[0] for v in valid]).all(0).to(usable.device)
+        agree = torch.stack([v[0] for v in valid]).all(0)
+        parts = []
         for reference in observations.reference[rows].unique().tolist():
             mine = (observations.reference[rows] == reference).nonzero().squeeze(1)
             candidates = (usable & (observations.reference == reference)).nonzero().squeeze(1)
-            described = references[candidates]
-            similarity = columns[mine] @ described.T - described.square().sum(-1) / 2
-            at = observations.keypoints[candidates[similarity.argmax(-1).to(candidates.device)]]
-            agree[mine] &= (at - observations.keypoints[rows[mine]]).norm(dim=-1) <= self.mutual
+            there, here = (index.to(columns.device, non_blocking=True) for index in (candidates, mine))
+            described = references[there]
+            similarity = columns[here] @ described.T - described.square().sum(-1) / 2
+            parts.append((mine, candidates, similarity.argmax(-1)))
+        if not parts:
+            return agree.to(usable.device)
+        # Only now does the host wait for the device, once for all references.
+        nearest = torch.cat([best for *_, best in parts]).to(usable.device).split([len(mine) for mine, *_ in parts])
+        agree = agree.to(usable.device)
+        for (mine, candidates, _), best in zip(parts, nearest, strict=True):
+            distance = (observations.keypoints[candidates[best]] - observations.keypoints[rows[mine]]).norm(dim=-1)
+            agree[mine] &= distance <= self.mutual
         return agree
 
     def _weighted(self, descriptors: Sequence[Tensor]) -> Tensor:
@@ -186,7 +195,7 @@ def search_dense(
     rank: float = 0.006,
     subpixel: bool = False,
     fine_weight: float = 1.0,
-    values_at_once: int = DENSE_VALUES,
+    values_at_once: int | None = None,
 ) -> Matches:
     """Search descriptors in every cell of the query, all levels together (Germain et al., "S2DHM", 3DV 2019).
 
@@ -199,7 +208,7 @@ def search_dense(
         descriptors: (B, N, C_l) of each level, coarse to fine.
         pyramid: of the images to search, batch B.
         ratio, rank, subpixel, fine_weight: as in `Matcher`; S2DHM's `fine_weight` is 1.
-        values_at_once: limit on the similarities held in memory together.
+        values_at_once: limit on the similarities held in memory together; None takes what suits the device.
     """
     stride = max(DENSE_STRIDE, pyramid.strides[-1])
     levels, width = levels_at_stride(pyramid, stride)
@@ -273,10 +282,9 @@ def _best_in_window(descriptors: Tensor, features: Tensor, at: Tensor, radius: i
     batch, _, height, width = features.shape
     steps = torch.arange(-radius, radius + 1, device=features.device)
     offsets = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).flatten(0, 1)
-    cells = at.floor().long()[..., None, :] + offsets  # [B, N, K, W, 2], row by row
-    last = cells.new_tensor([width - 1, height - 1])
-    outside = ((cells < 0) | (cells > last)).any(-1)
-    cells = cells.clamp(min=0).minimum(last)
+    x, y = (at.floor().long()[..., None, :] + offsets).unbind(-1)  # each [B, N, K, W], row by row
+    outside = (x < 0) | (x >= width) | (y < 0) | (y >= height)
+    cells = torch.stack([x.clamp(0, width - 1), y.clamp(0, height - 1)], -1)
     image = torch.arange(batch, device=cells.device)[:, None, None, None]
     rows = features.permute(0, 2, 3, 1)[image, cells[..., 1], cells[..., 0]]  # [B, N, K, W, C]
     distance = (rows - descriptors[:, :, None, None]).square_().sum(-1).masked_fill_(outside, torch.inf)

@@ -257,17 +257,21 @@ def _descend(
     current = start
     progress = _Progress(torch.full_like(start.weight, rules.initial_damping), status, torch.zeros_like(count))
     stopped = current, progress  # each element as it was when it stopped
+    rows = torch.arange(len(count), device=count.device)  # of those at work
     for _ in range(limit):
         delta, solved = _solve(current.hessian, current.gradient, progress.damping, unroll)
         progress = progress._replace(status=_stop_if_converged(level, current, progress, delta, solved, rules))
         if not unroll:
-            flags = (progress.status == at_work).tolist()
+            running = progress.status == at_work
+            flags = running.tolist()
             if not all(flags):
-                stopped = _merge(stopped[0], current, level.rows), _merge(stopped[1], progress, level.rows)
+                stopped = _merge(stopped[0], current, rows), _merge(stopped[1], progress, rows)
                 if not any(flags):
                     return stopped
-                keep = torch.tensor([i for i, flag in enumerate(flags) if flag], device=count.device)
+                # Sorted on the device: an index made of Python numbers would have to be copied there.
+                keep = running.logical_not().byte().argsort(stable=True)[: sum(flags)]
                 level = level.select(keep, tuple(row for row, flag in zip(level.rows, flags, strict=True) if flag))
+                rows = rows[keep]
                 current, progress = (
                     NormalEquations(*(x[keep] for x in current)),
                     _Progress(*(x[keep] for x in progress)),
@@ -278,15 +282,14 @@ def _descend(
         accepted = running & solved & _improves(current, trial, rules)
         current = NormalEquations(*(_where(accepted, new, old) for new, old in zip(trial, current, strict=True)))
         progress = _after_step(progress, running, accepted, rules)
-    return _merge(stopped[0], current, level.rows), _merge(stopped[1], progress, level.rows)
+    return _merge(stopped[0], current, rows), _merge(stopped[1], progress, rows)
 
 
-def _merge(whole: _Values, part: _Values, rows: tuple[int, ...]) -> _Values:
+def _merge(whole: _Values, part: _Values, rows: Tensor) -> _Values:
     """Values of the whole batch, with `part` as those of the elements `rows`."""
     if len(rows) == len(whole[0]):
         return part
-    index = torch.tensor(rows, device=whole[0].device)
-    return type(whole)(*(x.index_copy(0, index, y) for x, y in zip(whole, part, strict=True)))
+    return type(whole)(*(x.index_copy(0, rows, y) for x, y in zip(whole, part, strict=True)))
 
 
 def _where(mask: Tensor, a: Tensor, b: Tensor) -> Tensor:

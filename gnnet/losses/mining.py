@@ -46,7 +46,7 @@ def mine_hardest(
     exclusion: float = 0.2,
     candidates: int | Literal["all"] = "all",
     generator: torch.Generator | None = None,
-    chunk_elements: int = 2**22,
+    chunk_elements: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """For each point of a, draw one of the `hardest` cells of b, all with the same probability.
 
@@ -61,7 +61,7 @@ def mine_hardest(
             cells, drawn once for the call; M shrinks by the same share, so that negatives are as hard as
             those among all cells.
         generator: source of all random draws; None is torch's global one.
-        chunk_elements: number of distances held in memory at once.
+        chunk_elements: number of distances held in memory at once; None takes what suits the device.
 
     Returns:
         Flat indices y·W + x of the cells, (B, N), and whether the point has any candidate, (B, N) bool.
@@ -82,6 +82,8 @@ def mine_hardest(
     found = torch.zeros_like(pair.valid)
     memory = features.new_empty(0)  # reused by all chunks: allocating costs as much as computing
     batch, points = pair.valid.shape
+    # On a CPU what its caches hold, elsewhere 512 MB.
+    chunk_elements = chunk_elements or (1 << 22 if features.device.type == "cpu" else 1 << 27)
     for part in _chunks(batch, points, columns.shape[-1], chunk_elements):
         xy = pair.xy_b[part].to(features.dtype)
         shape = torch.broadcast_shapes((*xy.shape[:-1], 1, 1), x.shape, y.shape)

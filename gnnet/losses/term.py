@@ -118,7 +118,8 @@ def uniform(shape: Sequence[int], *, like: Tensor, generator: torch.Generator | 
     device, one on the device of the maps saves the transfer.
     """
     device = like.device if generator is None else generator.device
-    return torch.rand(*shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
+    drawn = torch.rand(*shape, generator=generator, device=device, dtype=like.dtype)
+    return drawn.to(like.device, non_blocking=device.type == "cpu")  # the host need not wait; the other way it must
 
 
 def rows_at(features: Tensor, cells: Tensor) -> Tensor:

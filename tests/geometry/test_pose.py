@@ -182,6 +182,13 @@ def test_perturb_moves_by_exactly_that_much(shape):
     assert torch.equal(moved.translation, again.translation)
 
 
+def test_perturbing_on_a_device_does_not_make_the_host_wait(no_host_numbers):
+    generator, pose = torch.Generator().manual_seed(0), Pose.identity(3).to("meta")
+    with no_host_numbers:
+        moved = perturb(pose, 0.3, 7.0, generator)
+    assert moved.device.type == "meta" and moved.shape == (3,)
+
+
 def test_perturb_takes_one_amount_for_each_element():
     pose = random_pose(4)
     amount = torch.tensor([0.0, 0.1, 0.5, 2.0], dtype=torch.float64)

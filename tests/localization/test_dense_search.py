@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from gnnet.localization.dense_search import best_cells
+from gnnet.localization.dense_search import best_cells, values_for
 from gnnet.localization.map import Observations
 from gnnet.localization.matching import DENSE_STRIDE, Matcher, search_dense
 from gnnet.localization.refinement import sample_descriptors
@@ -242,3 +243,22 @@ def test_observations_of_the_query_itself_are_found():
         found = matcher.match_observations(observations, query)
         error = (found.keypoints - observations.keypoints).norm(dim=-1)[found.kept]
         assert found.kept.sum() > 10 and error.median() < 2.5
+
+
+def test_more_is_searched_at_once_where_there_is_more_memory():
+    descriptors, cells = torch.empty(4000, 16), torch.empty(16, 256 * 256)
+    products = CountProducts()
+    with products:
+        best_cells(descriptors.to("meta"), cells.to("meta"))
+    assert products.count == 1
+    assert values_for(torch.device("cpu")) < 4000 * 256 * 256 // 2
+
+
+class CountProducts(TorchDispatchMode):
+    """Counts matrix products."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten.mm.out
+        return func(*args, **(kwargs or {}))

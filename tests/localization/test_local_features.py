@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import kornia.feature
 import numpy as np
 import pytest
 import torch
 
 from gnnet.localization import local_features
-from gnnet.localization.local_features import LocalFeatures
+from gnnet.localization.local_features import Detections, LocalFeatures
 from gnnet.localization.map import Observations
 from gnnet.localization.query import Query
+from gnnet.models.pyramid import FeaturePyramid
 
 
 def test_sift_comes_strongest_first_and_not_more_than_asked():
@@ -64,7 +67,7 @@ def seen(*detections) -> Observations:
 
 def query_of(image: torch.Tensor) -> Query:
     """A query of which nothing but its image is known."""
-    return Query("q", image, None, None, None)
+    return Query("q", image, FeaturePyramid((torch.zeros(1, 1, 1, 1),), (8,)), None, None)
 
 
 def test_lightglue_matches_reference_by_reference_in_its_own_pixels(monkeypatch):
@@ -213,3 +216,22 @@ def test_settings_are_checked():
         LocalFeatures("superpoint")
     with pytest.raises(ValueError, match="not with sift"):
         LocalFeatures("sift", lightglue=True)
+
+
+class DISK(torch.nn.Module):
+    """Stands for kornia's: finds two keypoints, and remembers where its image was."""
+
+    def forward(self, image, **_):
+        self.device = image.device
+        return [SimpleNamespace(keypoints=torch.zeros(2, 2), descriptors=torch.ones(2, 128),
+                                detection_scores=torch.ones(2))]  # fmt: skip
+
+
+def test_learned_features_run_on_the_localizers_device(monkeypatch):
+    network = DISK()
+    monkeypatch.setattr(local_features, "_load_network", lambda *_: network)
+    pyramid = FeaturePyramid((torch.zeros(1, 1, 1, 1, device="meta"),), (8,))
+    query = Query("q", torch.zeros(3, 32, 32, dtype=torch.uint8), pyramid, None, None)
+    observations = seen(Detections(torch.zeros(3, 2), torch.ones(3, 128)))
+    found = LocalFeatures("disk").match_query(observations, query, torch.tensor([[32.0, 32.0]]))
+    assert network.device.type == "meta" and found.keypoints.device.type == "cpu"

@@ -57,6 +57,14 @@ def test_chunks_do_not_change_the_matches(candidates):
     assert many.keypoints.isfinite().all()
 
 
+@pytest.mark.parametrize("dense", [True, False])
+def test_the_host_does_not_wait_for_a_device(dense, no_host_numbers):
+    pyramid = smooth_maps()
+    keypoints = torch.rand(2, 20, 2, generator=torch.Generator().manual_seed(1)) * 48 + 8
+    with no_host_numbers:
+        Matcher(dense=dense).match(pyramid, keypoints, pyramid)
+
+
 def test_subpixel_peaks_are_nearer_than_cells():
     pyramid = smooth_maps()
     xy = torch.rand(2, 200, 2, generator=torch.Generator().manual_seed(1)) * 46 + 9

@@ -467,3 +467,30 @@ def test_costs_are_compared_over_the_points_that_count_at_both_poses():
     without, found = refine_pose(**arguments), refine_pose(**more, robust=Robust("cauchy", scale=0.01))
     assert pose_errors(found.cam_from_world, without.cam_from_world)[0] < 1e-2
     assert found.initial_cost < without.initial_cost + 0.01 and (found.cost_noise > 0).all()
+
+
+def test_the_host_copies_nothing_to_the_device_as_elements_stop(no_host_numbers):
+    arguments, truth = problem(batch=4, strides=(8, 4), dtype=torch.float32)
+    far = perturb(truth, 0.2, 2.0, torch.Generator().manual_seed(3))
+    mixed = torch.tensor([True, False, True, False])  # those that start at the truth stop at once
+    arguments["initial"] = Pose(
+        torch.where(mixed[:, None, None], truth.rotation, far.rotation),
+        torch.where(mixed[:, None], truth.translation, far.translation),
+    )
+    with no_host_numbers, torch.no_grad():
+        found = refine_pose(**arguments)
+    assert found.iterations.unique().numel() > 1
+    alone = [refine_pose(**one_of(arguments, i)).cam_from_world.translation for i in range(4)]
+    torch.testing.assert_close(found.cam_from_world.translation, torch.cat(alone), atol=1e-5, rtol=0)
+
+
+def one_of(arguments: dict, i: int) -> dict:
+    """The arguments of one element of a batch."""
+    pyramid = arguments["pyramid"]
+    return arguments | {
+        "pyramid": pyramid._replace(maps=tuple(m[i : i + 1] for m in pyramid.maps)),
+        **{key: tuple(x[i : i + 1] for x in arguments[key]) for key in ("descriptors", "descriptor_valid")},
+        **{key: arguments[key][i : i + 1] for key in ("points", "valid")},
+        "camera": arguments["camera"][i : i + 1],
+        "initial": arguments["initial"][i : i + 1],
+    }

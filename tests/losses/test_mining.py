@@ -1,7 +1,9 @@
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gnnet.losses.mining import _draw_among_largest, exclusion_penalty, hardest_count, mine_hardest
+from gnnet.losses.term import LevelPair
 
 from .conftest import make_pair
 
@@ -115,3 +117,28 @@ def test_mining_carries_no_gradient():
     pair = make_pair(requires_grad=True)
     cells, found = mine_hardest(pair, hardest=5)
     assert not cells.requires_grad and not found.requires_grad
+
+
+@pytest.mark.parametrize(("device", "products"), [("cpu", 4), ("meta", 1)])
+def test_a_device_with_more_memory_takes_all_at_once(device, products):
+    pair = LevelPair(*(x.to(device) for x in make_pair(points=256, batch=1, height=256, width=256)))
+    with CountProducts() as count:
+        mine_hardest(pair, hardest=5)
+    assert count.products == products
+
+
+@pytest.mark.parametrize("candidates", ["all", 8])
+def test_numbers_drawn_on_the_host_do_not_make_it_wait(candidates, no_host_numbers):
+    pair, source = LevelPair(*(x.to("meta") for x in make_pair())), generator()
+    with no_host_numbers:
+        mine_hardest(pair, hardest=5, candidates=candidates, generator=source)
+
+
+class CountProducts(TorchDispatchMode):
+    """Counts batches of matrix products."""
+
+    products = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.products += func is torch.ops.aten.baddbmm_.default
+        return func(*args, **(kwargs or {}))
