@@ -68,6 +68,25 @@ class Observations(NamedTuple):
             reference=self.reference[rows],
         )
 
+    def by_point(self) -> tuple[Observations, Tensor]:
+        """One observation of each point, and the row (M,) there of each of these.
+
+        Its descriptor has the mean direction and the mean length of those that are known; keypoint and reference are
+        of the first one. Observations of points that have no id stay apart.
+        """
+        order = torch.arange(len(self.ids), device=self.ids.device)
+        found, row = torch.where(self.ids < 0, -1 - order, self.ids).unique(return_inverse=True)
+        first = row.new_full((len(found),), len(order)).scatter_reduce(0, row, order, "amin")
+        descriptors = []
+        for level, known in zip(self.descriptors, self.valid.unbind(-1), strict=True):
+            vectors = torch.where(known[:, None], level.float(), 0)
+            total = vectors.new_zeros(len(found), level.shape[1]).index_add(0, row, vectors)
+            lengths = vectors.new_zeros(len(found)).index_add(0, row, vectors.norm(dim=-1))
+            count = vectors.new_zeros(len(found)).index_add(0, row, known.float()).clamp(min=1)
+            descriptors.append(torch.nn.functional.normalize(total, dim=-1) * (lengths / count)[:, None])
+        valid = self.valid.new_zeros(len(found), self.valid.shape[1]).index_put((row,), self.valid, accumulate=True)
+        return self.select(first)._replace(descriptors=tuple(descriptors), valid=valid), row
+
 
 @dataclass(frozen=True, eq=False)
 class Map:

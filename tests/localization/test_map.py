@@ -28,7 +28,7 @@ from gnnet.localization.compile import compile_map
 from gnnet.localization.covisibility import covisible_by_depth
 from gnnet.localization.global_descriptors import gem
 from gnnet.localization.local_features import LocalFeatures
-from gnnet.localization.map import Map
+from gnnet.localization.map import Map, Observations
 from gnnet.localization.refinement import sample_descriptors
 from gnnet.models.pyramid import FeaturePyramid
 from gnnet.models.unet import UNet
@@ -133,6 +133,32 @@ def test_observations_come_in_the_order_of_the_rows_asked_for(town):
             assert torch.equal(value, torch.cat([first, second]))
     nothing = town.observations(torch.zeros(0, dtype=torch.int64))
     assert nothing.points.shape == (0, 3) and nothing.descriptors[0].shape == (0, 6)
+
+
+def test_observations_of_one_point_become_one():
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.tensor([7, -1, 3, 7, -1, 7])
+    points = torch.where(ids < 0, torch.arange(6), ids).double()[:, None].expand(-1, 3)
+    level = torch.randn(6, 4, generator=generator).half()
+    valid = torch.ones(6, 2, dtype=torch.bool)
+    valid[3, 0] = valid[2, 1] = False
+    seen = Observations(points, ids, torch.rand(6, 2), (level, level.float()), valid, torch.arange(6))
+    merged, row = seen.by_point()
+    assert len(merged.ids) == 4  # 3, 7, and twice no id
+    assert torch.equal(merged.points[row], points)
+    assert torch.equal(merged.ids[row], ids)
+    for here, vectors in zip(merged.descriptors, seen.descriptors, strict=True):
+        torch.testing.assert_close(here[row[[1, 4]]], vectors[[1, 4]].float())
+    # Point 7 is seen three times; at the first level the second of them is not known.
+    for i, known in enumerate(([0, 5], [0, 3, 5])):
+        vectors, here = seen.descriptors[i][known].float(), merged.descriptors[i][row[0]]
+        assert torch.cosine_similarity(here, vectors.mean(0), dim=0) > 0.9999
+        torch.testing.assert_close(here.norm(), vectors.norm(dim=-1).mean())
+    assert merged.valid[row[0]].tolist() == [True, True]
+    assert merged.valid[row[2]].tolist() == [True, False]
+    assert merged.reference[row[0]] == 0
+    nothing, row = seen.select(ids > 9).by_point()
+    assert len(nothing.ids) == len(row) == 0 and nothing.descriptors[0].shape == (0, 4)
 
 
 def localized_row(scene: Scene, town: Map) -> tuple[int, Tensor, dict[int, float]]:
