@@ -99,6 +99,7 @@ def main(cfg: DictConfig) -> float | None:
     silence_lightning()
     record = HydraConfig.get()
     job = Job.of(record)
+    cfg.checkpoint = job.stopped_at() or cfg.checkpoint
     with read_write(record):  # type: ignore[arg-type]  # a DictConfig, though Hydra declares its schema's class
         record.run.dir = str(job.folder)  # for the other processes that Lightning starts
     with job_status(job.folder if job.in_sweep else None), one_job(job.arguments()):

@@ -24,7 +24,7 @@ STATUS = "status.txt"  # in a job's folder
 RUNNING, DONE = "running", "done"  # its content; anything else tells why the job failed
 _WHOLE = re.compile(r"""'(\\.|[^'])*'|"(\\.|[^"])*"|\[.*\]|\{.*\}""")  # a quoted text, a list, a mapping: one value
 _SEVERAL = re.compile(r"[,(]")  # in a value: a choice, or one of Hydra's functions
-_DIGITS = re.compile(r"\d+\.\d{5,}(e[-+]?\d+)?")  # a number that is too long for a folder's name
+_DIGITS = re.compile(r"\d+\.\d{5,}(e[-+]?\d+)?")  # a number that is too long for a name
 _LONGEST_VALUE, _LONGEST_NAME = 32, 80  # letters of a sweep's folders; file systems take 255
 
 
@@ -44,10 +44,14 @@ def job_folder(number: int | str, overrides: Sequence[str]) -> str:
     parts = [str(number)]
     for override in varied(overrides):
         key, _, value = override.partition("=")
-        value = _DIGITS.sub(lambda digits: f"{float(digits[0]):.4g}", value.strip("'\"").lstrip("/"))
+        value = _short_numbers(value.strip("'\"").lstrip("/"))
         value = re.sub(r"[^A-Za-z0-9.+-]+", "-", value)[-_LONGEST_VALUE:].lstrip("-." if "/" in value else ".")
         parts.append(re.sub(r"\W+", "", re.split(r"[./@]", key)[-1], flags=re.ASCII) + "-" + value)
     return "_".join(parts)[:_LONGEST_NAME].rstrip("-._")
+
+
+def _short_numbers(text: str) -> str:
+    return _DIGITS.sub(lambda digits: f"{float(digits[0]):.4g}", text)
 
 
 @dataclass(frozen=True)
@@ -76,10 +80,15 @@ class Job:
         """The command line of this job alone, without the program."""
         return self.overrides if self.in_sweep else sys.argv[1:]
 
+    def stopped_at(self) -> str | None:
+        """Its last checkpoint, if SLURM stopped the job there and starts it again in the same folder."""
+        last = self.folder / "checkpoints" / "last.ckpt"
+        return str(last) if os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and last.is_file() else None
+
     def options(self) -> dict[str, str]:
         """What stands in the tables of a training: in a sweep what varies, and which option of each group is in use."""
         groups = ("dataset", "model", "loss", "trainer", "experiment")
-        run = " ".join(varied(self.overrides)) if self.in_sweep else ""
+        run = _short_numbers(" ".join(varied(self.overrides))) if self.in_sweep else ""
         return ({"run": run} if run else {}) | {g: self.choices[g] for g in groups if self.choices.get(g)}
 
     def evaluation(self) -> str:
@@ -93,6 +102,8 @@ class Job:
 def job_status(folder: Path | None) -> Iterator[None]:
     """Run one job of a sweep: one that fails does not end the others. How it ended stands in its `status.txt`.
 
+    A launcher's own exit, which has a number, is passed on: SLURM starts the job again.
+
     Args:
         folder: of the job; without one it is no job of a sweep, and its errors are passed on.
     """
@@ -104,8 +115,10 @@ def job_status(folder: Path | None) -> Iterator[None]:
     status = DONE
     try:
         yield
-    except SystemExit as error:  # what the user can mend
-        status = str(error.code).strip() if error.code else DONE
+    except SystemExit as error:
+        if error.code and not isinstance(error.code, str):
+            raise
+        status = (error.code or DONE).strip()  # what the user can mend
     except Exception as error:
         traceback.print_exc()
         status = f"{type(error).__name__}: {error}"

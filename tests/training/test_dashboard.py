@@ -63,11 +63,11 @@ def test_each_folder_is_a_run_of_wandb_and_the_jobs_of_a_sweep_are_a_group(tmp_p
         with job_status(tmp_path / "sweep" / "time" / name):
             pass
     jobs = [wandb_logger(output_dir=folder, project="p") for folder in sorted((tmp_path / "sweep" / "time").iterdir())]
-    assert [job.name for job in jobs] == ["time/0_loss-dmc", "time/1_loss-gn"]
+    assert [job._wandb_init["name"] for job in jobs] == ["time/0_loss-dmc", "time/1_loss-gn"]
     assert {job._wandb_init["group"] for job in jobs} == {"sweep/time"}
     assert len({job.version for job in jobs}) == 2
     again = wandb_logger(output_dir=tmp_path / "sweep" / "time" / "0_loss-dmc", name="mine", group=None)
-    assert (again.version, again.name) == (jobs[0].version, "mine")
+    assert (again.version, again._wandb_init["name"]) == (jobs[0].version, "mine")
     alone = wandb_logger(output_dir=tmp_path / "alone", checkpoint=tmp_path / "older" / "checkpoints" / "last.ckpt")
     assert alone.version not in {job.version for job in jobs} and alone._wandb_init["group"] is None
 

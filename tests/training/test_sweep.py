@@ -20,7 +20,7 @@ import train
 from gnnet.evaluation.metrics import ErrorSummary
 from gnnet.evaluation.tables import localization_table, write_table
 from gnnet.training.launch import quote_paths
-from gnnet.training.sweep import Sweep, job_folder, job_status
+from gnnet.training.sweep import Job, Sweep, job_folder, job_status
 from tests.training.test_launch import values_of
 
 ROOT = Path(__file__).parents[2]
@@ -115,6 +115,20 @@ def test_a_sweep_without_failure_ends_well_and_a_run_alone_has_no_summary(sweep,
     assert (tmp_path / "0" / "status.txt").read_text() == "done\n"
     with pytest.raises(ValueError, match="as it is"), job_status(None):
         raise ValueError("as it is")
+
+
+def test_a_job_that_slurm_starts_again_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    with pytest.raises(SystemExit), job_status(tmp_path):
+        raise SystemExit(-1)  # as submitit ends a job that it has submitted again
+    assert (tmp_path / "status.txt").read_text() == "running\n"
+    started, last = Job(tmp_path, [], {}, in_sweep=True), tmp_path / "checkpoints" / "last.ckpt"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    assert started.stopped_at() is None  # before the first checkpoint
+    last.parent.mkdir()
+    last.touch()
+    assert started.stopped_at() == str(last)
+    monkeypatch.delenv("SLURM_RESTART_COUNT")
+    assert started.stopped_at() is None  # a folder that is used again
 
 
 IN_A_WORKER = """
