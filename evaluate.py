@@ -25,9 +25,9 @@ from gnnet.localization.localizer import Localizer
 from gnnet.models.checkpoint import read_checkpoint
 from gnnet.models.pyramid import FeatureNetwork
 from gnnet.training.checkpoints import networks_of
-from gnnet.training.launch import MENDABLE, Job, Sweep, job_folder, message_only, quote_paths, refuse_several_processes
+from gnnet.training.launch import MENDABLE, message_only, quote_paths, refuse_several_processes
+from gnnet.training.sweep import Job, job_folder, job_status
 
-sweep = Sweep()
 OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)  # for conf/evaluate.yaml
 
 
@@ -115,7 +115,7 @@ def localize(cfg: DictConfig, prepared: Prepared, given: Given, name: str = "") 
 def main(cfg: DictConfig) -> None:
     """Hydra's entry point."""
     job = Job.of(HydraConfig.get())
-    with sweep.job(job.folder if job.in_sweep else None), message_only(*MENDABLE):
+    with job_status(job.folder if job.in_sweep else None), message_only(*MENDABLE):
         refuse_several_processes("evaluate.py")
         results = run(cfg, job.evaluation())
         if isinstance(results, list) and not any(result.any_localized for result in results):
@@ -124,5 +124,4 @@ def main(cfg: DictConfig) -> None:
 
 if __name__ == "__main__":
     sys.argv[1:] = quote_paths(sys.argv[1:])
-    with sweep.summary():
-        main()
+    main()

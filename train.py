@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -18,21 +17,11 @@ from gnnet.data.datamodule import DataModule
 from gnnet.evaluation.dataset import Results, evaluate_networks
 from gnnet.models.weights import load_weights
 from gnnet.training.checkpoints import check_resume
-from gnnet.training.launch import (
-    MENDABLE,
-    Job,
-    Sweep,
-    fit,
-    job_folder,
-    message_only,
-    one_job,
-    quote_paths,
-    silence_lightning,
-)
+from gnnet.training.launch import MENDABLE, fit, message_only, one_job, quote_paths, silence_lightning
 from gnnet.training.module import FeatureLearning
+from gnnet.training.sweep import Job, job_folder, job_status
 
 make = partial(instantiate, _convert_="all")
-sweep = Sweep()
 OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)  # for conf/train.yaml
 
 
@@ -110,18 +99,18 @@ def main(cfg: DictConfig) -> float | None:
     silence_lightning()
     record = HydraConfig.get()
     job = Job.of(record)
+    cfg.checkpoint = job.stopped_at() or cfg.checkpoint
     with read_write(record):  # type: ignore[arg-type]  # a DictConfig, though Hydra declares its schema's class
         record.run.dir = str(job.folder)  # for the other processes that Lightning starts
-    with sweep.job(job.folder if job.in_sweep else None), one_job(job.arguments()):
+    with job_status(job.folder if job.in_sweep else None), one_job(job.arguments()):
         with message_only(*MENDABLE):
             prepared = prepare(cfg)
         with message_only(FloatingPointError):  # too many steps without a finite loss or gradient
             results = train(cfg, *prepared, about=job.options())
         return None if results is None else results.score()
-    return math.nan  # a job of a sweep that failed
+    return None  # a job of a sweep that failed
 
 
 if __name__ == "__main__":
     sys.argv[1:] = quote_paths(sys.argv[1:])
-    with sweep.summary():
-        main()
+    main()

@@ -42,7 +42,8 @@ SLOW = {"h5py", "kornia", "matplotlib", "pycolmap", "scipy", "torchvision", "jin
 # Which modules may import a package at all; a room or a module stands for all below it.
 ALLOWED = {
     "hydra": SCRIPTS,
-    "omegaconf": (*SCRIPTS, "gnnet.evaluation.inspect.command"),  # the command reads `--set KEY=VALUE` as Hydra does
+    # `inspect.command` reads `--set KEY=VALUE` as Hydra does; a sweep names the folders of jobs in other processes
+    "omegaconf": (*SCRIPTS, "gnnet.evaluation.inspect.command", "gnnet.training.sweep"),
     "pytorch_lightning": (*SCRIPTS, "gnnet.training", "gnnet.data.datamodule"),
     "lightning": (),
 }

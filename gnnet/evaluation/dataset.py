@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from gnnet.data.datamodule import DataModule
+from gnnet.data.datamodule import DataModule, Validation
 from gnnet.data.matching_pairs import MatchingDataset
 from gnnet.evaluation.metrics import CONVERGED
 from gnnet.evaluation.networks import Basin, compare_localization, compare_matching, grey_values_like
@@ -92,15 +92,29 @@ def evaluate_networks(
             print_table(table)
     trained = networks["trained"].to(device)
     for validation in data.validations:
-        figures = output / "figures" / validation.name
-        if isinstance(validation, MatchingDataset):
-            draw_matches(trained, validation, figures)
-            continue
-        draw_basin(basins[validation.name], figures / "convergence_basin.png")
-        samples = [batch.to(device) for batch in validation.one_of_each_condition()]
-        draw_examples(trained, samples, figures, refiner=refiner, starts=starts.farthest())
+        figures, basin = output / "figures" / validation.name, basins.get(validation.name)
+        draw_figures(trained, validation, basin, figures, refiner=refiner, starts=starts)
     print(f"Tables as .json, figures and logs are in {output}", flush=True)
     return results
+
+
+def draw_figures(
+    network: nn.Module,
+    validation: Validation,
+    basin: Basin | None,
+    folder: Path,
+    *,
+    refiner: Refiner,
+    starts: InitialPoses,
+) -> None:
+    """Draw what a network makes of one query, or pair, of each condition, and the convergence basin if it is given."""
+    if isinstance(validation, MatchingDataset):
+        draw_matches(network, validation, folder)
+        return
+    draw_basin(basin, folder / "convergence_basin.png")
+    device = next(network.parameters()).device
+    samples = [batch.to(device) for batch in validation.one_of_each_condition()]
+    draw_examples(network, samples, folder, refiner=refiner, starts=starts.farthest())
 
 
 def draw_basin(basin: Basin | None, path: Path) -> None:

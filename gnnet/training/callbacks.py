@@ -1,13 +1,18 @@
-"""Validation while training: poses of queries are refined, and pairs of fixed cameras matched."""
+"""What is logged beside losses: validation, which refines poses of queries or matches pairs, and speed."""
 
 from __future__ import annotations
 
+import resource
 import statistics
+import sys
+import time
+from collections.abc import Sequence
 
 import pytorch_lightning as pl
+import torch
 from torch import nn
 
-from gnnet.data.batches import LocalizationBatch, MatchingPair
+from gnnet.data.batches import LocalizationBatch, MatchingPair, PairBatch
 from gnnet.data.datamodule import Validation
 from gnnet.data.matching_pairs import MatchingDataset
 from gnnet.evaluation.matching import THRESHOLDS, MatchingMetrics, MatchingSummary, match_pair
@@ -119,3 +124,54 @@ def matching_values(summaries: tuple[MatchingSummary, ...], prefix: str) -> dict
             if pixels == RIGHT:
                 values[f"{start}/kept_{pixels:g}px"] = kept
     return values
+
+
+class Speed(pl.Callback):
+    """Logs how fast training goes, how long it waits for data, and the memory that it takes, when losses are logged.
+
+    `speed/pairs_per_s` counts the pairs of all processes. `speed/waiting_for_data` is the share of the time in which
+    the first process waits for its next batch. Both are means since they were logged before, without validation.
+    `memory/gpu_gib` is the most that tensors took on the first GPU, `memory/host_gib` the most that the first process
+    took of the host. All is measured on the host, so no step waits for it.
+    """
+
+    def __init__(self) -> None:
+        self._pairs, self._waited = 0, 0.0
+        self._since = self._ended = 0.0  # seconds: when counting began, and when the last batch ended
+        self._logged = 0  # step
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._restart()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Sequence[PairBatch], batch_idx: int
+    ) -> None:
+        self._waited += time.monotonic() - self._ended
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: object,
+        batch: Sequence[PairBatch],
+        batch_idx: int,
+    ) -> None:
+        self._ended = time.monotonic()
+        self._pairs += sum(len(part.index) for part in batch) * trainer.world_size
+        step = trainer.global_step
+        if step == self._logged or step % trainer.log_every_n_steps != 0:
+            return
+        seconds = self._ended - self._since
+        values = {"speed/pairs_per_s": self._pairs / seconds, "speed/waiting_for_data": self._waited / seconds}
+        if pl_module.device.type == "cuda":
+            values["memory/gpu_gib"] = torch.cuda.max_memory_allocated(pl_module.device) / 2**30
+        unit = 2**30 if sys.platform == "darwin" else 2**20  # bytes there, else KiB
+        values["memory/host_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+        for logger in trainer.loggers:  # not `self.log`, which would copy each number to the GPU
+            logger.log_metrics(values, step=step - 1)  # Lightning counts logged steps from 0
+        self._logged = step
+        self._restart()
+
+    def _restart(self) -> None:
+        self._pairs, self._waited = 0, 0.0
+        self._since = self._ended = time.monotonic()

@@ -1,4 +1,4 @@
-"""What surrounds a run: its command line and name, the jobs of a sweep, the processes of one job, loggers, messages."""
+"""What surrounds a run: its command line, the processes of one job, loggers, messages."""
 
 from __future__ import annotations
 
@@ -7,29 +7,21 @@ import os
 import re
 import sys
 import time
-import traceback
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
 
 from gnnet.evaluation.report.charts import loss_curves
-from gnnet.evaluation.runs import best_first, compare_runs, result_files
-from gnnet.evaluation.tables import print_table, write_csv
 
 # What the user can mend; its message is enough.
 MENDABLE = (FileNotFoundError, ConnectionError, ValueError)
 
 _NEEDS_NO_QUOTES = re.compile(r"[A-Za-z0-9_/\-+.$%*@?|: ]*")  # what Hydra reads in a value as it stands
 _NO_PATH = re.compile(r"""['"\[{]|\w+\(|.*\$\{""")  # quoted, a list, a mapping, a function of Hydra's, an interpolation
-_WHOLE = re.compile(r"""'(\\.|[^'])*'|"(\\.|[^"])*"|\[.*\]|\{.*\}""")  # a quoted text, a list, a mapping: one value
-_SEVERAL = re.compile(r"[,(]")  # in a value: a choice, or one of Hydra's functions
-_LONGEST_VALUE, _LONGEST_NAME = 32, 80  # letters of a sweep's folders; file systems take 255
 
 
 def quote_paths(arguments: Sequence[str]) -> list[str]:
@@ -55,124 +47,6 @@ def _quote_path(argument: str, in_sweep: bool) -> str:
         for path in paths
     ]
     return f"{key}={','.join(escaped)}"
-
-
-def varied(overrides: Sequence[str]) -> list[str]:
-    """The settings of a sweep's job, `key=value` each, that have several values on the command line, or none there."""
-    given = (argument.partition("=") for argument in quote_paths(sys.orig_argv))
-    fixed = {key for key, _, value in given if not _SEVERAL.search(_WHOLE.sub("", value))}
-    return [override for override in overrides if override.partition("=")[0] not in fixed]
-
-
-def job_folder(number: int | str, overrides: Sequence[str]) -> str:
-    """Name of the folder of a sweep's job: its number and what varies, as `3_loss-gn_lr-0.001`.
-
-    It is short, and holds letters only that shells, file systems and Hydra take as they are. Of a long value the
-    end is kept, which tells paths apart.
-    """
-    parts = [str(number)]
-    for override in varied(overrides):
-        key, _, value = override.partition("=")
-        value = value.strip("'\"").lstrip("/")
-        value = re.sub(r"[^A-Za-z0-9.+-]+", "-", value)[-_LONGEST_VALUE:].lstrip("-." if "/" in value else ".")
-        parts.append(re.sub(r"\W+", "", re.split(r"[./@]", key)[-1], flags=re.ASCII) + "-" + value)
-    return "_".join(parts)[:_LONGEST_NAME].rstrip("-._")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run of a program, alone or in a sweep.
-
-    Args:
-        folder: what it writes into.
-        overrides: its settings on the command line, `key=value` each.
-        choices: by group, the option in use.
-        in_sweep: whether it is one of several.
-    """
-
-    folder: Path
-    overrides: Sequence[str]
-    choices: Mapping[str, str]
-    in_sweep: bool
-
-    @classmethod
-    def of(cls, record: Any) -> Job:
-        """The job that Hydra's record (`HydraConfig.get()`) is of."""
-        folder, in_sweep = Path(record.runtime.output_dir), record.mode.name == "MULTIRUN"
-        return cls(folder, list(record.overrides.task), dict(record.runtime.choices), in_sweep)
-
-    def arguments(self) -> Sequence[str]:
-        """The command line of this job alone, without the program."""
-        return self.overrides if self.in_sweep else sys.argv[1:]
-
-    def options(self) -> dict[str, str]:
-        """What stands in the tables of a training: in a sweep what varies, and which option of each group is in use."""
-        groups = ("dataset", "model", "loss", "trainer", "experiment")
-        run = " ".join(varied(self.overrides)) if self.in_sweep else ""
-        return ({"run": run} if run else {}) | {g: self.choices[g] for g in groups if self.choices.get(g)}
-
-    def evaluation(self) -> str:
-        """The command line without checkpoint and data, unless a sweep varies them: names a run in a comparison."""
-        data, varying = ("checkpoint=", "dataset", "paths."), varied(self.overrides) if self.in_sweep else []
-        given = [o for o in self.overrides if o in varying or not o.startswith(data)]
-        return " ".join(o.removeprefix("localizer=").removeprefix("localizer.") for o in given)
-
-
-@dataclass
-class Sweep:
-    """The jobs of a sweep: one that fails does not end the others, and at the end one table shows them all.
-
-    Args:
-        jobs: why each failed, by its folder; empty for one that did not.
-    """
-
-    jobs: dict[Path, str] = field(default_factory=dict)
-
-    @contextmanager
-    def job(self, folder: Path | None) -> Iterator[None]:
-        """Run one job; without a `folder` it is no job of a sweep, and its errors are passed on."""
-        if folder is None:
-            yield
-            return
-        self.jobs[folder] = "it was stopped"
-        try:
-            yield
-            self.jobs[folder] = ""
-        except SystemExit as error:  # what the user can mend
-            self.jobs[folder] = str(error.code).strip() if error.code else ""
-        except Exception as error:
-            traceback.print_exc()
-            self.jobs[folder] = f"{type(error).__name__}: {error}"
-        if self.jobs[folder]:
-            print(f"{folder} failed: {self.jobs[folder]}", file=sys.stderr, flush=True)
-
-    @contextmanager
-    def summary(self) -> Iterator[None]:
-        """Print the table of all jobs after the block, write it as sweep.csv, and name the jobs that failed.
-
-        Raises:
-            SystemExit: with status 1, if a job failed.
-        """
-        try:
-            yield
-        finally:
-            if self.jobs:
-                self._summarize()
-        if any(self.jobs.values()):
-            raise SystemExit(1)
-
-    def _summarize(self) -> None:
-        try:
-            table = best_first(compare_runs(result_files(self.jobs)))
-            print_table(table)
-            path = write_csv(table, os.path.join(os.path.commonpath([job.parent for job in self.jobs]), "sweep.csv"))
-            print(f"The table of the sweep is {path}")
-        except ValueError as error:
-            print(f"no table of the sweep: {error}")
-        failed = {folder: reason for folder, reason in self.jobs.items() if reason}
-        for folder, reason in failed.items():
-            print(f"failed: {folder} ({reason.splitlines()[0]})")
-        print(f"{len(self.jobs) - len(failed)} of {len(self.jobs)} jobs done", flush=True)
 
 
 @contextmanager

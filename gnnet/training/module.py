@@ -92,9 +92,10 @@ class FeatureLearning(pl.LightningModule):
             FloatingPointError: if `max_skipped_steps` were left out before.
         """
         batches, self._since_step = self._since_step, []
-        norm = get_total_norm([p.grad for p in self.parameters() if p.grad is not None])
+        norm = get_total_norm([p.grad for p in self.parameters() if p.grad is not None]).to(self.device)
         means_finite = torch.stack([mean for mean, _, _ in batches]).isfinite().all()
-        finite = bool(means_finite & norm.to(self.device).isfinite())
+        self.log("train/gradient_norm", norm)
+        finite = bool(means_finite & norm.isfinite())
         self.log("train/skipped_steps", float(not finite), reduce_fx="sum", on_step=False, on_epoch=True)
         if finite:
             return

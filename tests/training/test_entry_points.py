@@ -307,6 +307,30 @@ def test_sweep_of_two_process_jobs_leaves_one_folder_each(toy_root, tmp_path):
         assert logged["val/position_m"] == pytest.approx(everywhere["median_position_m"], rel=1e-4)
 
 
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+@pytest.mark.slow
+def test_jobs_in_processes_of_a_launcher_leave_the_same_and_one_that_fails_is_named(toy_root, tmp_path, launcher):
+    done = call(
+        "train.py", "-m", "weights=null,none.ckpt", "dataset=robotcar", f"dataset.root={toy_root}", *SMALL_ROBOTCAR,
+        "trainer=ddp", "trainer.accelerator=cpu", "steps=2", f"hydra/launcher={launcher}", "hydra.sweep.dir=sweep",
+        cwd=tmp_path,
+    )  # fmt: skip
+    output = done.stdout + done.stderr
+    assert done.returncode == 1, output
+    sweep = tmp_path / "sweep"
+    assert {path.name for path in sweep.glob("[!.]*")} == {
+        "0_weights-null", "1_weights-none.ckpt", "multirun.yaml", "sweep.csv",
+    }  # fmt: skip
+    assert f"failed: {sweep}/1_weights-none.ckpt (none.ckpt is not a file" in done.stdout
+    assert "1 of 2 jobs done" in done.stdout
+    folder = sweep / "0_weights-null"
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert read_table(folder / "results.json").settings["run"] == "weights=null"
+    assert (folder / ".hydra" / "config.yaml").is_file() and len(list(sweep.rglob("results.json"))) == 1
+    assert "weights=null,all" in (sweep / "sweep.csv").read_text()
+    assert {path.name for path in tmp_path.iterdir()} == {"outputs", "sweep"}
+
+
 @pytest.mark.slow
 def test_missing_data_ends_in_one_message(tmp_path):
     done = call("train.py", "dataset=robotcar", "loss=gn", cwd=tmp_path)
@@ -381,14 +405,3 @@ def test_help_lists_groups_and_options(tmp_path, script, word):
     assert done.returncode == 0
     for text in ("gnnet", "dataset: ", "localizer: ", word):
         assert text in done.stdout
-
-
-@pytest.mark.slow
-def test_wandb_offline_keeps_a_closed_run(toy_root, tmp_path):
-    output = tmp_path / "run"
-    offline = ["logger=wandb", "logger.wandb.offline=true", "dataset.validation_queries=2", "steps=2"]
-    train.run(on_toy(toy_root, output, *offline))
-    import wandb
-
-    assert wandb.run is None
-    assert list(output.glob("wandb/offline-run-*/*.wandb"))
