@@ -54,6 +54,7 @@ def prepare(cfg: DictConfig) -> tuple[DataModule, FeatureLearning, pl.Trainer]:
         scheduler=make(cfg.scheduler),
         photometric=make(cfg.photometric),
         seed=cfg.seed,
+        compile=cfg.compile,
         max_skipped_steps=cfg.max_skipped_steps,
         config=config,
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, Self
 
 import torch
@@ -28,7 +28,9 @@ class FeaturePyramid(NamedTuple):
         return FeaturePyramid(tuple(m.float().cpu() for m in self.maps), self.strides)
 
 
-def pair_features(network: nn.Module, a: Tensor, b: Tensor) -> tuple[FeaturePyramid, FeaturePyramid]:
+def pair_features(
+    network: Callable[[Tensor], FeaturePyramid], a: Tensor, b: Tensor
+) -> tuple[FeaturePyramid, FeaturePyramid]:
     """Pyramids of two image batches of the same length, from one pass of the network if their images have one size."""
     if a.shape != b.shape:
         return network(a), network(b)

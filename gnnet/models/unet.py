@@ -10,6 +10,7 @@ from typing import Literal, get_args
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gnnet.models.images import NormalizedImages, feature_pyramid
 from gnnet.models.pyramid import FeaturePyramid
@@ -39,6 +40,8 @@ class UNet(nn.Module):
         smooth: filter each map with a binomial of three cells. It removes the frequency of the grid itself, a
             checkerboard that losses by central differences do not see.
         normalize: divide the vector of each cell by its Euclidean length.
+        checkpointing: keep only what the stages hand to each other for the backward pass, which computes each stage
+            again: a third more time for a fraction of the memory, for images of 1024×1024 and more.
 
     Raises:
         ValueError: if the strides are not some of those of the stages, coarse to fine, or there is not one
@@ -59,10 +62,11 @@ class UNet(nn.Module):
         stem_stride: Literal[1, 2, 4] = 1,
         smooth: bool = False,
         normalize: bool = True,
+        checkpointing: bool = False,
     ):
         super().__init__()
         widths, self.strides, self.normalize = tuple(widths), tuple(strides), normalize
-        self.pooling, self.smooth = pooling, smooth
+        self.pooling, self.smooth, self.checkpointing = pooling, smooth, checkpointing
         self.channels = (channels,) * len(self.strides) if isinstance(channels, int) else tuple(channels)
         stage_strides = [stem_stride << i for i in range(len(widths))]
         _check(self.strides, stage_strides, stem_stride, upsampling, pooling)
@@ -90,16 +94,21 @@ class UNet(nn.Module):
         x = self.stem(self.images(images))
         skips: list[Tensor] = []
         for stage in self.encoder:
-            x = stage(self._halve(x) if skips else x)
+            x = self._run(stage, self._halve(x) if skips else x)
             skips.append(x)
         decoded = [skips.pop()]  # deepest first
         for upsample, stage in zip(self.upsample, self.decoder, strict=True):
-            decoded.append(stage(torch.cat([skips.pop(), upsample(decoded[-1])], 1)))
+            decoded.append(self._run(stage, torch.cat([skips.pop(), upsample(decoded[-1])], 1)))
         deepest = len(self.encoder) - 1
         maps = [head(decoded[deepest - stage]) for head, stage in zip(self.heads, self._stages, strict=True)]
         if self.smooth:
             maps = [_filter(m, self.smoothing) for m in maps]
         return feature_pyramid(maps, images, strides=self.strides, normalize=self.normalize)
+
+    def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return stage(x)
+        return checkpoint(stage, x, use_reentrant=False, preserve_rng_state=False)  # a stage draws no random numbers
 
     def _halve(self, x: Tensor) -> Tensor:
         return F.max_pool2d(x, 2) if self.pooling == "max" else _filter(x, self.halving, stride=2)

@@ -31,6 +31,8 @@ class FeatureLearning(pl.LightningModule):
         scheduler: makes the learning-rate schedule, stepped every training step; None keeps the rate.
         photometric: augments each image on its own, on the device that trains; None does not.
         seed: with step, process and batch, seeds mining, initial points of the loss, and augmentation.
+        compile: run the network of the training step through `torch.compile`; validation stays as it is, as its images
+            have many sizes.
         max_skipped_steps: training ends at the next step after so many whose loss or gradient is not finite.
         config: plain values that rebuild this module, kept in its checkpoints; None keeps none.
     """
@@ -44,11 +46,14 @@ class FeatureLearning(pl.LightningModule):
         scheduler: Callable[[Optimizer], LRScheduler] | None = None,
         photometric: Photometric | None = None,
         seed: int = 0,
+        compile: bool = False,
         max_skipped_steps: int = 10,
         config: dict | None = None,
     ) -> None:
         super().__init__()
         self.network = network
+        # Not the compiled module, whose parameters would be in the checkpoint a second time.
+        self._compiled = torch.compile(network.forward) if compile else None
         self.loss = loss
         self.make_optimizer = optimizer
         self.make_scheduler = scheduler
@@ -125,7 +130,7 @@ class FeatureLearning(pl.LightningModule):
         if self.photometric is not None and generator is not None:
             with torch.autocast(batch.image_a.device.type, enabled=False):  # bf16 has fewer values than an image
                 images = [self.photometric(image, generator) for image in images]
-        return pair_features(self.network, *images)
+        return pair_features(self._compiled or self.network, *images)
 
     def _generator(self, number: int) -> torch.Generator:
         """Random numbers of this step, process and batch, so that a resumed run draws what it would have drawn.

@@ -37,6 +37,26 @@ def test_every_parameter_gets_a_gradient(upsampling):
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
+def test_checkpointing_keeps_less_and_gives_the_same_gradients():
+    gradients, kept = {}, {}
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        network = UNet(widths=(8, 16, 16), channels=4, strides=(2, 1), pooling="blur", checkpointing=checkpointing)
+        images, numbers = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)), []
+
+        def note(saved, numbers=numbers):
+            numbers.append(saved.numel())
+            return saved
+
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda saved: saved):
+            total = sum(features.square().square().sum() for features in network(images).maps)
+        kept[checkpointing] = sum(numbers)
+        total.backward()
+        gradients[checkpointing] = {name: p.grad for name, p in network.named_parameters()}
+    torch.testing.assert_close(gradients[True], gradients[False], rtol=1e-6, atol=1e-8)
+    assert kept[True] < 0.6 * kept[False]  # the stem and what lies between the stages are kept
+
+
 def test_images_of_a_batch_do_not_mix():
     network = UNet(widths=(8, 16), channels=4, strides=(2, 1)).eval()
     images = torch.rand(3, 3, 16, 16)

@@ -156,9 +156,31 @@ def test_a_source_says_only_what_differs_from_all():
 
 @pytest.mark.parametrize("option", options("experiment"))
 def test_every_experiment_composes(tmp_path, option):
-    roots = [] if option in ("real", "real_small") else ["dataset.root=x"]
+    roots = [] if option in ("photos", "real", "real_small") else ["dataset.root=x"]
     cfg = configure(tmp_path, f"experiment={option}", *roots)
     assert cfg.steps > 0 and instantiate(cfg.dataset, _convert_="all").batch_size > 0
+
+
+REPORT = {
+    "robotcar_all": ("robotcar", None), "robotcar_night": ("robotcar", ["night-all"]),
+    "cmu_urban": ("cmu", "urban"), "cmu_suburban": ("cmu", "suburban"), "cmu_park": ("cmu", "park"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("option", REPORT)
+def test_the_reports_runs_have_its_hyper_parameters(tmp_path, option):
+    reader, part = REPORT[option]
+    cfg = configure(tmp_path, f"experiment={option}", "dataset.root=x")
+    assert cfg.model._target_ == "gnnet.models.vgg.VGG16" and cfg.weights
+    assert (cfg.optimizer._target_, cfg.optimizer.lr, cfg.optimizer.weight_decay) == ("torch.optim.AdamW", 1e-7, 0.05)
+    assert (cfg.dataset.batch_size, cfg.dataset.correspondences) == (1, 1024)
+    dmc, gn = cfg.loss.terms.dmc, cfg.loss.terms.gn
+    assert set(cfg.loss.terms) == {"dmc", "gn"} and (dmc.weight, gn.weight) == (1.0, 0.5)
+    assert (dmc.positive_margin, dmc.negative_margin, dmc.candidates) == (0.1, 1.0, "all")
+    assert (dmc.hardest_start, dmc.hardest_min, dmc.hardest_decay) == (300, 5, 0.6)
+    assert gn.second_weight == pytest.approx(2 / 7) and gn.vicinity == 1
+    assert cfg.dataset.scene._target_.endswith(f"load_{reader}")
+    assert cfg.dataset["conditions" if reader == "robotcar" else "slices"] == part
 
 
 def last_validation(output: Path) -> dict[str, float]:

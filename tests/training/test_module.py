@@ -152,6 +152,20 @@ def test_the_batches_of_an_accumulated_step_draw_different_numbers(tmp_path, mon
     assert len(drawn) == len(set(drawn)) == 16  # four batches, two levels, both directions
 
 
+def test_a_compiled_network_trains_as_the_network_and_leaves_no_trace_in_the_weights(monkeypatch):
+    plain, batch = make(), collate_by_size([pair(i) for i in range(2)])[0]
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
+    compiled = make(compile=True)
+    assert list(compiled.state_dict()) == list(plain.state_dict())
+    gradients = []
+    for module in (plain, compiled):
+        pyramid_a, pyramid_b = module.pair_features(batch, None)
+        source = torch.Generator().manual_seed(0)
+        module.loss(pyramid_a, pyramid_b, batch, step=0, generator=source)[0].backward()
+        gradients.append([p.grad for p in module.parameters()])
+    torch.testing.assert_close(*gradients)
+
+
 def test_augmentation_is_exact_under_autocast():
     module = make(photometric=Photometric.of_strength(1))
     seen: list[torch.Tensor] = []
