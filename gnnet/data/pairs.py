@@ -129,7 +129,9 @@ class PairDataset(Dataset):
         scene_images = [self.scene.images[name] for name in (pair.image_a, pair.image_b)]
         poses = [image.cam_from_world for image in scene_images]
         if self.warp == 0 and all(view.camera for view in views) and all(poses):
-            cameras = [_cut_camera(view.camera, cut, image) for view, cut, image in zip(views, cuts, images, strict=True)]
+            cameras = [
+                _cut_camera(view.camera, cut, image) for view, cut, image in zip(views, cuts, images, strict=True)
+            ]
             geometry = _located(keypoints, cameras, poses[1] @ poses[0].inverse())
         else:  # under a homography no lens stays one of `Camera`
             geometry = _not_located(len(chosen))

@@ -150,8 +150,8 @@ def refine_pose(
     An element that has stopped costs nothing more, unless autograd is on and an input requires a
     gradient: then every iteration is unrolled for the whole batch without waiting for the device, and
     the refined poses and the costs are differentiable (steps as functions of the inputs and of the initial
-    damping; the choices to take them are constants). The algebra runs in float32 (float64 if the initial poses are) whatever
-    the features' type, outside autocast.
+    damping; the choices to take them are constants). The algebra runs in float32 (float64 if the initial
+    poses are) whatever the features' type, outside autocast.
 
     Args:
         pyramid: the queries' maps; (1, C, H, W) is shared by the whole batch.

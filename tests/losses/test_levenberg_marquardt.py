@@ -34,7 +34,10 @@ def literal_descent(pair, offset, *, damping, margin, epsilon):
 @pytest.mark.parametrize("damping", [1.0, 2.0, 50.0])
 def test_descent_and_its_gradient_are_those_of_the_formulas(damping):
     results = []
-    for function in (literal_descent, lambda pair, offset, **settings: descent_loss(pair, offset=offset, **settings)[0]):
+    for function in (
+        literal_descent,
+        lambda pair, offset, **settings: descent_loss(pair, offset=offset, **settings)[0],
+    ):
         pair = make_pair(requires_grad=True)
         loss = function(pair, offsets(pair, vicinity=3.0), damping=damping, margin=0.1, epsilon=1e-4)
         results.append((loss, *torch.autograd.grad(loss, [pair.map_a, pair.map_b])))
