@@ -185,14 +185,13 @@ def refine_pose(
         _check_shapes(view, initial, len(pyramid.maps))
     if len(limits) != len(pyramid.maps) or min(limits) < 0:
         raise ValueError(f"iterations {iterations}: expected one count for each of {len(pyramid.maps)} levels, >= 0")
-    learned = isinstance(initial_damping, Tensor)
-    if min_points < 3 or not (learned or 0 <= initial_damping <= MAX_DAMPING):
+    number = None if isinstance(initial_damping, Tensor) else initial_damping
+    if min_points < 3 or not (number is None or 0 <= number <= MAX_DAMPING):
         raise ValueError(
             f"expected min_points >= 3 and initial_damping in [0, {MAX_DAMPING:g}], "
             f"found {min_points} and {initial_damping}"
         )
-    undamped = not learned and initial_damping == 0
-    rules = _Rules(undamped, min_points, step_degrees, step_stds, gradient_tolerance)
+    rules = _Rules(number == 0, min_points, step_degrees, step_stds, gradient_tolerance)
     dtype = torch.promote_types(initial.dtype, torch.float32)
     with torch.autocast(points.device.type, enabled=False):
         start = initial.to(dtype)
