@@ -126,12 +126,11 @@ class PairDataset(Dataset):
         size = images[0].shape[-1], images[0].shape[-2]
         chosen = even_subset(matches.keypoints_a, size, self.correspondences, generator)
         keypoints = [torch.from_numpy(xy[chosen]) for xy in matches[:2]]
-        scene_images = [self.scene.images[name] for name in (pair.image_a, pair.image_b)]
-        poses = [image.cam_from_world for image in scene_images]
-        if self.warp == 0 and all(view.camera for view in views) and all(poses):
-            cameras = [
-                _cut_camera(view.camera, cut, image) for view, cut, image in zip(views, cuts, images, strict=True)
-            ]
+        parts = zip(views, cuts, images, strict=True)
+        cameras = [_cut_camera(view.camera, cut, image) for view, cut, image in parts if view.camera is not None]
+        known = (self.scene.images[name].cam_from_world for name in (pair.image_a, pair.image_b))
+        poses = [pose for pose in known if pose is not None]
+        if self.warp == 0 and len(cameras) == len(poses) == 2:
             geometry = _located(keypoints, cameras, poses[1] @ poses[0].inverse())
         else:  # under a homography no lens stays one of `Camera`
             geometry = _not_located(len(chosen))
