@@ -92,10 +92,11 @@ class PairLoss(nn.Module):
                     for key, value in {"": loss.detach(), **{f"/{k}": v for k, v in parts.items()}}.items():
                         logged[f"{name}{key}"].append(value)
                         logged[f"{name}/{level}{key}"].append(value)
-            for name, term in self.terms.items():
-                if name in active and isinstance(term, PyramidTerm):
+            for name in active:
+                whole = self.terms[name]
+                if isinstance(whole, PyramidTerm):
                     a, b = (pyramid.select(sorted(positions[name])) for pyramid in (pyramid_a, pyramid_b))
-                    loss, parts = term(a, b, batch, step=step, generator=generator)
+                    loss, parts = whole(a, b, batch, step=step, generator=generator)
                     losses[name].append(loss)
                     for key, value in {"": loss.detach(), **{f"/{k}": v for k, v in parts.items()}}.items():
                         logged[f"{name}{key}"].append(value)
