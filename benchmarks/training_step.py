@@ -21,12 +21,12 @@ import pytorch_lightning as pl
 import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
+from lightning_fabric.utilities.apply_func import move_data_to_device
 from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from gnnet.data.batches import PairBatch
 from gnnet.toy.town import TownSettings, ensure_toy_town
 from gnnet.training.module import FeatureLearning
 
@@ -88,7 +88,7 @@ def measure(overrides: list[str], root: Path, steps: int, device: torch.device) 
     gradients = [torch.randn_like(m) for m in module.network(images).maps]
 
     def whole_step() -> None:
-        batch = PairBatch(*(t.to(device) for t in next(batches)))
+        batch = move_data_to_device(next(batches), device)
         generator = torch.Generator(device).manual_seed(0)
         pyramid_a, pyramid_b = module.pair_features(batch, generator)
         loss, _ = module.loss(pyramid_a, pyramid_b, batch, step=1000, generator=generator)

@@ -12,12 +12,25 @@ from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 
 
+class PairGeometry(NamedTuple):
+    """What the poses of image pairs tell: the 3D points of the correspondences, and how image b sees them.
+
+    Shapes: points (B, N, 3) metres in the frame of camera a, valid (B, N) bool, False where the point is not known;
+    camera_b (B,) of the images b as they are in the batch; b_from_a (B,).
+    """
+
+    points: Tensor
+    valid: Tensor
+    camera_b: Camera
+    b_from_a: Pose
+
+
 class PairBatch(NamedTuple):
     """Image pairs with pixel correspondences keypoints_a[i] ↔ keypoints_b[i].
 
     Shapes: images (B, 3, H, W) uint8 RGB, keypoints (B, N, 2) COLMAP pixels, weight (B, N)
     confidence, valid (B, N) bool (False is padding), index (B,) position in the dataset, skipped (B,)
-    how many broken pairs were passed over to get this one.
+    how many broken pairs were passed over to get this one. `geometry` is of the same N correspondences.
     """
 
     image_a: Tensor
@@ -28,13 +41,7 @@ class PairBatch(NamedTuple):
     valid: Tensor
     index: Tensor  # type: ignore[assignment]  # hides tuple.index, which nobody calls
     skipped: Tensor
-
-    def swap(self) -> PairBatch:
-        """The same pairs from b to a."""
-        return self._replace(
-            image_a=self.image_b, image_b=self.image_a,
-            keypoints_a=self.keypoints_b, keypoints_b=self.keypoints_a,
-        )  # fmt: skip
+    geometry: PairGeometry | None = None
 
 
 class MatchingPair(NamedTuple):
@@ -137,8 +144,10 @@ def collate(items: Sequence[Batch]) -> Batch:
 def _stack(values: tuple[Any, ...]) -> Any:
     """One field of all samples."""
     first = values[0]
-    if isinstance(first, View):
-        return View(*map(_stack, zip(*values, strict=True)))
+    if first is None:
+        return None
+    if isinstance(first, View | PairGeometry):
+        return type(first)(*map(_stack, zip(*values, strict=True)))
     if isinstance(first, Camera | Pose):
         return type(first).stack(list(values))
     if isinstance(first, list):

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
-from gnnet.data.batches import PairBatch
+from gnnet.data.batches import PairBatch, PairGeometry
 from gnnet.data.correspondences import PairPoints
 from gnnet.data.images import ImageView, even_subset, read_view
 from gnnet.data.timelapse import PlaceStructure
 from gnnet.data.warps import cut_image, map_points, random_crop, random_homography
+from gnnet.geometry.camera import Camera
+from gnnet.geometry.pose import Pose
 from gnnet.scenes.problems import OnBad
 from gnnet.scenes.scene import Correspondences, Pair, Scene
 
 _CUTS_TRIED = 4  # until a cut of a pair keeps a quarter of the correspondences wanted
 _SPARE = 3  # points drawn for each point wanted: some are not seen by both images, or lie outside the squares
 _PAIRS_TRIED = 20  # in place of broken ones
+_CONTRADICTION = 2.0  # pixels between a keypoint of b and the point of a that shows the same, by the poses
 _CORNERS = np.array([[0.0, 0.0], [1, 0], [0, 1], [1, 1]])
 
 
@@ -108,7 +112,7 @@ class PairDataset(Dataset):
             raise ValueError(
                 "no correspondence with a weight lies inside both images; are its pixels those of these images?"
             )
-        images = [view.pixels for view in views]
+        images, cuts = [view.pixels for view in views], [np.eye(3), np.eye(3)]
         if self.crop is not None:
             cuts = self._cuts(views, matches, self.crop, points.endless, generator)
             if points.endless:  # the first points found where the images look alike: draw more of them there
@@ -121,15 +125,25 @@ class PairDataset(Dataset):
                 raise NothingInCommon("its images, cut at random, see nothing in common")
         size = images[0].shape[-1], images[0].shape[-2]
         chosen = even_subset(matches.keypoints_a, size, self.correspondences, generator)
+        keypoints = [torch.from_numpy(xy[chosen]) for xy in matches[:2]]
+        parts = zip(views, cuts, images, strict=True)
+        cameras = [_cut_camera(view.camera, cut, image) for view, cut, image in parts if view.camera is not None]
+        known = (self.scene.images[name].cam_from_world for name in (pair.image_a, pair.image_b))
+        poses = [pose for pose in known if pose is not None]
+        if self.warp == 0 and len(cameras) == len(poses) == 2:
+            geometry = _located(keypoints, cameras, poses[1] @ poses[0].inverse())
+        else:  # under a homography no lens stays one of `Camera`
+            geometry = _not_located(len(chosen))
         return PairBatch(
             image_a=images[0],
             image_b=images[1],
-            keypoints_a=torch.from_numpy(matches.keypoints_a[chosen]).float(),
-            keypoints_b=torch.from_numpy(matches.keypoints_b[chosen]).float(),
+            keypoints_a=keypoints[0].float(),
+            keypoints_b=keypoints[1].float(),
             weight=torch.from_numpy(matches.weight[chosen]).float(),
             valid=torch.ones(len(chosen), dtype=torch.bool),
             index=torch.tensor(index),
             skipped=torch.tensor(0),
+            geometry=geometry,
         )
 
     def _cuts(
@@ -182,3 +196,36 @@ def _in_cuts(matches: Correspondences, cuts: list[np.ndarray], side: int) -> Cor
 def _within(xy: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Which points (N, 2) lie in an area of `size` (width, height), borders included, (N,)."""
     return np.all((xy >= 0) & (xy <= size), axis=1)
+
+
+def _cut_camera(camera: Camera, cut: np.ndarray, pixels: Tensor) -> Camera:
+    """The camera of an upright part of an image; `cut` is its `image_from_square`."""
+    parameters = camera.parameters.clone()
+    parameters[2:4] -= torch.from_numpy(cut[:2, 2])
+    return Camera(camera.size.new_tensor([pixels.shape[-1], pixels.shape[-2]]), parameters)
+
+
+def _located(keypoints: list[Tensor], cameras: list[Camera], b_from_a: Pose) -> PairGeometry:
+    """The points on the rays of image a that come nearest to those of image b, all float64.
+
+    So each point is seen exactly where image a is sampled. It is invalid where it lies behind a camera, or image b
+    does not see it at its keypoint: then poses and correspondences contradict each other. Where the images are taken
+    from one place the depth is noise, which moves no pixel of either image.
+    """
+    (ray_a, seen_a), (ray_b, seen_b) = (camera.unproject(xy) for camera, xy in zip(cameras, keypoints, strict=True))
+    # The depth d for which the ray of b is parallel to d R ray_a + t.
+    turned, moved = (torch.linalg.cross(ray_b, v) for v in (ray_a @ b_from_a.rotation.T, b_from_a.translation[None]))
+    depth = -(turned * moved).sum(-1) / turned.square().sum(-1)
+    points = ray_a * depth[:, None]
+    xy, seen = cameras[1].project(b_from_a.transform(points))
+    agree = (xy - keypoints[1]).norm(dim=-1) <= _CONTRADICTION  # False where the depth is not a number
+    valid = seen_a & seen_b & seen & agree & (depth > 0)
+    return PairGeometry(
+        torch.where(valid[:, None], points, 0).float(), valid, cameras[1].to(torch.float32), b_from_a.to(torch.float32)
+    )
+
+
+def _not_located(count: int) -> PairGeometry:
+    """No point is known; camera and pose mean nothing."""
+    camera = Camera.from_colmap("PINHOLE", 1, 1, [1, 1, 0.5, 0.5])
+    return PairGeometry(torch.zeros(count, 3), torch.zeros(count, dtype=torch.bool), camera, Pose.identity())

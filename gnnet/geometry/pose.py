@@ -226,19 +226,22 @@ def pose_errors(estimate: Pose, truth: Pose) -> tuple[Tensor, Tensor]:
     return position, torch.rad2deg(angle)
 
 
-def perturb(pose: Pose, position: float | Tensor, rotation_degrees: float | Tensor, generator: torch.Generator) -> Pose:
+def perturb(
+    pose: Pose, position: float | Tensor, rotation_degrees: float | Tensor, generator: torch.Generator | None
+) -> Pose:
     """Move a `cam_from_world` by a given distance and turn it by a given angle, both in random directions.
 
     Args:
         pose: the poses; each camera turns about its own centre.
         position: metres by which the camera centre moves: a number, or a tensor of the pose's batch shape.
         rotation_degrees: angle by which the camera turns: a number, or a tensor of the pose's batch shape.
-        generator: draws the directions; on the CPU, so that all devices get the same.
+        generator: draws the directions; one on the CPU gives all devices the same. None is torch's global one.
     """
     shape, dtype = pose.shape, pose.dtype
 
     def direction() -> Tensor:
-        v = torch.randn(*shape, 3, generator=generator, dtype=torch.float64)
+        device = None if generator is None else generator.device
+        v = torch.randn(*shape, 3, generator=generator, device=device, dtype=torch.float64)
         return (v / v.norm(dim=-1, keepdim=True)).to(dtype).to(pose.device, non_blocking=True)
 
     position, degrees = (

@@ -132,7 +132,7 @@ def refine_pose(
     robust: Robust = Robust(),  # noqa: B008, a frozen value
     gradient: Gradient = "central",
     iterations: int | tuple[int, ...] = 50,
-    initial_damping: float = 1e-4,
+    initial_damping: float | Tensor = 1e-4,
     min_points: int = 12,
     step_degrees: float = 1e-3,
     step_stds: float = 0.2,
@@ -149,9 +149,9 @@ def refine_pose(
 
     An element that has stopped costs nothing more, unless autograd is on and an input requires a
     gradient: then every iteration is unrolled for the whole batch without waiting for the device, and
-    the refined poses and the costs are differentiable (steps as functions of the inputs; the choices
-    to take them are constants). The algebra runs in float32 (float64 if the initial poses are) whatever
-    the features' type, outside autocast.
+    the refined poses and the costs are differentiable (steps as functions of the inputs and of the initial
+    damping; the choices to take them are constants). The algebra runs in float32 (float64 if the initial
+    poses are) whatever the features' type, outside autocast.
 
     Args:
         pyramid: the queries' maps; (1, C, H, W) is shared by the whole batch.
@@ -168,7 +168,7 @@ def refine_pose(
         iterations: limit on each level, one for all levels or one for each.
         initial_damping: λ at the start of each level in (H + λ diag H) δ = −g, then ÷10 on a step taken
             and ×10 on a step refused, within [1e-6, 1e2]. 0 is Gauss-Newton: no damping, and every
-            step that keeps enough points is taken.
+            step that keeps enough points is taken. A tensor (levels, 6) gives each entry of δ its own λ > 0.
         min_points: fewer valid points at the finest level fail that element; a coarser level is skipped.
         step_degrees: stop where the step, with its damping undone, would turn the camera by less, and move it by less
             than the same angle at the mean distance of the points.
@@ -185,12 +185,13 @@ def refine_pose(
         _check_shapes(view, initial, len(pyramid.maps))
     if len(limits) != len(pyramid.maps) or min(limits) < 0:
         raise ValueError(f"iterations {iterations}: expected one count for each of {len(pyramid.maps)} levels, >= 0")
-    if min_points < 3 or not 0 <= initial_damping <= MAX_DAMPING:
+    number = None if isinstance(initial_damping, Tensor) else initial_damping
+    if min_points < 3 or not (number is None or 0 <= number <= MAX_DAMPING):
         raise ValueError(
             f"expected min_points >= 3 and initial_damping in [0, {MAX_DAMPING:g}], "
             f"found {min_points} and {initial_damping}"
         )
-    rules = _Rules(initial_damping, min_points, step_degrees, step_stds, gradient_tolerance)
+    rules = _Rules(number == 0, min_points, step_degrees, step_stds, gradient_tolerance)
     dtype = torch.promote_types(initial.dtype, torch.float32)
     with torch.autocast(points.device.type, enabled=False):
         start = initial.to(dtype)
@@ -198,14 +199,15 @@ def refine_pose(
         if cam_from_rig is not None or beside:
             levels = _rig_levels((own, *beside), robust, gradient, dtype)
         tensors = [(*view.pyramid.maps, *view.descriptors, view.points) for view in (own, *beside)]
-        inputs = (*sum(tensors, ()), start.rotation, start.translation)
+        dampings = _dampings(initial_damping, len(limits), start.translation)
+        inputs = (*sum(tensors, ()), start.rotation, start.translation, dampings)
         unroll = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
         first = current = linearise(levels[-1], start)
         used = torch.zeros_like(first.weight, dtype=torch.int64)
-        for level, limit in zip(levels, limits, strict=True):
+        for level, limit, damping in zip(levels, limits, dampings, strict=True):
             if len(levels) > 1:
                 current = linearise(level, current.pose)
-            current, progress = _descend(level, current, rules, limit, unroll)
+            current, progress = _descend(level, current, damping, rules, limit, unroll)
             used = used + progress.iterations
         return _conclude(first, current, progress.status, used, descriptors[-1].shape[-1], rules)
 
@@ -226,10 +228,19 @@ def _rig_levels(views: Sequence[View], robust: Robust, gradient: Gradient, dtype
     return [RigLevel(level, poses) for level in zip(*each, strict=True)]
 
 
-class _Rules(NamedTuple):
-    """When to stop, see `refine_pose`."""
+def _dampings(initial: float | Tensor, levels: int, like: Tensor) -> Tensor:
+    """λ at the start of each level (levels, 6)."""
+    if not isinstance(initial, Tensor):
+        return like.new_full((levels, 6), initial)
+    if initial.shape != (levels, 6):
+        raise ValueError(f"initial_damping has shape {tuple(initial.shape)}; expected ({levels}, 6)")
+    return initial.to(like)
 
-    initial_damping: float
+
+class _Rules(NamedTuple):
+    """Whether steps are damped, and when to stop, see `refine_pose`."""
+
+    undamped: bool
     min_points: int
     step_degrees: float
     step_stds: float
@@ -237,7 +248,7 @@ class _Rules(NamedTuple):
 
 
 class _Progress(NamedTuple):
-    """Damping λ, status (`ITERATION_LIMIT` while at work) and steps tried of each element (B,)."""
+    """Damping λ (B, 6), and status (`ITERATION_LIMIT` while at work) and steps tried of each element (B,)."""
 
     damping: Tensor
     status: Tensor
@@ -248,14 +259,14 @@ _Values = TypeVar("_Values", NormalEquations, _Progress)
 
 
 def _descend(
-    level: Level | RigLevel, start: NormalEquations, rules: _Rules, limit: int, unroll: bool
+    level: Level | RigLevel, start: NormalEquations, damping: Tensor, rules: _Rules, limit: int, unroll: bool
 ) -> tuple[NormalEquations, _Progress]:
     """Levenberg-Marquardt at one level, with one evaluation and one wait for the device for each step."""
     count = start.valid.sum(-1)
     at_work = RefinementStatus.ITERATION_LIMIT
     status = torch.where(count < rules.min_points, RefinementStatus.TOO_FEW_POINTS, at_work)
     current = start
-    progress = _Progress(torch.full_like(start.weight, rules.initial_damping), status, torch.zeros_like(count))
+    progress = _Progress(damping.expand(len(count), 6), status, torch.zeros_like(count))
     stopped = current, progress  # each element as it was when it stopped
     rows = torch.arange(len(count), device=count.device)  # of those at work
     for _ in range(limit):
@@ -303,7 +314,7 @@ def _stop_if_converged(
     """Status (B,), with those stopped whose next step or gradient is small, or that Gauss-Newton cannot solve."""
     running = progress.status == RefinementStatus.ITERATION_LIMIT
     # Damping in proportion to the diagonal shrinks a step by about 1 + λ: that is no convergence.
-    delta = delta * (1 + progress.damping)[:, None]
+    delta = delta * (1 + progress.damping)
     angle = math.radians(rules.step_degrees)
     small_step = (delta[:, :3].norm(dim=-1) <= angle * current.distance) & (delta[:, 3:].norm(dim=-1) <= angle)
     # Within the noise: (δᵀHδ) / σ² with σ² the variance of one channel of a residual.
@@ -314,7 +325,7 @@ def _stop_if_converged(
     flat = (_squared_cosines(current) <= rules.gradient_tolerance**2).all(-1)
     status = torch.where(running & small_step, RefinementStatus.CONVERGED_STEP, progress.status)
     status = torch.where(running & flat, RefinementStatus.CONVERGED_GRADIENT, status)
-    if rules.initial_damping == 0:
+    if rules.undamped:
         status = torch.where(running & ~solved, RefinementStatus.SINGULAR, status)
     return status
 
@@ -335,7 +346,7 @@ def _improves(current: NormalEquations, trial: NormalEquations, rules: _Rules) -
     common = current.valid & trial.valid
     count = common.sum(-1)
     enough = (count >= rules.min_points) & (2 * count >= current.valid.sum(-1))
-    if rules.initial_damping == 0:
+    if rules.undamped:
         return enough
     lower = ((trial.cost - current.cost) * common).sum(-1) < 0
     # Within a cell the cost is that of the interpolant, bent by noise; the smoothed gradient is what to trust.
@@ -347,20 +358,20 @@ def _improves(current: NormalEquations, trial: NormalEquations, rules: _Rules) -
 
 def _after_step(progress: _Progress, running: Tensor, accepted: Tensor, rules: _Rules) -> _Progress:
     refused = running & ~accepted
-    if rules.initial_damping == 0:  # refused for lack of points, and would be again
+    if rules.undamped:  # refused for lack of points, and would be again
         damping, stuck = progress.damping, refused
     else:
-        damping = torch.where(accepted, 0.1 * progress.damping, 10.0 * progress.damping).clamp(MIN_DAMPING, MAX_DAMPING)
-        stuck = refused & (progress.damping >= MAX_DAMPING)
+        damping = _where(accepted, 0.1 * progress.damping, 10.0 * progress.damping).clamp(MIN_DAMPING, MAX_DAMPING)
+        stuck = refused & (progress.damping >= MAX_DAMPING).all(-1)
     status = torch.where(stuck, RefinementStatus.DAMPING_AT_MAXIMUM, progress.status)
     return _Progress(damping, status, progress.iterations + running)
 
 
 def _solve(hessian: Tensor, gradient: Tensor, damping: Tensor, unroll: bool) -> tuple[Tensor, Tensor]:
-    """δ (B, 6) of (H + λ diag H) δ = −g, zero where this is singular, and whether it was solved (B,)."""
+    """δ (B, 6) of (H + diag λ diag H) δ = −g, zero where this is singular, and whether it was solved (B,)."""
     scaled, scale = _unit_diagonal(hessian)
     identity = torch.eye(6, dtype=scaled.dtype, device=scaled.device)
-    system = scaled + damping[:, None, None] * identity
+    system = scaled + damping[:, None] * identity
     factor, info = torch.linalg.cholesky_ex(system.detach() if unroll else system)
     solved = (info == 0) & factor.isfinite().all(-1).all(-1)
     if unroll:  # the gradient of a failed factorisation is not finite: factor the identity there

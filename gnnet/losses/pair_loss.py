@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from gnnet.data.batches import PairBatch
-from gnnet.losses.term import LevelPair, Loss, Term
+from gnnet.losses.term import LevelPair, Loss, PyramidTerm, Scheduled, Term
 from gnnet.models.pyramid import FeaturePyramid
 
 
 class PairLoss(nn.Module):
-    """Σ over terms of the term's weight × its mean over levels and both directions.
+    """Σ over terms of the term's weight × its mean over levels and both directions, or its value if a `PyramidTerm`.
 
     Args:
         terms: the terms by the name under which each is logged, such as {"dmc": Contrastive(), "gn": GaussNewton()}.
@@ -27,10 +27,10 @@ class PairLoss(nn.Module):
         ValueError: if no term has a weight at step 0, as there would be nothing to train.
     """
 
-    def __init__(self, *, terms: Mapping[str, Term], levels: Sequence[int] | None = None):
+    def __init__(self, *, terms: Mapping[str, Term | PyramidTerm], levels: Sequence[int] | None = None):
         super().__init__()
         # A ModuleDict, which its type does not say, so that a term may have parameters.
-        self.terms = cast(Mapping[str, Term], nn.ModuleDict(dict(terms)))
+        self.terms = cast(Mapping[str, Scheduled], nn.ModuleDict(dict(terms)))
         self.levels = None if levels is None else list(levels)
         if not any(term.weight_at(0) > 0 for term in self.terms.values()):
             raise ValueError(
@@ -80,17 +80,26 @@ class PairLoss(nn.Module):
         losses: dict[str, list[Tensor]] = defaultdict(list)
         logged: dict[str, list[Tensor]] = defaultdict(list)
         with torch.autocast(pyramid_a.maps[0].device.type, enabled=False):
-            levels = zip(_level_names(strides), strides, pyramid_a.maps, pyramid_b.maps, strict=True)
+            levels = zip(level_names(strides), strides, pyramid_a.maps, pyramid_b.maps, strict=True)
             for position, (level, stride, map_a, map_b) in enumerate(levels):
                 xy_a, xy_b = batch.keypoints_a / stride, batch.keypoints_b / stride
                 forth = LevelPair.from_maps(map_a, map_b, xy_a=xy_a, xy_b=xy_b, weight=batch.weight, valid=batch.valid)
-                here = [name for name in active if position in positions[name]]
-                for name, pair in product(here, (forth, forth.swap())):
-                    loss, parts = self.terms[name](pair, step=step, generator=generator)
+                here = {name: self.terms[name] for name in active if position in positions[name]}
+                terms = [(name, term) for name, term in here.items() if isinstance(term, Term)]
+                for (name, term), pair in product(terms, (forth, forth.swap())):
+                    loss, parts = term(pair, step=step, generator=generator)
                     losses[name].append(loss)
                     for key, value in {"": loss.detach(), **{f"/{k}": v for k, v in parts.items()}}.items():
                         logged[f"{name}{key}"].append(value)
                         logged[f"{name}/{level}{key}"].append(value)
+            for name in active:
+                whole = self.terms[name]
+                if isinstance(whole, PyramidTerm):
+                    a, b = (pyramid.select(sorted(positions[name])) for pyramid in (pyramid_a, pyramid_b))
+                    loss, parts = whole(a, b, batch, step=step, generator=generator)
+                    losses[name].append(loss)
+                    for key, value in {"": loss.detach(), **{f"/{k}": v for k, v in parts.items()}}.items():
+                        logged[f"{name}{key}"].append(value)
             total = torch.stack([weights[name] * torch.stack(losses[name]).mean() for name in active]).sum()
         return total, {name: torch.stack(values).mean() for name, values in logged.items()}
 
@@ -108,7 +117,7 @@ def _positions(name: str, levels: Sequence[int] | None, strides: Sequence[int]) 
     return {i % count for i in levels}
 
 
-def _level_names(strides: Sequence[int]) -> list[str]:
+def level_names(strides: Sequence[int]) -> list[str]:
     """`stride8` for each level; a second level with the same stride is `stride8_2`."""
     names = []
     for i, stride in enumerate(strides):

@@ -9,7 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gnnet.data.batches import PairBatch
 from gnnet.geometry.interpolation import sample
+from gnnet.models.pyramid import FeaturePyramid
 
 Loss = tuple[Tensor, dict[str, Tensor]]  # a scalar with its graph, and its parts by name: detached scalars to log
 
@@ -59,8 +61,8 @@ class LevelPair(NamedTuple):
 
 
 @dataclass(eq=False, kw_only=True)
-class Term(nn.Module):
-    """One summand of the training loss, with its schedule. A kind of loss is a subclass with its own `forward`.
+class Scheduled(nn.Module):
+    """One summand of the training loss: how much it weighs, when and where. What it compares is a subclass's matter.
 
     A subclass is a dataclass too: `@dataclass(eq=False, kw_only=True)`, its settings being fields.
 
@@ -92,11 +94,38 @@ class Term(nn.Module):
             return 0.0
         return self.weight * min(1.0, (step - self.start_step + 1) / (self.ramp_steps + 1))
 
+
+class Term(Scheduled):
+    """A summand that compares maps of one level at corresponding points: most kinds of loss are subclasses."""
+
     def forward(self, pair: LevelPair, *, step: int, generator: torch.Generator | None = None) -> Loss:
         """Unweighted loss in one direction.
 
         Args:
             pair: the correspondences.
+            step: global step, for settings that change while training.
+            generator: source of all random draws; None is torch's global one.
+        """
+        raise NotImplementedError
+
+
+class PyramidTerm(Scheduled):
+    """A summand that takes the pyramids of both images at once."""
+
+    def forward(
+        self,
+        pyramid_a: FeaturePyramid,
+        pyramid_b: FeaturePyramid,
+        batch: PairBatch,
+        *,
+        step: int,
+        generator: torch.Generator | None = None,
+    ) -> Loss:
+        """Unweighted loss of a batch; always with the same parts, which processes average.
+
+        Args:
+            pyramid_a, pyramid_b: the levels on which the term counts, of `batch.image_a` and `batch.image_b`.
+            batch: the pairs.
             step: global step, for settings that change while training.
             generator: source of all random draws; None is torch's global one.
         """

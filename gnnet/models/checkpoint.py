@@ -27,6 +27,7 @@ from gnnet.models.weights import StateDict, load_tensors, read_plain, state_dict
 _ALLOWED = {
     "gnnet.models": r"[a-z]\w*\.[A-Z]\w*",  # networks and losses: subclasses of nn.Module
     "gnnet.losses": r"[a-z]\w*\.[A-Z]\w*",
+    "gnnet.localization": r"pose_loss\.PoseLoss",
     "gnnet.scenes.layouts": r"[a-z]\w*\.load_\w+",  # readers of datasets
     "gnnet.toy": r"town\.read_toy",  # not load_toy, which renders and replaces folders
     "gnnet.data.datamodule": "CorrespondenceData",
@@ -296,7 +297,7 @@ def _find(target: str, source: str, allow: tuple[str, ...]) -> Callable[..., Any
         break
     defined = str(getattr(found, "__module__", ""))
     own = (inspect.isclass(found) or inspect.isroutine(found)) and f"{defined}.".startswith(f"{home}.")
-    if home in ("gnnet.models", "gnnet.losses"):
+    if home in ("gnnet.models", "gnnet.losses", "gnnet.localization"):
         own = own and inspect.isclass(found) and issubclass(found, nn.Module)
     if not own:
         raise ValueError(f"{source} names {target}, and {home} defines no class or function of that name")

@@ -51,15 +51,48 @@ def test_keypoints_follow_resizing_and_cropping(scene, largest_side, crop):
         torch.testing.assert_close(offset, offset.round(), atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize(("largest_side", "crop"), [(None, None), (64, None), (None, 48), (64, 40)])
+def test_points_of_a_pair_are_seen_where_its_images_show_them(scene, largest_side, crop):
+    dataset = pairs_of(scene, largest_side=largest_side, crop=crop)
+    for index in (0, 5):
+        pair = dataset[0, index]
+        points, valid, camera, b_from_a = pair.geometry
+        assert valid.float().mean() > 0.9
+        assert camera.size.tolist() == [pair.image_b.shape[-1], pair.image_b.shape[-2]]
+        xy, _ = camera.project(b_from_a.transform(points))
+        torch.testing.assert_close(xy[valid], pair.keypoints_b[valid], atol=2e-3, rtol=0)
+        # They are points of the town: camera a, in the size of the file, sees them where the whole image shows them.
+        a = scene.images[scene.pairs[index].image_a]
+        world = a.cam_from_world.inverse().transform(points.double()[valid])
+        nearest = torch.cdist(world, scene.points).min(1).values
+        assert nearest.median() < 0.01  # metres
+
+
+def test_points_are_unknown_under_a_warp_without_a_pose_or_where_poses_contradict(scene):
+    def share(images, **settings):
+        return pairs_of(replace(scene, images=images), **settings)[0, 0].geometry.valid.float().mean().item()
+
+    images = dict(scene.images)
+    assert share(images, crop=48, warp=0.5) == 0
+    name = scene.pairs[0].image_b
+    there = images[name].cam_from_world
+    moved = replace(there, translation=there.translation + torch.tensor([0.0, 0.6, 0.3], dtype=torch.float64))
+    assert share(images | {name: replace(images[name], cam_from_world=moved)}) < 0.2
+    assert share(images | {name: replace(images[name], cam_from_world=None)}) == 0
+
+
 def test_correspondences_of_a_batch_are_padded_and_masked(scene):
     dataset = pairs_of(scene)
     items = [dataset[0, 0], dataset[0, 1]]
     short = items[1]._replace(
-        **{k: getattr(items[1], k)[:20] for k in ("keypoints_a", "keypoints_b", "weight", "valid")}
+        **{k: getattr(items[1], k)[:20] for k in ("keypoints_a", "keypoints_b", "weight", "valid")},
+        geometry=items[1].geometry._replace(**{k: getattr(items[1].geometry, k)[:20] for k in ("points", "valid")}),
     )
     (batch,) = collate_by_size([items[0], short])
     assert batch.valid.sum(1).tolist() == [50, 20]
     torch.testing.assert_close(batch.keypoints_a[1, :20], short.keypoints_a)
+    assert batch.geometry.points.shape == (2, 50, 3) and not batch.geometry.valid[1, 20:].any()
+    assert batch.geometry.camera_b.shape == batch.geometry.b_from_a.shape == (2,)
 
 
 def test_images_of_a_batch_have_one_size(scene):

@@ -273,7 +273,7 @@ def test_too_few_points_at_a_coarse_level_only_skips_that_level():
 
 
 def test_only_points_seen_before_and_after_judge_a_step():
-    rules = _Rules(1e-4, min_points=12, step_degrees=0, step_stds=0, gradient_tolerance=0)
+    rules = _Rules(False, min_points=12, step_degrees=0, step_stds=0, gradient_tolerance=0)
     arguments, _ = problem()
     current = linearise(level_of(arguments), arguments["initial"])
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gnnet.models.checkpoint import read_checkpoint
+from gnnet.models.checkpoint import build, read_checkpoint
 from gnnet.models.unet import UNet
 
 SETTINGS = {"widths": [8, 16], "channels": 4, "strides": [2, 1]}
@@ -60,6 +60,13 @@ def test_checkpoints_that_name_other_things_are_refused(tmp_path, model):
     path = write_checkpoint(tmp_path / "last.ckpt", config={"model": model})
     with pytest.raises(ValueError, match=r"last\.ckpt|strides"):
         read_checkpoint(path).network()
+
+
+def test_the_pose_loss_may_be_named_and_nothing_else_of_its_module():
+    loss = build({"_target_": "gnnet.localization.pose_loss.PoseLoss", "iterations": 2}, source="file")
+    assert loss.iterations == 2
+    with pytest.raises(ValueError, match="file names"):
+        build({"_target_": "gnnet.localization.pose_loss.reprojection_error"}, source="file")
 
 
 def test_damaged_checkpoints_and_such_with_code_are_refused(tmp_path):

@@ -1,0 +1,134 @@
+"""Levenberg-Marquardt loss: features on which damped steps converge from far, and undamped ones stay near.
+
+From von Stumberg et al., "LM-Reloc: Levenberg-Marquardt based direct visual relocalization" (3DV 2020), whose loss
+tells four cases apart: a point at the true place, at a wrong place, far from the true place, and near to it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gnnet.geometry.interpolation import Gradient, sample_stacked
+from gnnet.losses.gauss_newton import gauss_newton_loss
+from gnnet.losses.term import LevelPair, Loss, Term, rows_at, uniform, weighted_mean
+
+
+def descent_loss(
+    pair: LevelPair,
+    *,
+    offset: Tensor,
+    damping: float = 2.0,
+    margin: float = 0.1,
+    epsilon: float = 1e-5,
+    gradient: Gradient = "central",
+) -> Loss:
+    """max(0, ‖x′ − u_b‖² − ‖x − u_b‖² + δ): a strongly damped step from x = u_b + offset must lead towards u_b.
+
+    x′ = x − (H + λ diag H + εI)⁻¹ Jᵀr with r = F_b(x) − F_a(u_a), J = ∂F_b/∂x and H = JᵀJ. The damping is relative
+    to diag H, as in refinement, so that it does not depend on the features' scale.
+
+    Args:
+        pair: the correspondences.
+        offset: (B, N, 2) in level pixels.
+        damping: λ; with a large one the step follows the gradient.
+        margin: δ in squared level pixels.
+        epsilon: ε, see `gauss_newton_loss`.
+        gradient: how ∂F_b/∂x is computed, see `sample_with_gradient`.
+
+    Returns:
+        The weighted mean over points that are valid and whose start has its whole stencil in the map, and the part
+        `nearer`: the share of these whose step ends nearer to u_b.
+    """
+    stacked, inside = sample_stacked(pair.map_b, pair.xy_b + offset, gradient)
+    value, jacobian_x, jacobian_y = stacked.unbind(-2)  # each [B, N, C]
+    residual = value - pair.descriptors_a
+    xx, yy = ((1 + damping) * j.square().sum(-1) + epsilon for j in (jacobian_x, jacobian_y))
+    xy = (jacobian_x * jacobian_y).sum(-1)
+    bx, by = ((j * residual).sum(-1) for j in (jacobian_x, jacobian_y))
+    # With λ of one or more the products differ by a factor of four: nothing cancels.
+    determinant = xx * yy - xy.square()
+    move = torch.stack([yy * bx - xy * by, xx * by - xy * bx], -1) / determinant[..., None]
+    change = (offset - move).square().sum(-1) - offset.square().sum(-1)
+    valid = pair.valid & inside
+    loss = weighted_mean((change + margin).relu(), pair.weight, valid)
+    with torch.no_grad():
+        nearer = weighted_mean((change < 0).to(change.dtype), torch.ones_like(change), valid)
+    return loss, {"nearer": nearer}
+
+
+@dataclass(eq=False, kw_only=True)
+class LevenbergMarquardt(Term):
+    """The four cases of LM-Reloc, E_pos + E_neg + w_GD E_GD + w_GN E_GN.
+
+    - at the true place: E_pos = ‖F_b(u_b) − F_a(u_a)‖²;
+    - at a wrong place u₋, a cell of b drawn at random: E_neg = max(0, M − ‖F_b(u₋) − F_a(u_a)‖²);
+    - far from the true place: E_GD = `descent_loss`, from up to `far` level pixels on each axis;
+    - near to it: E_GN = `gauss_newton_loss`, from up to `near` level pixels.
+
+    Args:
+        margin: M, a squared feature distance.
+        exclusion: a fraction of the map's larger side; a cell drawn nearer to the true place counts for nothing.
+        far: level pixels.
+        damping: λ of the steps from far, 1 or more.
+        descent_margin: δ, squared level pixels by which such a step must come nearer.
+        descent_weight: w_GD.
+        near: level pixels.
+        newton_weight: w_GN.
+        second_weight: of the determinant's term in E_GN.
+        epsilon, gradient: see `gauss_newton_loss`.
+        weight, start_step, ramp_steps, levels: see `Scheduled`.
+
+    Raises:
+        ValueError: if `damping` is below 1, or `epsilon` is not positive.
+    """
+
+    margin: float = 1.0
+    exclusion: float = 0.1
+    far: float = 5.0
+    damping: float = 2.0
+    descent_margin: float = 0.1
+    descent_weight: float = 1.0
+    near: float = 1.0
+    newton_weight: float = 0.5
+    second_weight: float = 2 / 7
+    epsilon: float = 1e-5
+    gradient: Gradient = "central"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.damping < 1:
+            raise ValueError(f"LevenbergMarquardt.damping is {self.damping}; expected 1 or more")
+        if self.epsilon <= 0:
+            raise ValueError(f"LevenbergMarquardt.epsilon is {self.epsilon}; expected more than zero")
+
+    def forward(self, pair: LevelPair, *, step: int, generator: torch.Generator | None = None) -> Loss:
+        """See `Term.forward`."""
+        far, near = (
+            (2 * uniform(pair.xy_b.shape, like=pair.map_b, generator=generator) - 1) * reach
+            for reach in (self.far, self.near)
+        )
+        height, width = pair.map_b.shape[-2:]
+        x, y = uniform((*pair.valid.shape, 2), like=pair.map_b, generator=generator).unbind(-1)
+        x, y = ((v * side).floor().clamp(max=side - 1) for v, side in ((x, width), (y, height)))
+        cells = (y * width + x).long()
+        away = (torch.stack([x, y], -1) + 0.5 - pair.xy_b).norm(dim=-1) > self.exclusion * max(height, width)
+        true, wrong = (
+            (described - pair.descriptors_a).square().sum(-1)
+            for described in (pair.descriptors_b, rows_at(pair.map_b, cells))
+        )
+        positive = weighted_mean(true, pair.weight, pair.valid)
+        negative = weighted_mean((self.margin - wrong).relu(), pair.weight, pair.valid & away)
+        descent, descent_parts = descent_loss(
+            pair, offset=far, damping=self.damping, margin=self.descent_margin, epsilon=self.epsilon,
+            gradient=self.gradient,
+        )  # fmt: skip
+        newton, newton_parts = gauss_newton_loss(
+            pair, offset=near, epsilon=self.epsilon, second_weight=self.second_weight, gradient=self.gradient
+        )
+        total = positive + negative + self.descent_weight * descent + self.newton_weight * newton
+        parts = {"positive": positive, "negative": negative, "descent": descent, "newton": newton}
+        parts = {name: part.detach() for name, part in parts.items()}
+        return total, {**parts, **descent_parts, "converged": newton_parts["converged"]}
