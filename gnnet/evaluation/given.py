@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +12,11 @@ from gnnet.files import below
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.scenes.formats.poses import read_pose_file, read_query_list, read_query_names
+from gnnet.scenes.formats.rigs import OnRig, images_on_rigs, read_rig_config
+from gnnet.scenes.layouts.robotcar_queries import robotcar_rig
 from gnnet.scenes.scene import Scene, SceneImage
+
+KNOWN_RIG = "dataset"  # rig=dataset takes the rig that the dataset knows
 
 
 def queries_of_scene(scene: Scene) -> list[SceneImage]:
@@ -48,26 +52,34 @@ class Given(NamedTuple):
         listed: queries to localize in place of the dataset's own.
         initial: initial poses of the queries.
         truth: true poses of the queries, in place of those that the dataset knows.
+        rig: COLMAP's rig_config.json, whose images of one instant are localized together; `dataset` takes the rig that
+            the dataset knows.
     """
 
     listed: QueryList | None = None
     initial: PoseFile | None = None
     truth: PoseFile | None = None
+    rig: str | None = None
 
 
 def read_given(
-    *, queries: str | None, images: str | None, poses: str | None, truth: str | None, camera: str | None = None
-) -> Given:
+    *, queries: str | None, images: str | None, poses: str | None, truth: str | None, camera: str | None = None,
+    rig: str | None = None,
+) -> Given:  # fmt: skip
     """Read the files that settings of these names give; with `camera` unknown, of a list the names alone.
 
     Raises:
         FileNotFoundError, ValueError: if one is missing or broken, or `queries` and `images` are not given together, or
-            `camera` is not known.
+            `camera` is not known, or needs to be, for a rig.
     """
     if (queries is None) != (images is None):
         raise ValueError("queries=FILE needs images=DIR, the folder that its names are below; and images needs queries")
     if camera not in (None, "unknown"):
         raise ValueError(f"camera={camera}; expected unknown, which estimates each query's focal length, or null")
+    if rig is not None and camera is not None:
+        raise ValueError("rig= needs the cameras' intrinsics, and camera=unknown estimates them; give one of the two")
+    if rig not in (None, KNOWN_RIG):
+        read_rig_config(rig)
     listed = None
     if queries is not None and images is not None:
         listed = QueryList(read_query_list(queries) if camera is None else read_query_names(queries), Path(images))
@@ -75,7 +87,27 @@ def read_given(
         None if file is None else PoseFile(read_pose_file(file, on_bad="skip"), f"{file} ({key}=)")
         for key, file in (("poses", poses), ("truth", truth))
     )
-    return Given(listed, initial, true)
+    return Given(listed, initial, true, rig)
+
+
+def on_rigs(queries: Sequence[SceneImage], rig: str | None, scene: Scene) -> dict[str, OnRig]:
+    """Which queries are localized together, by name: see `Given.rig`; empty without a rig.
+
+    Raises:
+        FileNotFoundError, ValueError: if the file, or the dataset, tells no rig of the queries.
+    """
+    names = [query.name for query in queries]
+    if rig is None:
+        return {}
+    if rig != KNOWN_RIG:
+        return images_on_rigs(names, rig)
+    ours = [name for name in names if name in scene.images]
+    if scene.dataset not in ("robotcar", "toy") or not ours:
+        raise ValueError(
+            f"rig={KNOWN_RIG}: {scene.name} knows no rig of the {len(names)} queries; expected queries of RobotCar "
+            "Seasons, or rig=FILE, COLMAP's rig_config.json"
+        )
+    return robotcar_rig(scene.images[ours[0]].path.parents[3], ours)
 
 
 def queries_of_list(listed: QueryList, scene: Scene) -> tuple[list[SceneImage], dict[str, str]]:

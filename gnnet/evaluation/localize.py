@@ -15,7 +15,7 @@ from gnnet.data.datamodule import DataModule
 from gnnet.data.images import read_image
 from gnnet.data.queries import LocalizationDataset
 from gnnet.evaluation.colmap_export import write_colmap_model
-from gnnet.evaluation.given import Given, queries_of_list, queries_of_scene, same_images
+from gnnet.evaluation.given import Given, on_rigs, queries_of_list, queries_of_scene, same_images
 from gnnet.evaluation.maps import MapSettings, prepare_localizer
 from gnnet.evaluation.metrics import Thresholds
 from gnnet.evaluation.records import make_localization_report, to_record
@@ -27,10 +27,12 @@ from gnnet.localization.compile import references_of
 from gnnet.localization.localizer import Localizer
 from gnnet.localization.result import Localization, Status
 from gnnet.localization.retrieval import InitialPoseRetrieval, PairsRetrieval
+from gnnet.localization.rig import RigImage
 from gnnet.models.pyramid import FeatureNetwork
 from gnnet.progress import track
 from gnnet.sampling import evenly
 from gnnet.scenes.formats.poses import can_stand_in_file, write_pose_file
+from gnnet.scenes.formats.rigs import OnRig
 from gnnet.scenes.names import by_known_name
 from gnnet.scenes.scene import Scene, SceneImage
 
@@ -44,8 +46,9 @@ def localize_queries(
     initial: Mapping[str, Pose] | None = None,
     itself: Mapping[str, str] | None = None,
     unusable: Mapping[str, str] | None = None,
+    rigs: Mapping[str, OnRig] | None = None,
 ) -> Iterator[Localization]:
-    """Localize queries one by one; for one that cannot be localized the record says why, and the rest goes on.
+    """Localize queries one by one, those of a rig together; of one that cannot be localized the record says why.
 
     Args:
         localizer: with network and map.
@@ -53,34 +56,76 @@ def localize_queries(
         initial: initial poses by query name, for a localizer that takes them.
         itself: by query name, the map's image that the query is; None: a query that is a reference is that one.
         unusable: by query name, why it has no camera.
+        rigs: by query name, the rig that it is of, if any. Initial and true pose of a rig are those of its first image
+            that has them.
 
     Raises:
         ValueError: if initial poses are given to a localizer that does not use them.
     """
     _check_use(initial is not None, localizer)
+    def own(query: SceneImage) -> str | None:
+        return (query.name if query.is_reference else None) if itself is None else itself.get(query.name)
+
+    for at_once in together(queries, rigs or {}):
+        images: dict[str, torch.Tensor] = {}
+        done: dict[str, Localization] = {}
+        for query in at_once:
+            image = _read(localizer, query, initial, unusable or {})
+            if isinstance(image, Localization):
+                done[query.name] = image
+            else:
+                images[query.name] = image
+
+        usable = [query for query in at_once if query.name in images]
+        if usable and usable[0].name in (rigs or {}):
+            on_rig = {query.name: (rigs or {})[query.name].cam_from_rig for query in usable}
+            truth = [on_rig[q.name].inverse() @ q.cam_from_world for q in usable if q.cam_from_world is not None]
+            first = usable[0]
+            rig = localizer.localize_rig(
+                [
+                    RigImage(images[q.name], q.camera, on_rig[q.name], q.name, itself=own(q))
+                    for q in usable if q.camera is not None
+                ],
+                condition=first.condition, place=first.place or None, truth=truth[0] if truth else None,
+                initial=None if initial is None else on_rig[first.name].inverse() @ initial[first.name],
+            )  # fmt: skip
+            done |= {result.name: result for result in rig.images}
+        elif usable:
+            (query,) = usable
+            done[query.name] = localizer.localize(
+                images[query.name], query.camera, name=query.name, condition=query.condition,
+                place=query.place or None, initial=None if initial is None else initial[query.name],
+                truth=query.cam_from_world, itself=own(query),
+            )  # fmt: skip
+        yield from (done[query.name] for query in at_once)
+
+
+def together(queries: Iterable[SceneImage], rigs: Mapping[str, OnRig]) -> list[list[SceneImage]]:
+    """Queries that are localized together: those of a rig at one instant, and each other one alone."""
+    groups: dict[tuple[bool, str], list[SceneImage]] = {}
+    for i, query in enumerate(queries):
+        rig = rigs.get(query.name)
+        groups.setdefault((rig is None, str(i) if rig is None else rig.instant), []).append(query)
+    return list(groups.values())
+
+
+def _read(
+    localizer: Localizer, query: SceneImage, initial: Mapping[str, Pose] | None, unusable: Mapping[str, str]
+) -> torch.Tensor | Localization:
+    """The image of a query, or why it cannot be localized."""
+    result = Localization(query.name, Status.UNREADABLE, "", query.condition)
     pairs = localizer.retrieval if isinstance(localizer.retrieval, PairsRetrieval) else None
-    for query in queries:
-        result = Localization(query.name, Status.UNREADABLE, "", query.condition)
-        if query.name in (unusable or {}) or (query.camera is None and not localizer.estimate_focal):
-            yield replace(result, status=Status.NO_CAMERA, reason=(unusable or {}).get(query.name, _NO_CAMERA))
-            continue
-        if initial is not None and query.name not in initial:
-            yield replace(result, status=Status.NO_POSE, reason="the file of poses has none of this name")
-            continue
-        if pairs is not None and not pairs.pairs.get(query.name):
-            what = "no reference of the map" if query.name in pairs.pairs else "no line"
-            yield replace(result, status=Status.NO_REFERENCE, reason=f"{pairs.file} has {what} for this query")
-            continue
-        try:
-            image = read_image(query.path, query.camera)
-        except (OSError, ValueError) as error:
-            yield replace(result, reason=str(error))
-            continue
-        yield localizer.localize(
-            image, query.camera, name=query.name, condition=query.condition, place=query.place or None,
-            initial=None if initial is None else initial[query.name], truth=query.cam_from_world,
-            itself=(query.name if query.is_reference else None) if itself is None else itself.get(query.name),
-        )  # fmt: skip
+    if query.name in unusable or (query.camera is None and not localizer.estimate_focal):
+        return replace(result, status=Status.NO_CAMERA, reason=unusable.get(query.name, _NO_CAMERA))
+    if initial is not None and query.name not in initial:
+        return replace(result, status=Status.NO_POSE, reason="the file of poses has none of this name")
+    if pairs is not None and not pairs.pairs.get(query.name):
+        what = "no reference of the map" if query.name in pairs.pairs else "no line"
+        return replace(result, status=Status.NO_REFERENCE, reason=f"{pairs.file} has {what} for this query")
+    try:
+        return read_image(query.path, query.camera)
+    except (OSError, ValueError) as error:
+        return replace(result, reason=str(error))
 
 
 def _check_use(has_initial: bool, localizer: Localizer) -> None:
@@ -126,7 +171,7 @@ def localize_validations(
         device: where the network runs.
         thresholds: of recall.
         given: files of queries and poses.
-        max_queries: limit on the queries of a set, spread evenly over it; None localizes all.
+        max_queries: limit on the queries of a set, or on the instants of a rig, spread evenly; None localizes all.
         submit_as: dataset whose result format `submission.txt` has; None takes the set's own.
         colmap_model: also write a COLMAP model with the queries registered.
         about: settings to stand in the tables.
@@ -151,7 +196,7 @@ def localize_validations(
         (output / validation.name).mkdir(parents=True, exist_ok=True)
         prepared.append(_match(settings, validation.scene, given, max_queries))
     done = []
-    for validation, (matched, queries, initial, unusable) in zip(localizable, prepared, strict=True):
+    for validation, (matched, queries, initial, unusable, rigs) in zip(localizable, prepared, strict=True):
         scene, folder = validation.scene, output / validation.name
         of_set = replace(maps, largest_side=validation.largest_side, on_bad=validation.on_bad)
         localizer = prepare_localizer(matched, network, scene, of_set, device=device)
@@ -162,7 +207,7 @@ def localize_validations(
         result = localize_dataset(
             localizer, queries, folder, scene=scene, dataset=submit_as or scene.dataset, title=title,
             thresholds=thresholds, initial=initial, settings={**(about or {}), "map": str(localizer.map.path)},
-            colmap_model=colmap_model, command=command, unusable=unusable,
+            colmap_model=colmap_model, command=command, unusable=unusable, rigs=rigs,
         )  # fmt: skip
         print_table(result.report)
         print(f"Poses, records, submission.txt, report.html and figures are in {folder}", flush=True)
@@ -172,8 +217,11 @@ def localize_validations(
 
 def _match(
     settings: Localizer, scene: Scene, given: Given, max_queries: int | None
-) -> tuple[Localizer, list[SceneImage], dict[str, Pose] | None, dict[str, str]]:
-    """The localizer with pairs, queries with true poses, initial poses, and why queries cannot be used, by name."""
+) -> tuple[Localizer, list[SceneImage], dict[str, Pose] | None, dict[str, str], dict[str, OnRig]]:
+    """The localizer with pairs, queries with true poses, and by name initial poses, what is unusable, and rigs.
+
+    Queries of a rig at one instant follow one another.
+    """
     listed = given.listed
     queries, unusable = (queries_of_scene(scene), {}) if listed is None else queries_of_list(listed, scene)
     names, initial = [query.name for query in queries], None
@@ -185,8 +233,10 @@ def _match(
     if given.truth is not None:
         true = by_known_name(given.truth.poses, names, source=given.truth.source, what="queries")
         queries = [replace(query, cam_from_world=true.get(query.name)) for query in queries]
-    chosen = evenly(len(queries), max_queries, np.random.default_rng(0))
-    return settings, [queries[i] for i in chosen], initial, unusable
+    rigs = on_rigs(queries, given.rig, scene)
+    groups = together(queries, rigs)
+    chosen = evenly(len(groups), max_queries, np.random.default_rng(0))
+    return settings, [query for i in chosen for query in groups[i]], initial, unusable, rigs
 
 
 def localize_dataset(
@@ -203,6 +253,7 @@ def localize_dataset(
     colmap_model: bool = False,
     command: str = "",
     unusable: Mapping[str, str] | None = None,
+    rigs: Mapping[str, OnRig] | None = None,
 ) -> LocalizedQueries:
     """Localize queries and write the results into `output`.
 
@@ -213,10 +264,11 @@ def localize_dataset(
     """
     output.mkdir(parents=True, exist_ok=True)
     found: list[Localization] = []
+    queries = [query for group in together(queries, rigs or {}) for query in group]
     same = same_images([query.path for query in queries], scene)
     itself = {query.name: same[query.path] for query in queries if query.path in same}
     with (output / "localizations.jsonl").open("w") as file:
-        results = localize_queries(localizer, queries, initial=initial, itself=itself, unusable=unusable)
+        results = localize_queries(localizer, queries, initial=initial, itself=itself, unusable=unusable, rigs=rigs)
         for result, query in zip(track(results, description="Localizing", total=len(queries)), queries, strict=True):
             found.append(result)
             file.write(json.dumps(to_record(result, query.cam_from_world)) + "\n")

@@ -226,8 +226,9 @@ class Localizer:
         ]  # fmt: skip
         views = [view for _, view in found if view is not None]
         if not views:
-            return RigLocalization(None, None, tuple(replace(one, seconds=watch.seconds) for one, _ in found))
+            return RigLocalization(None, None, tuple(one for one, _ in found))
         rig, proposal = self._localize(Localization("rig", Status.NO_REFERENCE, "", condition), views, watch)
+        share = {stage: seconds / len(images) for stage, seconds in watch.seconds.items()}
         results = []
         for (own, view), pose in zip(found, poses, strict=True):
             if view is not None:
@@ -240,7 +241,7 @@ class Localizer:
                 index = next(i for i, other in enumerate(views) if other is view)
                 matches, inliers = proposal.matched.count(index, rig.cam_from_world, proposal.max_error)
                 own = replace(own, matches=matches, inliers=inliers)
-            results.append(replace(_said(own, view), seconds=watch.seconds))
+            results.append(replace(_said(own, view), seconds=share))
         return RigLocalization(rig.cam_from_world, rig.covariance, tuple(results))
 
     @property
