@@ -82,9 +82,7 @@ def test_a_rendered_rig_is_read_back_with_its_true_poses(scene, tmp_path):
         relative = truth[name] @ truth[front].inverse()
         np.testing.assert_allclose(relative.matrix(), rigs[name].cam_from_rig.matrix(), atol=1e-5)
         np.testing.assert_allclose(relative.matrix(), toy_rig()[name.split("/")[0]].matrix(), atol=1e-5)
-    queries = [
-        SceneImage(name, sample.images / name, camera=camera) for name, camera in given.listed.cameras.items()
-    ]
+    queries = [SceneImage(name, sample.images / name, camera=camera) for name, camera in given.listed.cameras.items()]
     results = list(localize_queries(localizer_on(scene, tmp_path / "maps"), queries, rigs=rigs))
     assert [r.name for r in results] == [q.name for q in queries]
     poses = {r.name: r.cam_from_world for r in results}
