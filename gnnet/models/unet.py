@@ -19,7 +19,70 @@ Upsampling = Literal["nearest", "bilinear", "transposed"]
 Pooling = Literal["max", "blur"]
 
 
-class UNet(nn.Module):
+class Decoder(nn.Module):
+    """The half that `UNet` and `Backbone` share: skip connections, and a 1×1 convolution to the features at each level.
+
+    A stage is named by its place among all stages, fine to coarse. Stages finer than the finest map are not built.
+    """
+
+    smoothing: Tensor
+    checkpointing = False
+
+    def set_levels(
+        self,
+        strides: Sequence[int],
+        channels: int | Sequence[int],
+        stage_strides: list[int],
+        upsampling: str,
+        *,
+        smooth: bool,
+        normalize: bool,
+    ) -> None:
+        """Keep and check the settings of the maps; arguments and errors as in `UNet`."""
+        self.strides, self.smooth, self.normalize = tuple(strides), smooth, normalize
+        self.channels = (channels,) * len(self.strides) if isinstance(channels, int) else tuple(channels)
+        if upsampling not in get_args(Upsampling):
+            raise ValueError(f"upsampling={upsampling!r}; expected nearest, bilinear or transposed")
+        ordered = self.strides and list(self.strides) == sorted(set(self.strides))[::-1]
+        if not ordered or any(s not in stage_strides for s in self.strides):
+            raise ValueError(f"strides={self.strides}; expected some of {stage_strides[::-1]}, coarse to fine")
+        if len(self.channels) != len(self.strides):
+            raise ValueError(f"channels={self.channels} for strides={self.strides}; expected a number for each stride")
+
+    def add_decoder(self, widths: Sequence[int], stages: Sequence[int], upsampling: Upsampling) -> None:
+        """Make the layers.
+
+        Args:
+            widths: channels of all stages, fine to coarse.
+            stages: of the maps, coarse to fine.
+            upsampling: how the resolution is doubled.
+        """
+        # decoder[i] makes the decoder's stage of depth len(widths) - 2 - i.
+        depths = range(len(widths) - 2, stages[-1] - 1, -1)
+        self.upsample = nn.ModuleList(_Upsample(widths[d + 1], widths[d], upsampling) for d in depths)
+        self.decoder = nn.ModuleList(_double_convolution(2 * widths[d], widths[d]) for d in depths)
+        self.heads = nn.ModuleList(nn.Conv2d(widths[s], c, 1) for s, c in zip(stages, self.channels, strict=True))
+        self._from_deepest = [len(widths) - 1 - s for s in stages]
+        self.register_buffer("smoothing", _binomial([1.0, 2.0, 1.0]), persistent=False)
+
+    def decode(self, skips: list[Tensor], images: Tensor) -> FeaturePyramid:
+        """The pyramid of the encoder's maps of all stages, fine to coarse; `images` as before padding."""
+        deepest, *others = skips[::-1]
+        decoded = [deepest]
+        for upsample, stage, skip in zip(self.upsample, self.decoder, others, strict=False):
+            decoded.append(self._run(stage, torch.cat([skip, upsample(decoded[-1])], 1)))
+        maps = [head(decoded[i]) for head, i in zip(self.heads, self._from_deepest, strict=True)]
+        if self.smooth:
+            maps = [_filter(m, self.smoothing) for m in maps]
+        return feature_pyramid(maps, images, strides=self.strides, normalize=self.normalize)
+
+    def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return stage(x)
+        return checkpoint(stage, x, use_reentrant=False, preserve_rng_state=False)  # a stage draws no random numbers
+
+
+class UNet(Decoder):
     """An encoder that pools, a decoder with skip connections, and a 1×1 convolution to the features at each level.
 
     Decoder stages finer than the finest map are not built, so coarse pyramids are cheap. Every layer is
@@ -49,7 +112,6 @@ class UNet(nn.Module):
     """
 
     halving: Tensor
-    smoothing: Tensor
 
     def __init__(
         self,
@@ -65,28 +127,20 @@ class UNet(nn.Module):
         checkpointing: bool = False,
     ):
         super().__init__()
-        widths, self.strides, self.normalize = tuple(widths), tuple(strides), normalize
-        self.pooling, self.smooth, self.checkpointing = pooling, smooth, checkpointing
-        self.channels = (channels,) * len(self.strides) if isinstance(channels, int) else tuple(channels)
+        widths, self.pooling, self.checkpointing = tuple(widths), pooling, checkpointing
         stage_strides = [stem_stride << i for i in range(len(widths))]
-        _check(self.strides, stage_strides, stem_stride, upsampling, pooling)
-        if len(self.channels) != len(self.strides):
-            raise ValueError(f"channels={self.channels} for strides={self.strides}; expected a number for each stride")
-        stages = [stage_strides.index(s) for s in self.strides]
+        if stem_stride not in (1, 2, 4):
+            raise ValueError(f"stem_stride={stem_stride}; expected 1, 2 or 4")
+        if pooling not in get_args(Pooling):
+            raise ValueError(f"pooling={pooling!r}; expected {' or '.join(get_args(Pooling))}")
+        self.set_levels(strides, channels, stage_strides, upsampling, smooth=smooth, normalize=normalize)
 
         self.images = NormalizedImages(multiple=stage_strides[-1])
         self.stem = _convolution(3, widths[0], stride=stem_stride)
         self.encoder = nn.ModuleList([_convolution(widths[0], widths[0])])
         self.encoder.extend(_double_convolution(a, b) for a, b in itertools.pairwise(widths))
-        # decoder[i] makes the decoder's stage of depth len(widths) - 2 - i.
-        depths = range(len(widths) - 2, stages[-1] - 1, -1)
-        self.upsample = nn.ModuleList(_Upsample(widths[d + 1], widths[d], upsampling) for d in depths)
-        self.decoder = nn.ModuleList(_double_convolution(2 * widths[d], widths[d]) for d in depths)
-        self.heads = nn.ModuleList(nn.Conv2d(widths[s], c, 1) for s, c in zip(stages, self.channels, strict=True))
-        self._stages = stages
-        for name, taps in (("halving", [1.0, 3.0, 3.0, 1.0]), ("smoothing", [1.0, 2.0, 1.0])):
-            kernel = torch.tensor(taps) / sum(taps)
-            self.register_buffer(name, torch.outer(kernel, kernel), persistent=False)
+        self.add_decoder(widths, [stage_strides.index(s) for s in self.strides], upsampling)
+        self.register_buffer("halving", _binomial([1.0, 3.0, 3.0, 1.0]), persistent=False)
         self.to(memory_format=torch.channels_last)
 
     def forward(self, images: Tensor) -> FeaturePyramid:
@@ -96,22 +150,15 @@ class UNet(nn.Module):
         for stage in self.encoder:
             x = self._run(stage, self._halve(x) if skips else x)
             skips.append(x)
-        decoded = [skips.pop()]  # deepest first
-        for upsample, stage in zip(self.upsample, self.decoder, strict=True):
-            decoded.append(self._run(stage, torch.cat([skips.pop(), upsample(decoded[-1])], 1)))
-        deepest = len(self.encoder) - 1
-        maps = [head(decoded[deepest - stage]) for head, stage in zip(self.heads, self._stages, strict=True)]
-        if self.smooth:
-            maps = [_filter(m, self.smoothing) for m in maps]
-        return feature_pyramid(maps, images, strides=self.strides, normalize=self.normalize)
-
-    def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
-        if not (self.checkpointing and torch.is_grad_enabled()):
-            return stage(x)
-        return checkpoint(stage, x, use_reentrant=False, preserve_rng_state=False)  # a stage draws no random numbers
+        return self.decode(skips, images)
 
     def _halve(self, x: Tensor) -> Tensor:
         return F.max_pool2d(x, 2) if self.pooling == "max" else _filter(x, self.halving, stride=2)
+
+
+def _binomial(taps: list[float]) -> Tensor:
+    line = torch.tensor(taps) / sum(taps)
+    return torch.outer(line, line)
 
 
 def _filter(x: Tensor, kernel: Tensor, *, stride: int = 1) -> Tensor:
@@ -160,17 +207,3 @@ def _double_convolution(width_in: int, width_out: int) -> nn.Sequential:
 def _groups(width: int) -> int:
     """Number of groups for GroupNorm: at most 32, of at least eight channels each where the width allows it."""
     return math.gcd(width, min(32, max(1, width // 8)))
-
-
-def _check(strides: tuple[int, ...], stage_strides: list[int], stem_stride: int, upsampling: str, pooling: str) -> None:
-    if stem_stride not in (1, 2, 4):
-        raise ValueError(f"stem_stride={stem_stride}; expected 1, 2 or 4")
-    if upsampling not in ("nearest", "bilinear", "transposed"):
-        raise ValueError(f"upsampling={upsampling!r}; expected nearest, bilinear or transposed")
-    if pooling not in get_args(Pooling):
-        raise ValueError(f"pooling={pooling!r}; expected {' or '.join(get_args(Pooling))}")
-    if not strides or any(s not in stage_strides for s in strides) or list(strides) != sorted(set(strides))[::-1]:
-        raise ValueError(
-            f"strides={strides}; expected some of {stage_strides[::-1]}, coarse to fine "
-            f"(stem_stride={stem_stride} and {len(stage_strides)} widths give these)"
-        )

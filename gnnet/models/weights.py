@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gnnet.models.backbone import Backbone
 from gnnet.models.pyramid import FeatureNetwork
 from gnnet.models.vgg import VGG16
 
@@ -27,10 +28,11 @@ def load_weights(model: nn.Module, source: str | Path | None) -> str:
 
     Args:
         model: the network; the source must have all its tensors and no others.
-        source: None keeps the random weights; `"imagenet"` takes torchvision's (VGG16 only); a path is a
+        source: None keeps the random weights; `"imagenet"` takes torchvision's (VGG16 and Backbone only); a path is a
             checkpoint that `train.py` wrote (names begin with `network.`) or a bare state dict of the network.
             For VGG16 it may also be torchvision's state dict of vgg16, or a checkpoint of S2DHM or NetVLAD
-            (`encoder.<i>` or `encoder.module.<i>`; its pooling is ignored).
+            (`encoder.<i>` or `encoder.module.<i>`; its pooling is ignored). For Backbone it may also be
+            torchvision's state dict of its encoder's network; decoder and heads then stay random.
 
     Raises:
         FileNotFoundError: if the path is no file.
@@ -42,12 +44,12 @@ def load_weights(model: nn.Module, source: str | Path | None) -> str:
         return "random weights"
     model = unwrapped(model)
     if source == "imagenet":
-        if not isinstance(model, VGG16):
+        if not isinstance(model, VGG16 | Backbone):
             raise ValueError(
-                f"weights=imagenet exist for VGG16 only, and the network is {type(model).__name__}; "
+                f"weights=imagenet exist for VGG16 and Backbone only, and the network is {type(model).__name__}; "
                 "take weights=null (random), or the path of a checkpoint"
             )
-        state = _imagenet_state_dict()
+        state = _imagenet_state_dict("vgg16" if isinstance(model, VGG16) else model.name)
     else:
         state = read_state_dict(Path(source).expanduser())
     kind = load_tensors(model, state, source=str(source))
@@ -175,6 +177,8 @@ def _for_network(state: StateDict, model: nn.Module) -> tuple[StateDict, str]:
         state, kind = {f"features.{k}": v for k, v in encoder.items()}, "S2DHM / NetVLAD checkpoint"
     elif vgg:
         state = {k: v for k, v in state.items() if not k.startswith("classifier.")}
+    elif isinstance(model, Backbone) and not encoder:
+        state, kind = model.with_classifier_tensors(state), "torchvision's state dict; decoder and heads are random"
     if isinstance(model, VGG16):  # without the layers after the first tap, which the model does not have
         unused = tuple(f"features.{i}." for i in range(len(model.features), 31))
         state = {k: v for k, v in state.items() if not k.startswith(unused)}
@@ -227,10 +231,10 @@ def fingerprint(network: nn.Module | FeatureNetwork) -> str:
     return digest.hexdigest()[:16]
 
 
-def _imagenet_state_dict() -> StateDict:
-    from torchvision.models import VGG16_Weights  # slow to import, and only this needs it
+def _imagenet_state_dict(name: str) -> StateDict:
+    from torchvision.models import get_model_weights  # slow to import, and only this needs it
 
-    weights = VGG16_Weights.IMAGENET1K_V1
+    weights = get_model_weights(name).IMAGENET1K_V1
     try:
         return dict(weights.get_state_dict(progress=True, check_hash=True, weights_only=True))
     except (OSError, RuntimeError) as error:

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from gnnet.geometry.interpolation import sample
+from gnnet.models.backbone import Backbone
 from gnnet.models.grey import GreyValues
 from gnnet.models.pyramid import FeatureNetwork
 from gnnet.models.unet import UNet
@@ -20,6 +21,7 @@ NETWORKS = {
     "unet stem 4": lambda **kw: UNet(widths=SMALL[:2], channels=4, strides=(8, 4), stem_stride=4, **kw),
     "vgg": lambda **kw: VGG16(taps=(21, 17, 14), **kw),
     "grey": lambda **kw: GreyValues(strides=(8, 4, 2, 1)),
+    "backbone": lambda **kw: Backbone(name="mobilenet_v3_small", width=8, strides=(8, 2), deepest=8, **kw),
 }
 
 
@@ -29,7 +31,7 @@ def network(request):
     return NETWORKS[request.param]().eval()
 
 
-@pytest.fixture(params=NETWORKS)
+@pytest.fixture(params=[name for name in NETWORKS if name != "backbone"])  # whose position test_backbone.py measures
 def raw_network(request):
     """Without normalisation, in float64."""
     torch.manual_seed(0)

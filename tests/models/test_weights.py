@@ -112,8 +112,8 @@ def test_imagenet_loads_torchvision_weights(monkeypatch, torchvision_state):
     assert asked == {"check_hash": True, "weights_only": True}
 
 
-def test_imagenet_is_for_vgg_only():
-    with pytest.raises(ValueError, match="exist for VGG16 only, and the network is UNet"):
+def test_imagenet_is_for_torchvisions_networks_only():
+    with pytest.raises(ValueError, match="exist for VGG16 and Backbone only, and the network is UNet"):
         load_weights(small_unet(), "imagenet")
 
 
