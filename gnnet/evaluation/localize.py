@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from gnnet.data.datamodule import DataModule
-from gnnet.data.images import read_image
+from gnnet.data.images import read_pixels
 from gnnet.data.queries import LocalizationDataset
 from gnnet.evaluation.colmap_export import write_colmap_model
 from gnnet.evaluation.given import Given, queries_of_list, queries_of_scene, same_images
@@ -30,6 +30,7 @@ from gnnet.localization.retrieval import InitialPoseRetrieval, PairsRetrieval
 from gnnet.models.pyramid import FeatureNetwork
 from gnnet.progress import track
 from gnnet.sampling import evenly
+from gnnet.scenes.formats.images import exif_focal_length
 from gnnet.scenes.formats.poses import can_stand_in_file, write_pose_file
 from gnnet.scenes.names import by_known_name
 from gnnet.scenes.scene import Scene, SceneImage
@@ -72,14 +73,16 @@ def localize_queries(
             yield replace(result, status=Status.NO_REFERENCE, reason=f"{pairs.file} has {what} for this query")
             continue
         try:
-            image = read_image(query.path, query.camera)
+            view = read_pixels(query.path, query.camera, localizer.map.largest_side)
         except (OSError, ValueError) as error:
             yield replace(result, reason=str(error))
             continue
         yield localizer.localize(
-            image, query.camera, name=query.name, condition=query.condition, place=query.place or None,
+            view.pixels, query.camera, full_size=view.file_size, name=query.name, condition=query.condition,
+            place=query.place or None,
             initial=None if initial is None else initial[query.name], truth=query.cam_from_world,
             itself=(query.name if query.is_reference else None) if itself is None else itself.get(query.name),
+            focal=exif_focal_length(query.path) if localizer.estimate_focal else None,
         )  # fmt: skip
 
 
