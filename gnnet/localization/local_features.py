@@ -198,7 +198,8 @@ def _load_network(name: str, weights: str | Path | None = None) -> nn.Module:
     except (OSError, RuntimeError) as error:
         raise ConnectionError(
             f"the weights of {name} could not be fetched ({error}); fetch the published file where there is a network "
-            f"and give it by {_setting(name)}=PATH/{_FILES[name]}, or place it at {cached}, or take localizer.pose.matcher.name=sift, which needs none"
+            f"and give it by {_setting(name)}=PATH/{_FILES[name]}, or place it at {cached}, or take "
+            "localizer.pose.matcher.name=sift, which needs none"
         ) from error
 
 

@@ -253,7 +253,7 @@ def test_weights_of_lightglue_are_read_from_a_file(no_cache, tmp_path):
     for name, message in (("cut", "is damaged"), ("detector", "does not fit LightGlue|expected tensors by name")):
         with pytest.raises(ValueError, match=rf"{name}\.pth.*({message})"):
             local_features._load_network("lightglue-disk", tmp_path / f"{name}.pth")
-    with pytest.raises(FileNotFoundError, match=r"none\.pth is not a file \(localizer\.pose\.matcher\.lightglue_weights\)"):
+    with pytest.raises(FileNotFoundError, match=r"none\.pth is not a file \(.*\.matcher\.lightglue_weights\)"):
         local_features._load_network("lightglue-disk", tmp_path / "none.pth")
     with pytest.raises(ValueError, match=r"lightglue_weights=x\.pth go with lightglue=true"):
         LocalFeatures("disk", lightglue_weights="x.pth")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
-from gnnet.scenes.formats.images import LIMIT, eight_bits, image_size, in_order, open_image
+from gnnet.scenes.formats.images import LIMIT, eight_bits, exif_focal_length, image_size, in_order, open_image
 
 
 def picture(kind: str = "JPEG", size: tuple[int, int] = (64, 48), **settings) -> bytes:
