@@ -44,6 +44,16 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
+def text_encoding(path: Path) -> str:
+    """Encoding of a text file: UTF-8, with a mark or without, or UTF-16 with its mark."""
+    with open(path, "rb") as file:
+        return _encoding(file.read(2))
+
+
+def _encoding(content: bytes) -> str:
+    return "utf-16" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig"
+
+
 def read_text(path: Path, expected: str) -> str:
     """Text of a UTF-8 file, or one of UTF-16 with its mark; without that mark, and with `\\n` at the end of each line.
 
@@ -52,7 +62,7 @@ def read_text(path: Path, expected: str) -> str:
     """
     try:
         content = path.read_bytes()
-        text = content.decode("utf-16" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig")
+        text = content.decode(_encoding(content))
         text = text.replace("\ufeff", "")  # of files that were joined
         return text.replace("\r\n", "\n").replace("\r", "\n")
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError):

@@ -195,6 +195,7 @@ class CorrespondenceData(DataModule):
             MatchingDataset, largest_side=largest_side, max_pairs=validation_queries, seed=split_seed
         )
         self.train_pairs: PairDataset | None = None
+        self._on_bad = on_bad
         self._prepared = 0
 
     def setup(self, stage: str | None = None, *, name: str = "", whole: bool = False) -> None:
@@ -223,7 +224,9 @@ class CorrespondenceData(DataModule):
             fixed_camera = any(pair.static for pair in validation.pairs[:1])
             make: Callable[..., Validation] = self._make_matching if fixed_camera else self._make_queries
             self.validations = [make(validation, name=name)]
-            if needed > 1:
+            if needed > 1 and self._on_bad == "skip":
+                _leave_out_broken(self.validations[0])
+            elif needed > 1:
                 _try_samples(self.validations[0], count=1)
         self._prepared = needed
 
@@ -294,6 +297,29 @@ def _try_samples(dataset: PairDataset | Validation, count: int) -> None:
             dataset[0, index]
         except RuntimeError as error:
             raise ValueError(str(error)) from error
+
+
+def _leave_out_broken(validation: Validation) -> None:
+    """Read what is validated once, and leave out what cannot be used; ValueError if nothing can.
+
+    Every validation is of the same samples, so that a broken one is not replaced by another, as in training.
+    """
+    problems: dict[int, str] = {}
+    for index in range(len(validation)):
+        try:
+            validation[0, index]
+        except RuntimeError as error:
+            if not isinstance(error.__cause__, OSError | ValueError):
+                raise
+            problems[index] = str(error)
+    if len(problems) == len(validation):
+        raise ValueError(f"nothing is left to validate on; {describe_problems([*problems.values()])}")
+    if problems:
+        _log.warning(
+            "validation on %s leaves out %d of %d samples: %s", validation.scene.name, len(problems), len(validation),
+            describe_problems([*problems.values()]),
+        )  # fmt: skip
+        validation.take([index for index in range(len(validation)) if index not in problems])
 
 
 def _with_settings(scene: Callable[..., Scene], settings: dict) -> Callable[..., Scene]:

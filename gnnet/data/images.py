@@ -14,7 +14,7 @@ from torchvision.transforms.v2.functional import resize
 
 from gnnet.geometry.camera import Camera
 from gnnet.sampling import turns
-from gnnet.scenes.formats.images import eight_bits, open_image, orientation_needed
+from gnnet.scenes.formats.images import eight_bits, open_image, orientation_needed, turned
 from gnnet.scenes.scene import SceneImage
 
 _LARGE = 50e6  # pixels from which a JPEG is shrunk while it is decoded
@@ -55,7 +55,7 @@ def read_view(image: SceneImage, largest_side: int | None = None) -> ImageView:
         ValueError: if the file is no readable image, or not of its camera's size; the message names the file.
     """
     camera = image.camera
-    view = ImageView(*_read(image.path, camera, largest_side))
+    view = read_pixels(image.path, camera, largest_side)
     if camera is None:
         return view
     found, (width, height) = view.file_size, camera.size.round().int().tolist()
@@ -79,26 +79,37 @@ def read_image(path: Path, camera: Camera | None = None) -> Tensor:
         FileNotFoundError: no such file.
         ValueError: if the file is no readable image; the message names it.
     """
-    return _read(path, camera, None)[0]
+    return read_pixels(path, camera).pixels
 
 
-def _read(path: Path, camera: Camera | None, largest_side: int | None) -> tuple[Tensor, None, np.ndarray]:
-    """Pixels, shrunk to `largest_side`, no camera, and the factors: see `ImageView`."""
+def read_pixels(path: Path, camera: Camera | None = None, largest_side: int | None = None) -> ImageView:
+    """An image shrunk to `largest_side` pixels, without its camera; a very large JPEG is shrunk while it is decoded.
+
+    Args:
+        path: the file.
+        camera: turns the image, as `read_image` tells.
+        largest_side: in pixels; None keeps the file's size.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_image`.
+    """
     camera_size = None if camera is None else tuple(camera.size.round().tolist())
     with open_image(path) as image:
-        if image.format == "JPEG" and orientation_needed(image, camera_size) == 1:
-            shrunk = _shrunk_while_decoding(image, largest_side)
+        turn = orientation_needed(image, camera_size)
+        if image.format == "JPEG":
+            shrunk = _shrunk_while_decoding(image, largest_side, turn)
             if shrunk is not None:
                 return shrunk
+        if image.format == "JPEG" and turn == 1:
             pixels = decode_image(str(path), mode=ImageReadMode.RGB)
         else:  # not by torchvision, which ends the process on a damaged PNG
             pixels = _as_tensor(eight_bits(image, camera_size))
     small, factors = limit_size(pixels, largest_side)
-    return small, None, factors
+    return ImageView(small, None, factors)
 
 
-def _shrunk_while_decoding(image: Image.Image, largest_side: int | None) -> tuple[Tensor, None, np.ndarray] | None:
-    """As `_read`, for a JPEG so large that whole it would take much memory; None for others."""
+def _shrunk_while_decoding(image: Image.Image, largest_side: int | None, turn: int) -> ImageView | None:
+    """A JPEG so large that whole it would take much memory, turned by the orientation tag `turn`; None for others."""
     width, height = image.size
     if largest_side is None or width * height < _LARGE:
         return None
@@ -107,8 +118,9 @@ def _shrunk_while_decoding(image: Image.Image, largest_side: int | None) -> tupl
     if drafted is None or image.size == (width, height):
         return None
     box = drafted[1]  # what the whole image covers of the drafted one, which ends with a whole pixel
-    shrunk = image.convert("RGB").resize(small, Image.Resampling.BILINEAR, box=box)
-    return _as_tensor(shrunk), None, np.array([small[0] / width, small[1] / height])
+    shrunk = turned(image.convert("RGB").resize(small, Image.Resampling.BILINEAR, box=box), turn)
+    factors = np.array([small[0] / width, small[1] / height])
+    return ImageView(_as_tensor(shrunk), None, factors if shrunk.size == small else factors[::-1].copy())
 
 
 def _as_tensor(image: Image.Image) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -69,6 +70,10 @@ class MatchingDataset(Dataset):
 
     def __len__(self) -> int:
         return len(self.pairs)
+
+    def take(self, rows: Sequence[int]) -> None:
+        """Keep these pairs only."""
+        self.pairs = [self.pairs[row] for row in rows]
 
     def __getitem__(self, key: tuple[int, int]) -> MatchingPair:
         index = key[1]

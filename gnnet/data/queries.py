@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import NamedTuple
 
@@ -107,6 +108,10 @@ class LocalizationDataset(Dataset):
             raise RuntimeError(
                 f"query {query.name} with reference {reference.name} of {self.scene.name} cannot be used: {error}"
             ) from error
+
+    def take(self, rows: Sequence[int]) -> None:
+        """Keep these samples only."""
+        self.samples = [self.samples[row] for row in rows]
 
     def _read(self, image: SceneImage) -> View:
         view = read_view(image, self.largest_side)

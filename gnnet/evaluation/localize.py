@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from gnnet.data.datamodule import DataModule
-from gnnet.data.images import read_image
+from gnnet.data.images import ImageView, read_pixels
 from gnnet.data.queries import LocalizationDataset
 from gnnet.evaluation.colmap_export import write_colmap_model
 from gnnet.evaluation.given import Given, on_rigs, queries_of_list, queries_of_scene, same_images
@@ -31,6 +31,7 @@ from gnnet.localization.rig import RigImage
 from gnnet.models.pyramid import FeatureNetwork
 from gnnet.progress import track
 from gnnet.sampling import evenly
+from gnnet.scenes.formats.images import exif_focal_length
 from gnnet.scenes.formats.poses import can_stand_in_file, write_pose_file
 from gnnet.scenes.formats.rigs import OnRig
 from gnnet.scenes.names import by_known_name
@@ -67,7 +68,7 @@ def localize_queries(
         return (query.name if query.is_reference else None) if itself is None else itself.get(query.name)
 
     for at_once in together(queries, rigs or {}):
-        images: dict[str, torch.Tensor] = {}
+        images: dict[str, ImageView] = {}
         done: dict[str, Localization] = {}
         for query in at_once:
             image = _read(localizer, query, initial, unusable or {})
@@ -83,7 +84,10 @@ def localize_queries(
             first = usable[0]
             rig = localizer.localize_rig(
                 [
-                    RigImage(images[q.name], q.camera, on_rig[q.name], q.name, itself=own(q))
+                    RigImage(
+                        images[q.name].pixels, q.camera, on_rig[q.name], q.name, itself=own(q),
+                        full_size=images[q.name].file_size,
+                    )
                     for q in usable if q.camera is not None
                 ],
                 condition=first.condition, place=first.place or None, truth=truth[0] if truth else None,
@@ -93,9 +97,11 @@ def localize_queries(
         elif usable:
             (query,) = usable
             done[query.name] = localizer.localize(
-                images[query.name], query.camera, name=query.name, condition=query.condition,
-                place=query.place or None, initial=None if initial is None else initial[query.name],
+                images[query.name].pixels, query.camera, full_size=images[query.name].file_size,
+                name=query.name, condition=query.condition, place=query.place or None,
+                initial=None if initial is None else initial[query.name],
                 truth=query.cam_from_world, itself=own(query),
+                focal=exif_focal_length(query.path) if localizer.estimate_focal else None,
             )  # fmt: skip
         yield from (done[query.name] for query in at_once)
 
@@ -111,7 +117,7 @@ def together(queries: Iterable[SceneImage], rigs: Mapping[str, OnRig]) -> list[l
 
 def _read(
     localizer: Localizer, query: SceneImage, initial: Mapping[str, Pose] | None, unusable: Mapping[str, str]
-) -> torch.Tensor | Localization:
+) -> ImageView | Localization:
     """The image of a query, or why it cannot be localized."""
     result = Localization(query.name, Status.UNREADABLE, "", query.condition)
     pairs = localizer.retrieval if isinstance(localizer.retrieval, PairsRetrieval) else None
@@ -123,7 +129,7 @@ def _read(
         what = "no reference of the map" if query.name in pairs.pairs else "no line"
         return replace(result, status=Status.NO_REFERENCE, reason=f"{pairs.file} has {what} for this query")
     try:
-        return read_image(query.path, query.camera)
+        return read_pixels(query.path, query.camera, localizer.map.largest_side)
     except (OSError, ValueError) as error:
         return replace(result, reason=str(error))
 

@@ -125,8 +125,9 @@ class PoseFromMatches:
         if not views[0].query.focal_known:  # of a rig all are
             points = matched.observations.points
             estimated = self.solver.estimate_focal(
-                matched.matches.keypoints[kept], points[kept] - points.mean(0), views[0].query.camera
-            )
+                matched.matches.keypoints[kept], points[kept] - points.mean(0), views[0].query.camera,
+                likely=views[0].query.focal_likely,
+            )  # fmt: skip
             if estimated is None:
                 return Proposal(Status.NO_POSE, "no focal length agrees with the matches", matched=matched)
             matched = replace(matched, rig=Rig.of(estimated))

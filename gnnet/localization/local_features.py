@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -50,9 +51,11 @@ class LocalFeatures:
         ratio: limit of Lowe's test, of the nearest distance to the second nearest; not for LightGlue.
         weights: published file of the detector's weights, `depth-save.pth` of DISK or `aliked-n16.pth`; None takes
             torch hub's cache, or the network.
+        lightglue_weights: published file of LightGlue's weights for these features, as `disk_lightglue.pth`; None as
+            `weights`.
 
     Raises:
-        ValueError: if the name is not known, or LightGlue or `weights` do not go with the features.
+        ValueError: if the name is not known, or LightGlue or weights do not go with the features.
     """
 
     name: Literal["sift", "disk", "aliked"] = "sift"
@@ -60,6 +63,7 @@ class LocalFeatures:
     lightglue: bool = False
     ratio: float = 0.8
     weights: str | Path | None = None
+    lightglue_weights: str | Path | None = None
 
     def __post_init__(self) -> None:
         if self.name not in ("sift", "disk", "aliked"):
@@ -68,6 +72,8 @@ class LocalFeatures:
             raise ValueError("lightglue=true goes with name=disk or name=aliked, not with sift")
         if self.weights is not None and self.name == "sift":
             raise ValueError(f"weights={self.weights} go with name=disk or name=aliked; sift has none")
+        if self.lightglue_weights is not None and not self.lightglue:
+            raise ValueError(f"lightglue_weights={self.lightglue_weights} go with lightglue=true alone")
 
     channels: ClassVar[int] = 128
 
@@ -93,7 +99,7 @@ class LocalFeatures:
         if self.name != "sift":
             _load_network(self.name, self.weights)
         if self.lightglue:
-            _load_network(f"lightglue-{self.name}")
+            _load_network(f"lightglue-{self.name}", self.lightglue_weights)
 
     def detect(self, image: Tensor) -> Detections:
         """Detections of an image (3, H, W) uint8; a network runs on the image's device."""
@@ -125,7 +131,8 @@ class LocalFeatures:
             if self.lightglue and len(detected.keypoints):
                 there = Detections(observations.keypoints[mine], descriptors)
                 size = torch.tensor([query.image.shape[-1], query.image.shape[-2]])
-                found = _match_learned(self.name, there, detected, (image_sizes[row], size), device)
+                matcher = _load_network(f"lightglue-{self.name}", self.lightglue_weights).to(device)
+                found = _match_learned(matcher, there, detected, (image_sizes[row], size), device)
             else:
                 found = match_sift(descriptors, detected.descriptors, detected.keypoints, ratio=self.ratio)
             for column, values in zip(matches, found, strict=True):
@@ -151,7 +158,7 @@ def _detect_learned(network: nn.Module, image: Tensor, count: int) -> Detections
 
 @torch.no_grad()
 def _match_learned(
-    name: str, a: Detections, b: Detections, sizes: tuple[Tensor, Tensor], device: torch.device
+    matcher: nn.Module, a: Detections, b: Detections, sizes: tuple[Tensor, Tensor], device: torch.device
 ) -> Matches:
     """What LightGlue, on a device, matches of b's detections with each of a's (N,); `sizes` (2,) of the images."""
     sides = {
@@ -162,7 +169,7 @@ def _match_learned(
         }
         for key, side, size in zip(("image0", "image1"), (a, b), sizes, strict=True)
     }
-    found = _load_network(f"lightglue-{name}").to(device)(sides)
+    found = matcher(sides)
     nearest = found["matches0"][0].cpu()
     return Matches(b.keypoints[nearest.clamp(min=0)], found["matching_scores0"][0].cpu(), nearest >= 0)
 
@@ -180,7 +187,7 @@ def _load_network(name: str, weights: str | Path | None = None) -> nn.Module:
     from kornia import feature  # slow to import
 
     cached = Path(torch.hub.get_dir()) / "checkpoints" / _FILES[name]
-    if weights is not None or (cached.is_file() and not name.startswith("lightglue-")):
+    if weights is not None or cached.is_file():
         return _read_network(name, cached if weights is None else Path(weights).expanduser())
     try:
         if name == "disk":
@@ -189,23 +196,34 @@ def _load_network(name: str, weights: str | Path | None = None) -> nn.Module:
             return feature.ALIKED.from_pretrained("aliked-n16").float().eval()
         return feature.LightGlue(name.removeprefix("lightglue-")).float().eval()
     except (OSError, RuntimeError) as error:
-        setting = "" if name.startswith("lightglue-") else f"localizer.pose.matcher.weights=PATH/{_FILES[name]}, or "
         raise ConnectionError(
             f"the weights of {name} could not be fetched ({error}); fetch the published file where there is a network "
-            f"and give it by {setting}place it at {cached}, or take localizer.pose.matcher.name=sift, which needs none"
+            f"and give it by {_setting(name)}=PATH/{_FILES[name]}, or place it at {cached}, or take "
+            "localizer.pose.matcher.name=sift, which needs none"
         ) from error
 
 
+def _setting(name: str) -> str:
+    return f"localizer.pose.matcher.{'lightglue_' if name.startswith('lightglue-') else ''}weights"
+
+
 def _read_network(name: str, path: Path) -> nn.Module:
-    """A detector with the weights of a published file."""
+    """A detector, or LightGlue, with the weights of a published file."""
     from kornia import feature  # slow to import
 
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file (localizer.pose.matcher.weights); expected {_FILES[name]}")
+        raise FileNotFoundError(f"{path} is not a file ({_setting(name)}); expected {_FILES[name]}")
     content = read_plain(path)
     if name == "disk" and isinstance(content, dict):
         content = content.get("extractor", content)
     state = state_dict_of(content, path)
+    if name.startswith("lightglue-"):
+        settings = feature.LightGlue.features[name.removeprefix("lightglue-")]
+        matcher = feature.LightGlue(None, **{**settings, "weights": None})
+        state = {re.sub(r"^(self|cross)_attn\.(\d+)", r"transformers.\2.\1_attn", key): v for key, v in state.items()}
+        computed = {"confidence_thresholds": matcher.confidence_thresholds}  # in no file
+        load_strictly(matcher, {**computed, **state}, source=str(path), kind=f"weights of {name} expected")
+        return matcher.float().eval()
     for other in _OTHER_ALIKED if name == "aliked" else ():
         shapes = {key: value.shape for key, value in feature.ALIKED(other).state_dict().items()}
         if all(value.shape == shapes.get(key) for key, value in state.items()):

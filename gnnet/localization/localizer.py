@@ -162,6 +162,8 @@ class Localizer:
         initial: Pose | None = None,
         truth: Pose | None = None,
         itself: str | None = None,
+        full_size: tuple[int, int] | None = None,
+        focal: float | None = None,
     ) -> Localization:
         """Find the pose of an image in the map's world.
 
@@ -176,6 +178,10 @@ class Localizer:
             truth: the true `cam_from_world`, for `OracleRetrieval`.
             itself: name of the reference that is this very image, if it is the map's own: it is localized without its
                 observations, and the points that it saw are triangulated without it, see `Map.observations`.
+            full_size: width and height in pixels of the photograph, if the image was shrunk from it while it was read;
+                camera and `focal` are the photograph's.
+            focal: focal length in pixels that is likely where the camera is not known, as EXIF's; see
+                `gnnet.scenes.formats.images.exif_focal_length`.
 
         Raises:
             ValueError: if it has no network and map; if image, camera or pose are of another form; or if an initial
@@ -184,7 +190,7 @@ class Localizer:
         watch = Stopwatch(self._device)
         result, view = self._compare(
             watch, image, camera, name=name, condition=condition, place=place, references=references, initial=initial,
-            truth=truth, itself=itself,
+            truth=truth, itself=itself, full_size=full_size, focal=focal,
         )  # fmt: skip
         if view is not None:
             result, _ = self._localize(result, [view], watch)
@@ -221,6 +227,7 @@ class Localizer:
                 watch, image.image, one_camera(image.camera), name=image.name, condition=condition, place=place,
                 references=image.references, initial=None if initial is None else pose @ one_pose(initial, "initial"),
                 truth=None if truth is None else pose @ one_pose(truth, "true"), itself=image.itself, cam_from_rig=pose,
+                full_size=image.full_size,
             )
             for image, pose in zip(images, poses, strict=True)
         ]  # fmt: skip
@@ -251,7 +258,7 @@ class Localizer:
     def _compare(
         self, watch: Stopwatch, image: Tensor, camera: Camera | None, *, name: str, condition: str, place: str | None,
         references: Sequence[str] | None, initial: Pose | None, truth: Pose | None, itself: str | None,
-        cam_from_rig: Pose | None = None,
+        cam_from_rig: Pose | None = None, full_size: tuple[int, int] | None = None, focal: float | None = None,
     ) -> tuple[Localization, View | None]:  # fmt: skip
         """The features of an image and the references to compare it with; None, if it has none or is not usable."""
         network, map, companion = self._on
@@ -261,23 +268,25 @@ class Localizer:
                 "retrieval=InitialPoseRetrieval(), which matches the references near it"
             )
         image, known = rgb_image(image), camera is not None and not self.estimate_focal
-        camera = one_camera(camera) if camera is not None and known else _guessed_camera(image)
+        size = (image.shape[-1], image.shape[-2]) if full_size is None else full_size
+        camera = one_camera(camera) if camera is not None and known else _guessed_camera(size, focal)
         initial = None if initial is None else one_pose(initial, "initial")
         truth = None if truth is None else one_pose(truth, "true")
         width, height = camera.size.round().int().tolist()
-        if (width, height) != (image.shape[-1], image.shape[-2]):
-            reason = f"the image is {image.shape[-1]}×{image.shape[-2]} pixels, its camera says {width}×{height}"
+        if (width, height) != size:
+            reason = f"the image is {size[0]}×{size[1]} pixels, its camera says {width}×{height}"
             return Localization(name, Status.NO_CAMERA, reason, condition), None
         if self.pose.takes_initial and initial is None:
             return Localization(name, Status.NO_POSE, "no initial pose", condition), None
-        image, factors = limit_size(image, map.largest_side)
+        image, _ = limit_size(image, map.largest_side)
         pyramid = network(image[None].to(self._device))
         pyramid = pyramid._replace(maps=tuple(m.float() for m in pyramid.maps))  # as the map's descriptors are
         watch.lap("features")
         full_camera = camera.to(torch.float64)
+        factors = torch.tensor([image.shape[-1] / size[0], image.shape[-2] / size[1]], dtype=torch.float64)
         query = Query(
-            name, image, pyramid, full_camera.scale(torch.from_numpy(factors)), full_camera, place, initial, truth,
-            itself, focal_known=known, cam_from_rig=cam_from_rig,
+            name, image, pyramid, full_camera.scale(factors), full_camera, place, initial, truth, itself,
+            focal_known=known, focal_likely=focal is not None, cam_from_rig=cam_from_rig,
         )  # fmt: skip
         unknown: list[str] = []
         if references is None:
@@ -348,8 +357,8 @@ def _said(result: Localization, view: View | None) -> Localization:
     return replace(result, reason=f"{result.reason}; the map has no reference {listed}")
 
 
-def _guessed_camera(image: Tensor) -> Camera:
-    """A pinhole camera of an image (3, H, W), with COLMAP's guess of the focal length."""
-    height, width = image.shape[-2:]
-    focal = 1.2 * max(width, height)
-    return Camera.from_colmap("SIMPLE_PINHOLE", width, height, [focal, width / 2, height / 2], dtype=torch.float64)
+def _guessed_camera(size: tuple[int, int], focal: float | None) -> Camera:
+    """A pinhole camera of an image's width and height; without a focal length, with COLMAP's guess of it."""
+    width, height = size
+    parameters = [1.2 * max(size) if focal is None else focal, width / 2, height / 2]
+    return Camera.from_colmap("SIMPLE_PINHOLE", width, height, parameters, dtype=torch.float64)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.localization.rig import Rig
+
+_Focal = Literal["known", "near", "free"]  # focal length: the camera's; refined with the pose; found with the pose
+_MORE = 0.9  # share of its inliers that must exceed those at the focal length that was likely
 
 
 class PnPResult(NamedTuple):
@@ -89,22 +92,33 @@ class PoseSolver:
             Pose.from_matrix(torch.from_numpy(matrix)), inliers, f"{count} inliers of {len(finite)} matches"
         )
 
-    def estimate_focal(self, keypoints: Tensor, points: Tensor, camera: Camera) -> Camera | None:
+    def estimate_focal(
+        self, keypoints: Tensor, points: Tensor, camera: Camera, *, likely: bool = False
+    ) -> Camera | None:
         """The camera with the focal length at which most matches agree on a pose; None if too few do.
 
         Args:
             keypoints: (N, 2) COLMAP pixels.
             points: (N, 3) in any world.
-            camera: the query's size and principal point, unbatched, without distortion; its focal length is no matter.
+            camera: the query's size and principal point, unbatched, without distortion.
+            likely: whether its focal length is about right, as EXIF's is; else it does not count. Poses at that focal
+                length are tried too, and refined with it: of few matches, or of points in one plane, it is the better
+                one, so that it is taken unless it loses more than a tenth of the inliers.
         """
         if len(keypoints) < self.min_inliers:
             return None
         xy, xyz = (values.detach().cpu().double().numpy() for values in (keypoints, points))
-        found = _absolute_pose(xy, xyz, camera, self.max_error, self.seed, estimate_focal=True)
-        if found is None or int(found[1].sum()) < self.min_inliers or not 0 < found[2] < np.inf:
+        best, most = None, 0.0
+        for focal in ("near", "free") if likely else ("free",):
+            found = _absolute_pose(xy, xyz, camera, self.max_error, self.seed, focal=focal)
+            if found is None or int(found[1].sum()) < self.min_inliers or not 0 < found[2] < np.inf:
+                continue
+            if found[1].sum() * _MORE > most:
+                best, most = found[2], float(found[1].sum())
+        if best is None:
             return None
         parameters = camera.parameters.clone()
-        parameters[:2] = found[2]
+        parameters[:2] = best
         return Camera(camera.size, parameters)
 
     def _ransac(self, xy: np.ndarray, xyz: np.ndarray, rig: Rig, view: Tensor) -> tuple[np.ndarray, Tensor] | None:
@@ -167,19 +181,19 @@ def _options(max_error: float, seed: int):
 
 
 def _absolute_pose(
-    xy: np.ndarray, xyz: np.ndarray, camera: Camera, max_error: float, seed: int, *, estimate_focal: bool = False
+    xy: np.ndarray, xyz: np.ndarray, camera: Camera, max_error: float, seed: int, *, focal: _Focal = "known"
 ) -> tuple[np.ndarray, Tensor, float] | None:
     """Matrix (3, 4), mask of inliers (N,) and focal length in pixels, or None."""
     import pycolmap  # slow to import
 
     unit = _unit(xyz)
     model, width, height, parameters = camera.to_colmap()
-    if estimate_focal:
+    if focal != "known":
         model, parameters = "SIMPLE_PINHOLE", [parameters[0], *parameters[2:4]]
     colmap_camera, options = _to_pycolmap(model, width, height, parameters), _options(max_error, seed)
-    options.estimate_focal_length = estimate_focal
+    options.estimate_focal_length = focal == "free"
     refinement = pycolmap.AbsolutePoseRefinementOptions()
-    refinement.refine_focal_length = estimate_focal
+    refinement.refine_focal_length = focal != "known"
     try:
         found = pycolmap.estimate_and_refine_absolute_pose(xy, xyz / unit, colmap_camera, options, refinement)
     except (RuntimeError, ValueError):  # a check inside that degenerate input fails

@@ -23,7 +23,8 @@ class Query:
         full_camera: intrinsics of the image as it was given, before it was shrunk.
         place: the place of the dataset it lies in; None or empty if not known.
         initial: `cam_from_world` known beforehand, which is to be refined, unbatched; None if there is none.
-        focal_known: whether the focal length of `camera` is known; else it is only a guess, to be estimated.
+        focal_known: whether the focal length of `camera` is known; else it is to be estimated.
+        focal_likely: whether it is about right where it is not known, as EXIF's is; else it is only a guess.
         truth: its true `cam_from_world`, for `OracleRetrieval` alone; None if not known.
         cam_from_rig: pose of its camera relative to the rig that is localized; None: it is localized alone.
         itself: name of the reference that is this very image, which is never used for it; None if the map has it not.
@@ -39,4 +40,5 @@ class Query:
     truth: Pose | None = None
     itself: str | None = None
     focal_known: bool = True
+    focal_likely: bool = False
     cam_from_rig: Pose | None = None

@@ -96,7 +96,7 @@ class RigImage:
         camera: its intrinsics, unbatched.
         cam_from_rig: pose of the camera relative to the rig, unbatched; lengths in the map's unit.
         name: for the record.
-        references, itself: as for `Localizer.localize`.
+        references, itself, full_size: as for `Localizer.localize`.
     """
 
     image: Tensor
@@ -105,6 +105,7 @@ class RigImage:
     name: str = "query"
     references: Sequence[str] | None = None
     itself: str | None = None
+    full_size: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

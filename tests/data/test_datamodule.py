@@ -115,3 +115,22 @@ def test_the_map_for_listed_queries_is_of_the_whole_scene(toy_root):
     assert len(held_back.validations[0].scene.places) == 1 and len(whole.validations[0].scene.places) == 3
     held_back.setup()  # what was left out is prepared when it is needed
     assert len(held_back.train_pairs.scene.places) == 2
+
+
+@pytest.mark.cases
+def test_a_query_whose_pixels_cannot_be_decoded_is_left_out_of_validation(toy_root, tmp_path, caplog):
+    """Its header and its end are sound, so that only decoding it tells."""
+    root = Path(shutil.copytree(toy_root, tmp_path / "town"))
+    settings = {"scene": load_robotcar, "root": None, "validation_root": root, "num_workers": 0}
+    whole = CorrespondenceData(**settings)
+    whole.setup("validate")
+    count, broken = len(whole.validations[0]), root / "robotcar/images" / whole.validations[0].samples[-1].query
+    content = bytearray(broken.read_bytes())
+    content[len(content) // 2 : -2] = b"\xff\xc4\0\1" * ((len(content) - len(content) // 2 - 2) // 4)
+    broken.write_bytes(content)
+    data = CorrespondenceData(**settings, on_bad="skip")
+    data.setup("validate")
+    (validation,) = data.validations
+    batches = [batch for several in data.all_of(validation) for batch in several]
+    assert len(validation) == count - 1 == sum(len(batch.name) for batch in batches)
+    assert f"leaves out 1 of {count} samples" in caplog.text and broken.name in caplog.text

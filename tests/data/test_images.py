@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.io import write_jpeg
 
 from gnnet.data import images
-from gnnet.data.images import even_subset, limit_size, read_image, read_view
+from gnnet.data.images import even_subset, limit_size, read_image, read_pixels, read_view
 from gnnet.geometry.camera import Camera
 from gnnet.scenes.scene import SceneImage
 
@@ -113,3 +113,24 @@ def test_a_view_is_turned_by_its_tag_where_its_camera_says_so(tmp_path):
     upright = read_view(SceneImage("phone", path, camera=camera)).pixels
     assert upright.shape == (3, 80, 60) and upright[0, :, :25].min() < 10 and upright[0, :, 35:].min() > 190
     assert torch.equal(read_image(path, camera), upright) and read_image(path).shape == (3, 60, 80)
+
+
+@pytest.mark.cases
+@pytest.mark.parametrize("tag", [1, 6, 7])
+def test_a_very_large_query_is_shrunk_while_it_is_decoded_and_turned(tmp_path, monkeypatch, tag):
+    path, (height, width) = tmp_path / "large.jpg", (901, 1203)
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    pixels = np.stack([x * 255 / width, y * 255 / height, 128 + 100 * np.sin(x / 40) * np.cos(y / 30)], -1)
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    Image.fromarray(pixels.astype(np.uint8)).save(path, quality=95, exif=exif)
+    size = (width, height) if tag == 1 else (height, width)
+    camera = Camera.from_colmap("PINHOLE", *size, (500.0, 500.0, 300.0, 300.0), dtype=torch.float64)
+    whole = read_pixels(path, camera, 150)
+    monkeypatch.setattr(images, "_LARGE", 1e6)
+    monkeypatch.setattr(images, "decode_image", None)  # which would decode it whole
+    monkeypatch.setattr(images, "eight_bits", None)
+    shrunk = read_pixels(path, camera, 150)
+    assert shrunk.file_size == whole.file_size == size
+    np.testing.assert_array_equal(shrunk.factors, whole.factors)
+    assert (shrunk.pixels.float() - whole.pixels.float()).abs().mean() < 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 import kornia.feature
@@ -235,3 +236,24 @@ def test_learned_features_run_on_the_localizers_device(monkeypatch):
     observations = seen(Detections(torch.zeros(3, 2), torch.ones(3, 128)))
     found = LocalFeatures("disk").match_query(observations, query, torch.tensor([[32.0, 32.0]]))
     assert network.device.type == "meta" and found.keypoints.device.type == "cpu"
+
+
+@pytest.mark.cases
+def test_weights_of_lightglue_are_read_from_a_file(no_cache, tmp_path):
+    settings = kornia.feature.LightGlue.features["disk"] | {"weights": None}
+    torch.manual_seed(0)
+    made = kornia.feature.LightGlue(None, **settings).state_dict()
+    names = {key: re.sub(r"^transformers\.(\d+)\.(self|cross)_attn", r"\2_attn.\1", key) for key in made}
+    torch.save({names[key]: value for key, value in made.items() if "threshold" not in key}, tmp_path / "mine.pth")
+    matcher = local_features._load_network("lightglue-disk", tmp_path / "mine.pth")
+    assert not matcher.training and any(key.startswith("self_attn.") for key in names.values())
+    assert all(torch.equal(value, made[key]) for key, value in matcher.state_dict().items())
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "mine.pth").read_bytes()[:10_000])
+    torch.save(published("disk"), tmp_path / "detector.pth")
+    for name, message in (("cut", "is damaged"), ("detector", "does not fit LightGlue|expected tensors by name")):
+        with pytest.raises(ValueError, match=rf"{name}\.pth.*({message})"):
+            local_features._load_network("lightglue-disk", tmp_path / f"{name}.pth")
+    with pytest.raises(FileNotFoundError, match=r"none\.pth is not a file \(.*\.matcher\.lightglue_weights\)"):
+        local_features._load_network("lightglue-disk", tmp_path / "none.pth")
+    with pytest.raises(ValueError, match=r"lightglue_weights=x\.pth go with lightglue=true"):
+        LocalFeatures("disk", lightglue_weights="x.pth")

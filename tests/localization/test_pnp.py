@@ -127,3 +127,29 @@ def test_wrong_shapes_and_settings_are_explained():
         PoseSolver().solve(keypoints, points, Camera.stack([CAMERA, CAMERA]))
     with pytest.raises(ValueError, match="min_inliers 3"):
         PoseSolver(min_inliers=3).solve(keypoints, points, CAMERA)
+
+
+@pytest.mark.cases
+def test_a_likely_focal_length_is_kept_where_the_points_fix_none():
+    """All points in a plane that faces the camera: distance and focal length cannot be told apart."""
+    generator = np.random.default_rng(0)
+    in_camera = torch.from_numpy(generator.uniform((-2, -1.5, 4), (2, 1.5, 4.0000001), (30, 3)))
+    camera = Camera.from_colmap("SIMPLE_PINHOLE", 640, 480, [600.0, 320.0, 240.0], dtype=torch.float64)
+    keypoints = camera.project(in_camera)[0] + torch.from_numpy(generator.normal(0, 1.0, (30, 2)))
+    near = Camera.from_colmap("SIMPLE_PINHOLE", 640, 480, [612.0, 320.0, 240.0], dtype=torch.float64)
+    likely, free = (
+        PoseSolver().estimate_focal(keypoints, in_camera, near, likely=likely).parameters[0].item()
+        for likely in (True, False)
+    )
+    assert abs(likely - 600) < abs(free - 600) and likely == pytest.approx(600, rel=0.1)
+
+
+@pytest.mark.cases
+def test_a_focal_length_that_is_wrongly_told_does_not_count():
+    generator = np.random.default_rng(0)
+    in_camera = torch.from_numpy(generator.uniform((-1.5, -1.2, 3), (1.5, 1.2, 8), (200, 3)))
+    camera = Camera.from_colmap("SIMPLE_PINHOLE", 640, 480, [700.0, 320.0, 240.0], dtype=torch.float64)
+    keypoints = camera.project(in_camera)[0] + torch.from_numpy(generator.normal(0, 0.3, (200, 2)))
+    wrong = Camera.from_colmap("SIMPLE_PINHOLE", 640, 480, [2100.0, 320.0, 240.0], dtype=torch.float64)
+    found = PoseSolver().estimate_focal(keypoints, in_camera, wrong, likely=True)
+    assert found.parameters[:2] == pytest.approx(700, rel=0.005)

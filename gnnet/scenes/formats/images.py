@@ -6,6 +6,7 @@ Read are JPEG, PNG, TIFF, BMP and WebP, by their content, whatever the file's en
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +41,11 @@ _MODES = ("1", "L", "P", "LA", "La", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK"
 _BITS = (8, 10, 12, 14, 16)  # that cameras write in 16
 _NUMBER = re.compile(r"([0-9]{1,30})")
 _ORIENTATION = 0x0112  # EXIF's tag
+_EXIF = 0x8769  # where the notes below stand
+_FOCAL_ON_FILM, _FOCAL, _PLANE_RESOLUTION, _PLANE_UNIT, _TAKEN_WIDTH = 0xA405, 0x920A, 0xA20E, 0xA210, 0xA002
+_FILM_DIAGONAL = math.hypot(36, 24)  # mm
+_MILLIMETRES = {2: 25.4, 3: 10.0, 4: 1.0, 5: 0.001}  # of the sensor's unit: inch, cm, mm, µm
+_PLAUSIBLE = 0.1, 50.0  # focal lengths in widths of the image
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
@@ -252,8 +258,35 @@ def eight_bits(image: Image.Image, camera_size: tuple[float, float] | None = Non
         if deep_colour and max(high for _, high in found.getextrema()) < 16:  # type: ignore[misc]
             raise _Refused(f"has 16 bits a colour, of which it uses the lower 12 only; {_CONVERT}")
     if wanted != given:
-        found = found.transpose(_UPRIGHT[wanted] if given == 1 else _UPRIGHT[{6: 8, 8: 6}.get(given, given)])
+        found = turned(found, wanted if given == 1 else {6: 8, 8: 6}.get(given, given))
     return found
+
+
+def turned(image: Image.Image, tag: int) -> Image.Image:
+    """An image turned upright by its orientation tag, 1 to 8."""
+    return image if tag == 1 else image.transpose(_UPRIGHT[tag])
+
+
+def exif_focal_length(path: Path) -> float | None:
+    """Focal length in pixels of the stored image by the photograph's notes (EXIF); None where they do not tell it.
+
+    It is known to a few percent: from the equivalent on 35 mm film, whose diagonal is as long as the image's, or from
+    the focal length in mm and the sensor's pixels in a mm. An image that was cut after it was taken is told wrongly.
+    """
+    try:
+        with open_image(path) as image:
+            width, height = stored_size(image)
+            notes = image.getexif().get_ifd(_EXIF)
+        on_film, focal, per_unit, taken = (
+            float(notes.get(tag, 0)) for tag in (_FOCAL_ON_FILM, _FOCAL, _PLANE_RESOLUTION, _TAKEN_WIDTH)
+        )
+        found = on_film * math.hypot(width, height) / _FILM_DIAGONAL
+        if not found > 0:
+            resized = width / taken if taken > 0 else 1.0
+            found = focal * per_unit / _MILLIMETRES[int(notes.get(_PLANE_UNIT, 2))] * resized
+    except Exception:  # damaged notes raise many types; the pixels may be sound
+        return None
+    return found if _PLAUSIBLE[0] < found / max(width, height) < _PLAUSIBLE[1] else None
 
 
 def _is_whole(image: Image.Image, file: BinaryIO) -> bool:

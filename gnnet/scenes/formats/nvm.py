@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from gnnet.files import parse_numbers
+from gnnet.files import parse_numbers, text_encoding
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.sampling import evenly
@@ -57,13 +57,13 @@ def read_nvm(path: Path, image_of: Callable[[str, str], tuple[str, Camera] | Non
         ValueError: if the file is not NVM_V3 or its counts are damaged, and as `bad` says.
     """
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with open(path, encoding=text_encoding(path)) as file:
             lines = ((number, line) for number, line in enumerate(file, start=1) if line.strip())
             if not next(lines, (1, ""))[1].startswith("NVM_V3"):
                 raise ValueError(f"{path} does not begin with NVM_V3; expected a VisualSFM model (dataset.root)")
             images = _read_images(lines, path, image_of, bad)
             seen = _read_points(lines, path, np.array([image is not None for image in images], bool), bad)
-    except (UnicodeDecodeError, OSError) as error:
+    except (UnicodeError, OSError) as error:
         raise ValueError(f"{path} is damaged ({error}); expected NVM_V3 with its images and points") from error
     xy = seen.xy + _origin(seen, images, path)
     by_image = np.argsort(seen.image, kind="stable")

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
-from gnnet.scenes.formats.images import LIMIT, eight_bits, image_size, in_order, open_image
+from gnnet.scenes.formats.images import LIMIT, eight_bits, exif_focal_length, image_size, in_order, open_image
 
 
 def picture(kind: str = "JPEG", size: tuple[int, int] = (64, 48), **settings) -> bytes:
@@ -210,3 +210,43 @@ def test_frames_are_in_the_order_of_their_numbers_or_refused():
     ):
         with pytest.raises(ValueError, match=r"the order of the images in d is not certain: .*as many digits"):
             ordered(*names)
+
+
+def with_exif(path, size, **notes):
+    exif = Image.Exif()
+    exif.get_ifd(0x8769).update({getattr(ExifTags.Base, name).value: value for name, value in notes.items()})
+    Image.new("RGB", size).save(path, exif=exif)
+    return path
+
+
+@pytest.mark.cases
+def test_the_focal_length_of_a_photograph_is_in_its_exif(tmp_path):
+    path, diagonal = tmp_path / "a.jpg", np.hypot(36, 24)
+    assert exif_focal_length(with_exif(path, (400, 300), FocalLengthIn35mmFilm=26)) == pytest.approx(
+        26 * 500 / diagonal
+    )
+    sensor = {"FocalLength": 5.4, "FocalPlaneXResolution": 1000.0, "FocalPlaneResolutionUnit": 3}  # a cm
+    assert exif_focal_length(with_exif(path, (400, 300), **sensor)) == pytest.approx(540)
+    shrunk = with_exif(path, (400, 300), **sensor, ExifImageWidth=800)  # since it was taken
+    assert exif_focal_length(shrunk) == pytest.approx(270)
+    inches = with_exif(path, (400, 300), FocalLength=25.4, FocalPlaneXResolution=300.0)
+    assert exif_focal_length(inches) == pytest.approx(300)
+
+
+@pytest.mark.cases
+def test_notes_without_or_with_a_senseless_focal_length_are_ignored(tmp_path):
+    path = tmp_path / "a.jpg"
+    for notes in ({}, {"FocalLength": 5.4}, {"FocalLengthIn35mmFilm": 0}, {"FocalLengthIn35mmFilm": 65535}):
+        assert exif_focal_length(with_exif(path, (400, 300), **notes)) is None
+    sensor = {"FocalLength": 5.4, "FocalPlaneXResolution": 1000.0}
+    for wrong in ({"FocalPlaneResolutionUnit": 77}, {"FocalPlaneXResolution": float("inf")}, {"FocalLength": -1.0}):
+        assert exif_focal_length(with_exif(path, (400, 300), **(sensor | wrong))) is None
+    whole = with_exif(path, (400, 300), FocalLengthIn35mmFilm=26).read_bytes()
+    start, generator = whole.index(b"Exif"), np.random.default_rng(0)
+    for _ in range(200):
+        content = bytearray(whole)
+        for at in generator.integers(start, start + 60, 4):
+            content[at] = generator.integers(256)
+        path.write_bytes(content)
+        found = exif_focal_length(path)
+        assert found is None or 0 < found < 1e6
