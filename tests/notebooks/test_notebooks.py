@@ -18,6 +18,8 @@ def test_notebook_runs(path, tmp_path, monkeypatch):
     assert not any(cell.get("outputs") for cell in notebook.cells), "clear the outputs before committing"
     # A town of its own and a small one, so that the test leaves nothing behind and takes seconds.
     for cell in notebook.cells:
+        for name, place in (("examples", root / "examples"), ("outputs", tmp_path), ("data/toy-small", small_town)):
+            cell.source = cell.source.replace(f'Path("../{name}', f'Path("{place}')
         cell.source = cell.source.replace('Path("../data/toy")', f'Path("{tmp_path / "toy"}")')
         small = "load_toy(root, places=1, frames=3, query_frames=1, image_size=96)"
         cell.source = cell.source.replace("load_toy(root)", small)
