@@ -1,4 +1,4 @@
-"""Localize queries with a trained network: `python evaluate.py weights=gnnet-small`, see `python evaluate.py --help`."""
+"""Localize queries with a trained network: `python evaluate.py weights=NAME`, see `python evaluate.py --help`."""
 
 from __future__ import annotations
 

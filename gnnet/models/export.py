@@ -47,7 +47,8 @@ def export_weights(checkpoint: str | Path, file: str | Path, *, allow: str | Seq
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command on arguments (those of the process by default); returns the exit status."""
-    parser = argparse.ArgumentParser(prog="python -m gnnet.models.export", description=(__doc__ or "").partition(": ")[2])
+    about = (__doc__ or "").partition(": ")[2]
+    parser = argparse.ArgumentParser(prog="python -m gnnet.models.export", description=about)
     parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint that train.py wrote")
     parser.add_argument("file", metavar="FILE", help="the file to write, .safetensors")
     parser.add_argument("--allow", nargs="*", default=[], metavar="PACKAGE", help="packages of your own that it names")

@@ -34,8 +34,8 @@ def load_weights(model: nn.Module, source: str | Path | None) -> str:
         model: the network; the source must have all its tensors and no others.
         source: None keeps the random weights; `"imagenet"` takes torchvision's (VGG16 only); one of `PACKAGED` is
             the package's own; a path is a checkpoint that `train.py` wrote (names begin with `network.`), a file that
-            `gnnet.models.export` wrote (`.safetensors`), or a bare state dict of the network. For VGG16 it may also be torchvision's state dict of vgg16, or a checkpoint of S2DHM or NetVLAD
-            (`encoder.<i>` or `encoder.module.<i>`; its pooling is ignored).
+            `gnnet.models.export` wrote (`.safetensors`), or a bare state dict of the network. For VGG16
+            it may also be torchvision's state dict of vgg16, or a checkpoint of S2DHM or NetVLAD (`encoder.<i>` or `encoder.module.<i>`; its pooling is ignored).
 
     Raises:
         FileNotFoundError: if the path is no file.
@@ -121,8 +121,8 @@ def read_plain(path: Path) -> object:
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is not a file (weights); expected a checkpoint (.ckpt, .pth, .safetensors), weights in the package "
-            f"({', '.join(PACKAGED)}), weights=imagenet, or weights=null for random weights"
+            f"{path} is not a file (weights); expected a checkpoint (.ckpt, .pth, .safetensors), weights in the "
+            f"package ({', '.join(PACKAGED)}), weights=imagenet, or weights=null for random weights"
         )
     if path.suffix == ".safetensors":
         return _read_safetensors(path)

@@ -122,11 +122,12 @@ def reconstruct(
     if link.resolve() != images.resolve():
         os.symlink(images, link, target_is_directory=True)
     left_out = tuple(name for name in names if name not in registered)
-    return Reconstructed(tuple(sorted(registered)), left_out, best.num_points3D(), best.compute_mean_reprojection_error())
+    error = best.compute_mean_reprojection_error()
+    return Reconstructed(tuple(sorted(registered)), left_out, best.num_points3D(), error)
 
 
 def _best_model(database: Path, images: Path, folder: Path, count: int) -> Reconstruction | None:
-    """The model with most images. Where no EXIF data tell a focal length, a wide lens is tried first, as phones have."""
+    """The model with most images. Where EXIF data tell no focal length, a phone's is tried first."""
     import pycolmap  # slow to import
 
     options = pycolmap.IncrementalPipelineOptions(min_model_size=max(3, min(10, count // 2)))
@@ -195,14 +196,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cameras", choices=("auto", "single", "each"), default="auto", help="who shares intrinsics")
     parser.add_argument("--exhaustive", type=int, default=80, metavar="N", help="match all pairs of up to N images")
     parser.add_argument("--largest-side", type=int, default=1600, metavar="PX", help="SIFT sees images shrunk to it")
-    given = vars(parser.parse_args(argv))
+    given = parser.parse_args(argv)
     pycolmap.logging.minloglevel = pycolmap.logging.ERROR.value
     try:
-        made = reconstruct(given["images"], given["output"], **{k: given[k] for k in ("cameras", "exhaustive", "largest_side")})
+        made = reconstruct(
+            given.images, given.output,
+            cameras=given.cameras, exhaustive=given.exhaustive, largest_side=given.largest_side,
+        )  # fmt: skip
     except (OSError, ValueError) as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"{made}\nwritten to {given['output']}: localize on it with dataset=colmap dataset.root={given['output']}")
+    print(f"{made}\nwritten to {given.output}: localize on it with dataset=colmap dataset.root={given.output}")
     return 0
 
 
