@@ -35,7 +35,8 @@ def load_weights(model: nn.Module, source: str | Path | None) -> str:
         source: None keeps the random weights; `"imagenet"` takes torchvision's (VGG16 only); one of `PACKAGED` is
             the package's own; a path is a checkpoint that `train.py` wrote (names begin with `network.`), a file that
             `gnnet.models.export` wrote (`.safetensors`), or a bare state dict of the network. For VGG16
-            it may also be torchvision's state dict of vgg16, or a checkpoint of S2DHM or NetVLAD (`encoder.<i>` or `encoder.module.<i>`; its pooling is ignored).
+            it may also be torchvision's state dict of vgg16, or a checkpoint of S2DHM or NetVLAD (`encoder.<i>` or
+            `encoder.module.<i>`; its pooling is ignored).
 
     Raises:
         FileNotFoundError: if the path is no file.
