@@ -105,7 +105,7 @@ def reconstruct(
             say(f"matching {len(listed)} pairs …")
             pycolmap.match_image_pairs(database, pairing_options=pycolmap.ImportedPairingOptions(match_list_path=pairs))
         with pycolmap.Database.open(database) as opened:
-            matched = opened.num_verified_image_pairs()
+            matched = len(opened.read_two_view_geometry_num_inliers()[1])
         if matched == 0:
             raise ValueError(f"no two of the {len(names)} images in {images} match: they have no overlap; {_ADVICE}")
         say(f"{matched} pairs match: poses and points …")
