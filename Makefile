@@ -1,11 +1,18 @@
-# Two commands do all: `make demo` and `make test`. Both can be run again; nothing is installed twice.
+# Three commands do all: `make demo`, `make demo-photos` and `make test`. Both can be run again; nothing is installed twice.
 PYTHON ?= python3
 VENV := .venv
+STREET := examples/lund_street
+PHOTOS := outputs/demo-photos
 
-.PHONY: demo test test-fast lint hooks benchmarks clean
+.PHONY: demo demo-photos test test-fast lint hooks benchmarks clean
 
 demo: $(VENV)/installed  ## set up, render the toy town, train on it, print the table
 	$(VENV)/bin/python train.py
+
+demo-photos: $(VENV)/installed  ## set up, localize photographs with the weights in the package; the last line says where the report is
+	$(VENV)/bin/python evaluate.py weights=gnnet-small localizer=hybrid dataset=colmap dataset.root=$(STREET) \
+	  queries=$(STREET)/queries.txt images=$(STREET)/queries truth=$(STREET)/truth.txt thresholds=outdoor hydra.run.dir=$(PHOTOS)
+	@echo "the report: $(PHOTOS)/report.html"
 
 test: $(VENV)/installed-dev  ## set up, run the whole test suite
 	$(VENV)/bin/python -m pytest

@@ -1,4 +1,4 @@
-"""Localize queries with a trained network: `python evaluate.py checkpoint=PATH`, see `python evaluate.py --help`."""
+"""Localize queries with a trained network: `python evaluate.py weights=NAME`, see `python evaluate.py --help`."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from gnnet.evaluation.metrics import THRESHOLDS
 from gnnet.localization.localizer import Localizer
 from gnnet.models.checkpoint import read_checkpoint
 from gnnet.models.pyramid import FeatureNetwork
+from gnnet.models.weights import PACKAGED
 from gnnet.training.checkpoints import networks_of
 from gnnet.training.launch import MENDABLE, message_only, quote_paths, refuse_several_processes
 from gnnet.training.sweep import Job, job_folder, job_status
@@ -73,6 +74,8 @@ def make(config: DictConfig) -> Any:
 
 def prepare(cfg: DictConfig) -> Prepared:
     """Load networks and data; nothing is evaluated yet. Raises as `run`."""
+    if cfg.checkpoint is None or cfg.weights not in (None, cfg.checkpoint):
+        raise ValueError(f"give either weights=NAME ({', '.join(PACKAGED)}) or checkpoint=FILE, which train.py wrote")
     checkpoint = read_checkpoint(cfg.checkpoint)
     networks = networks_of(checkpoint, untrained=cfg.baselines, allow=cfg.allow)
     # What the user asks for is built by Hydra; what a file asks for never is.

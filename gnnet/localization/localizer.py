@@ -83,7 +83,7 @@ class Localizer:
         """A localizer with the network of a checkpoint and a map that was compiled with it.
 
         Args:
-            path: a checkpoint that `train.py` wrote.
+            path: a checkpoint that `train.py` wrote, a file of weights, or a name of weights in the package.
             map: the map's file.
             companion: file of the map of local features, for a `pose` that needs one (`HybridPose`).
             device: where to run.

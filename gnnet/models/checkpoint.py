@@ -21,7 +21,7 @@ from typing import Any, cast
 from torch import nn
 
 from gnnet.models.pyramid import FeatureNetwork
-from gnnet.models.weights import StateDict, load_tensors, read_plain, state_dict_of
+from gnnet.models.weights import PACKAGED, StateDict, load_tensors, read_plain, state_dict_of, weights_file
 
 # The names that a checkpoint may give: a package, and a pattern of what may follow. None of these writes on disk.
 _ALLOWED = {
@@ -54,7 +54,7 @@ _MAX_DEPTH = 20  # of settings within settings; those of a run have 5
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The content of a checkpoint that `train.py` wrote.
+    """The content of a checkpoint that `train.py` wrote, or of a file that was made from one.
 
     Args:
         path: the file.
@@ -122,18 +122,21 @@ class Checkpoint:
         return build(settings, source=f"checkpoint {self.path}: config.{group}", **how)
 
 
-def read_checkpoint(path: str | Path) -> Checkpoint:
+def read_checkpoint(source: str | Path) -> Checkpoint:
     """Read a checkpoint's content: tensors and plain values only.
 
+    Args:
+        source: a file that `train.py` or `gnnet.models.export` wrote, or a name of weights in the package.
+
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if `train.py` did not write it, or reading it would execute code.
+        FileNotFoundError: if there is no such file, and no weights of that name.
+        ValueError: if neither of the two wrote it, or reading it would execute code.
     """
-    path = Path(path)
+    path = weights_file(source)
     if not path.is_file():
         raise FileNotFoundError(
-            f"checkpoint {path.absolute()} does not exist (checkpoint=…); train.py writes "
-            "<run's folder>/checkpoints/last.ckpt and best.ckpt"
+            f"checkpoint {path.absolute()} does not exist (checkpoint=…, weights=…); train.py writes "
+            f"<run's folder>/checkpoints/last.ckpt and best.ckpt, and in the package there are {', '.join(PACKAGED)}"
         )
     try:
         content = read_plain(path)

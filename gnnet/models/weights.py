@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from gnnet.models.backbone import Backbone
@@ -22,17 +24,21 @@ from gnnet.models.vgg import VGG16
 
 StateDict = dict[str, Tensor]
 
+PACKAGED = {path.stem: path for path in sorted((Path(__file__).parents[1] / "weights").glob("*.safetensors"))}
+"""The weights in the package by name."""
+
 
 def load_weights(model: nn.Module, source: str | Path | None) -> str:
     """Load weights into a network and say in a few words what was loaded.
 
     Args:
         model: the network; the source must have all its tensors and no others.
-        source: None keeps the random weights; `"imagenet"` takes torchvision's (VGG16 and Backbone only); a path is a
-            checkpoint that `train.py` wrote (names begin with `network.`) or a bare state dict of the network.
-            For VGG16 it may also be torchvision's state dict of vgg16, or a checkpoint of S2DHM or NetVLAD
-            (`encoder.<i>` or `encoder.module.<i>`; its pooling is ignored). For Backbone it may also be
-            torchvision's state dict of its encoder's network; decoder and heads then stay random.
+        source: None keeps the random weights; `"imagenet"` takes torchvision's (VGG16 and Backbone only); one of
+            `PACKAGED` is the package's own; a path is a checkpoint that `train.py` wrote (names begin with `network.`),
+            a file that `gnnet.models.export` wrote (`.safetensors`), or a bare state dict of the network. For VGG16
+            it may also be torchvision's state dict of vgg16, or a checkpoint of S2DHM or NetVLAD (`encoder.<i>` or
+            `encoder.module.<i>`; its pooling is ignored). For Backbone it may also be torchvision's state dict of its
+            encoder's network; decoder and heads then stay random.
 
     Raises:
         FileNotFoundError: if the path is no file.
@@ -51,9 +57,14 @@ def load_weights(model: nn.Module, source: str | Path | None) -> str:
             )
         state = _imagenet_state_dict("vgg16" if isinstance(model, VGG16) else model.name)
     else:
-        state = read_state_dict(Path(source).expanduser())
+        state = read_state_dict(weights_file(source))
     kind = load_tensors(model, state, source=str(source))
     return f"{len(model.state_dict())} tensors of {type(model).__name__} from {source} ({kind})"
+
+
+def weights_file(source: str | Path) -> Path:
+    """The file of weights that a name of `PACKAGED` or a path stands for."""
+    return PACKAGED.get(str(source)) or Path(source).expanduser()
 
 
 def unwrapped(network: Any) -> Any:
@@ -80,7 +91,7 @@ def load_tensors(model: nn.Module, state: StateDict, *, source: str) -> str:
 
 
 def read_state_dict(path: Path) -> StateDict:
-    """Read the tensors by name from a file that `torch.save` wrote, bare or under `state_dict`.
+    """Read the tensors by name from a file that `torch.save` or safetensors wrote, bare or under `state_dict`.
 
     Raises:
         FileNotFoundError, ValueError: as `load_weights`.
@@ -106,16 +117,18 @@ def state_dict_of(checkpoint: object, path: Path) -> StateDict:
 
 
 def read_plain(path: Path) -> object:
-    """Read a file that `torch.save` wrote and that holds tensors and plain values only.
+    """Read a file that `torch.save` wrote, of tensors and plain values only, or a `.safetensors` file.
 
     Raises:
         FileNotFoundError, ValueError: as `load_weights`.
     """
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} is not a file (weights); expected a checkpoint (.ckpt, .pth), weights=imagenet, "
-            "or weights=null for random weights"
+            f"{path} is not a file (weights); expected a checkpoint (.ckpt, .pth, .safetensors), weights in the "
+            f"package ({', '.join(PACKAGED)}), weights=imagenet, or weights=null for random weights"
         )
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
     try:
         with torch.serialization.safe_globals(_numpy_scalars()):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -132,6 +145,17 @@ def read_plain(path: Path) -> object:
             f"{path} is not a checkpoint that torch.load can read, or is damaged ({type(error).__name__}); "
             "expected a file that torch.save wrote"
         ) from None
+
+
+def _read_safetensors(path: Path) -> dict[str, object]:
+    """Tensors by name under `state_dict`, beside what `gnnet.models.export` wrote into the file's metadata."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("gnnet", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
+    except (SafetensorError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no safetensors file, or is damaged ({str(error)[:200]})") from None
+    return {**(about if isinstance(about, dict) else {}), "state_dict": tensors}
 
 
 @contextmanager

@@ -93,7 +93,8 @@ class Job:
 
     def evaluation(self) -> str:
         """The command line without checkpoint and data, unless a sweep varies them: names a run in a comparison."""
-        data, varying = ("checkpoint=", "dataset", "paths."), varied(self.overrides) if self.in_sweep else []
+        data = ("checkpoint=", "weights=", "dataset", "paths.")
+        varying = varied(self.overrides) if self.in_sweep else []
         given = [o for o in self.overrides if o in varying or not o.startswith(data)]
         return " ".join(o.removeprefix("localizer=").removeprefix("localizer.") for o in given)
 
