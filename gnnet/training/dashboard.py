@@ -93,7 +93,8 @@ class Dashboard(pl.Callback):
             for path in sorted(Path(folder).rglob("*.png")):
                 name = path.relative_to(folder).with_suffix("").as_posix()
                 for logger in loggers:
-                    _send_picture(logger, f"pictures/{name}", path, trainer.global_step)
+                    # Lightning counts logged steps from 0
+                    _send_picture(logger, f"pictures/{name}", path, trainer.global_step - 1)
 
     @rank_zero_only
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
