@@ -159,7 +159,8 @@ class Speed(pl.Callback):
         self._ended = time.monotonic()
         self._pairs += sum(len(part.index) for part in batch) * trainer.world_size
         step = trainer.global_step
-        if step == self._logged or step % trainer.log_every_n_steps != 0:
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # Lightning sets it from outside
+        if step == self._logged or step % every != 0:
             return
         seconds = self._ended - self._since
         values = {"speed/pairs_per_s": self._pairs / seconds, "speed/waiting_for_data": self._waited / seconds}

@@ -9,6 +9,7 @@ from tempfile import TemporaryDirectory
 
 import pytorch_lightning as pl
 import yaml
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 from torch import nn
@@ -45,7 +46,7 @@ def wandb_logger(
     earlier = [] if checkpoint is None else [Path(checkpoint), *Path(checkpoint).absolute().parents[:2]]
     kept = (folder / _RUN_ID for folder in (output, *earlier))
     id = id or next((file.read_text().strip() for file in kept if file.is_file()), secrets.token_hex(4))
-    if rank_zero_only.rank == 0:
+    if rank_zero_only.rank == 0:  # type: ignore[attr-defined]  # Lightning sets it from outside
         output.mkdir(parents=True, exist_ok=True)
         (output / _RUN_ID).write_text(f"{id}\n")
     in_sweep = (output / STATUS).exists()
@@ -93,11 +94,13 @@ class Dashboard(pl.Callback):
             for path in sorted(Path(folder).rglob("*.png")):
                 name = path.relative_to(folder).with_suffix("").as_posix()
                 for logger in loggers:
-                    _send_picture(logger, f"pictures/{name}", path, trainer.global_step)
+                    # Lightning counts logged steps from 0
+                    _send_picture(logger, f"pictures/{name}", path, trainer.global_step - 1)
 
     @rank_zero_only
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        best = next((c.best_model_path for c in trainer.checkpoint_callbacks if getattr(c, "monitor", None)), "")
+        kept = [c for c in trainer.checkpoint_callbacks if isinstance(c, ModelCheckpoint)]
+        best = next((c.best_model_path for c in kept if c.monitor is not None), "")
         for logger in _dashboards(trainer):
             if isinstance(logger, WandbLogger):
                 logger.experiment.summary["best_checkpoint"] = best
