@@ -17,7 +17,7 @@ from torch import nn
 from gnnet.data.datamodule import DataModule
 from gnnet.evaluation.dataset import Results, evaluate_networks
 from gnnet.models.weights import load_weights
-from gnnet.training.checkpoints import check_resume
+from gnnet.training.checkpoints import check_resume, find_checkpoint
 from gnnet.training.launch import (
     MENDABLE,
     Job,
@@ -54,6 +54,7 @@ def prepare(cfg: DictConfig) -> tuple[DataModule, FeatureLearning, pl.Trainer]:
     config = OmegaConf.to_container(cfg, resolve=True)  # plain values, so that checkpoints load without code
     assert isinstance(config, dict)
     if cfg.checkpoint is not None:
+        cfg.checkpoint = str(find_checkpoint(cfg.checkpoint, runs=cfg.paths.runs_dir))
         print(check_resume(cfg.checkpoint, config), flush=True)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     data = make(cfg.dataset)

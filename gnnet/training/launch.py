@@ -21,6 +21,7 @@ import torch
 from gnnet.evaluation.report.charts import loss_curves
 from gnnet.evaluation.runs import best_first, compare_runs, result_files
 from gnnet.evaluation.tables import print_table, write_csv
+from gnnet.training.sigterm import Terminated
 
 # What the user can mend; its message is enough.
 MENDABLE = (FileNotFoundError, ConnectionError, ValueError)
@@ -138,6 +139,8 @@ class Sweep:
         try:
             yield
             self.jobs[folder] = ""
+        except Terminated:  # the sweep ends too
+            raise
         except SystemExit as error:  # what the user can mend
             self.jobs[folder] = str(error.code).strip() if error.code else ""
         except Exception as error:
@@ -213,6 +216,7 @@ def silence_lightning() -> None:
     """Leave out what Lightning says that the user can do nothing about."""
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # tips and hardware
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own, about torch
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # gnnet's samplers are
     warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified.*")  # some losses need it
     warnings.filterwarnings("ignore", message=".*It is recommended to use `self.log.*")  # values are gathered before
 
