@@ -56,14 +56,14 @@ def main() -> None:
     results: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, localizer in localizers.items():
-            found = _stages(Path(folder), localizer, device, arguments.queries, large=arguments.large)
+            found = stages(Path(folder), localizer, device, arguments.queries, large=arguments.large)
             found["total"] = sum(found.values())
             limit = f" (at most {QUERY_LIMIT})" if arguments.large else ""
             for stage, seconds in found.items():
                 say(f"{name:16s} {stage:12s} {seconds:.3f} s a query{limit if stage == 'total' else ''}")
             results |= {f"{name}_{stage}": seconds for stage, seconds in found.items()}
     batch = arguments.batch or (1024 if device.type == "cuda" else 64)
-    results["poses_a_second"] = _poses_a_second(device, batch)
+    results["poses_a_second"] = poses_a_second(device, batch)
     say(f"{results['poses_a_second']:.0f} poses refined a second in batches of {batch} (aim on a GPU {POSES_LIMIT})")
     results["peak_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     say(f"peak memory of the process {results['peak_mb']:.0f} MB")
@@ -71,17 +71,17 @@ def main() -> None:
         print(json.dumps(results))
 
 
-def _stages(
-    folder: Path, settings: Localizer, device: torch.device, count: int, *, large: bool
+def stages(
+    folder: Path, settings: Localizer, device: torch.device, count: int, *, large: bool, town: dict | None = None
 ) -> dict[str, float]:
-    """Mean seconds a query of each stage; the first query is left out."""
+    """Mean seconds a query of each stage; the first query is left out. `town` are settings of the rendered streets."""
     if large:
         network = UNet(widths=[16, 32, 64, 128, 128], channels=[64, 128, 32], strides=[16, 8, 2], pooling="blur")
-        town = {"places": 2, "frames": 10, "query_frames": 4, "conditions": ("overcast-reference", "sun")}
-        scene = load_toy(folder / "town", image_size=544, **town)
+        streets = {"places": 2, "frames": 10, "query_frames": 4, "conditions": ("overcast-reference", "sun")}
+        scene = load_toy(folder / "town", image_size=544, **streets)
     else:
         network = UNet(widths=[24, 48, 96, 128], channels=32, strides=[8, 2], upsampling="bilinear", stem_stride=2)
-        scene = load_toy(folder / "town")
+        scene = load_toy(folder / "town", **(town or {}))
     torch.manual_seed(0)
     localizer = prepare_localizer(settings, network, scene, MapSettings(folder / "maps"), device=device)
     queries = [q for q in queries_of_scene(scene) if q.camera is not None][: count + 1]
@@ -95,7 +95,7 @@ def _stages(
     return sums
 
 
-def _poses_a_second(device: torch.device, batch: int, points: int = 512, channels: int = 128) -> float:
+def poses_a_second(device: torch.device, batch: int, points: int = 512, channels: int = 128) -> float:
     """Refinements on three levels of a smooth map shared by the batch, started 5 cm and 0.5° off."""
     generator = torch.Generator().manual_seed(0)
     maps = tuple(
