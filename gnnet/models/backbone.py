@@ -185,9 +185,10 @@ class _StageFinder(fx.Interpreter):
     """
 
     def __init__(self, network: nn.Module, graph: fx.Graph):
-        super().__init__(fx.GraphModule(network, graph))
+        module = fx.GraphModule(network, graph)
+        super().__init__(module)
         self.found: dict[int, _Stage] = {}
-        self._order = {node: i for i, node in enumerate(self.module.graph.nodes)}
+        self._order = {node: i for i, node in enumerate(module.graph.nodes)}
         self._cells: dict[fx.Node, tuple[float, int]] = {}  # centre of the first cell, and stride, in pixels
         self._last_use = 0  # of what was computed before
 
