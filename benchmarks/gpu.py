@@ -134,13 +134,14 @@ def training(device: torch.device, *, tiny: bool, out: Path, data: Path | None, 
 def configuration(device: torch.device, out: Path, data: Path | None, *, tiny: bool, seconds: float) -> DictConfig:
     """Settings of train.py: those of `experiment=photos`, or without a folder of data its network on a toy town."""
     trainer = ["trainer=gpu"] if device.type == "cuda" else ["trainer=cpu"]
-    quiet = ["callbacks=null", "logger=null", "trainer.enable_progress_bar=false"]
+    quiet = ["~callbacks", "~logger", "trainer.enable_progress_bar=false"]
     choice = ["experiment=photos", f"data={data}"]
     if data is None:
         town = ensure_toy_town(out / "town", TownSettings(**(TINY_TOWN if tiny else {})), progress=False)
-        small = ["model.widths=[16,32,64,128,128]", "model.strides=[16,8,2]", "model.channels=[64,128,32]"]
-        choice = ["dataset=robotcar", "model=unet_small", "loss=nce_gn", f"dataset.root={town}", "dataset.crop=224",
-                  "dataset.batch_size=2", "dataset.validation_fraction=0.34", "steps=6000",
+        small = ["model.widths=[16,32,64,128,128]", "model.strides=[16,8,2]", "model.channels=[64,128,32]",
+                 "dataset.crop=224", "steps=6000"]  # fmt: skip
+        choice = ["dataset=robotcar", "model=unet_small", "loss=nce_gn", f"dataset.root={town}",
+                  "dataset.batch_size=2", "dataset.validation_fraction=0.34",
                   *(["dataset.crop=64", "dataset.num_workers=0", "steps=2"] if tiny else small)]  # fmt: skip
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         overrides = [*choice, *trainer, *quiet, f"paths.output_dir={out}", f"paths.index_dir={out / 'index'}"]

@@ -83,9 +83,9 @@ def images(count: int = 2, side: int = 64) -> torch.Tensor:
     return torch.randint(256, (count, 3, side, side), generator=generator, dtype=torch.uint8)
 
 
-def to_device(batch):
-    """A NamedTuple of tensors, on the device."""
-    return type(batch)(*(x.to(DEVICE) for x in batch))
+def to_device(batch: PairBatch, device: torch.device = DEVICE) -> PairBatch:
+    """The batch, which has no geometry, on a device."""
+    return PairBatch(*(x if x is None else x.to(device) for x in batch))
 
 
 def pairs(side: int = 64, points: int = 40) -> PairBatch:
@@ -122,7 +122,7 @@ def test_loss_and_gradients_are_the_same():
     network, batch, found = make("unet"), pairs(), []
     for device in (torch.device("cpu"), DEVICE):
         mine = copy.deepcopy(network).to(device)
-        here = type(batch)(*(x.to(device) for x in batch))
+        here = to_device(batch, device)
         pyramids = pair_features(mine, here.image_a, here.image_b)
         total, _ = the_loss()(*pyramids, here, step=20_000, generator=torch.Generator().manual_seed(0))
         total.backward()
