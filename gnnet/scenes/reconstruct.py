@@ -130,7 +130,7 @@ def _best_model(database: Path, images: Path, folder: Path, count: int) -> Recon
     """The model with most images. Where EXIF data tell no focal length, a phone's is tried first."""
     import pycolmap  # slow to import
 
-    options = pycolmap.IncrementalPipelineOptions(min_model_size=max(3, min(10, count // 2)))
+    options = pycolmap.IncrementalPipelineOptions(min_model_size=max(3, min(10, count // 2)), random_seed=0)
     best = None
     for factor in _FOCAL_FACTORS:
         with pycolmap.Database.open(database) as opened:
