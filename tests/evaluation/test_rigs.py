@@ -10,20 +10,30 @@ import torch
 
 from gnnet.evaluation.given import Given, on_rigs, read_given
 from gnnet.evaluation.localize import localize_dataset, localize_queries, together
+from gnnet.evaluation.maps import MapSettings, prepare_localizer
 from gnnet.evaluation.metrics import INDOOR
+from gnnet.localization.initial_pose import PoseFromMatches
+from gnnet.localization.local_features import LocalFeatures
+from gnnet.localization.localizer import Localizer
 from gnnet.localization.result import Status
+from gnnet.models.grey import GreyValues
 from gnnet.scenes.formats.rigs import OnRig, images_on_rigs
 from gnnet.scenes.layouts.robotcar import load_robotcar
 from gnnet.scenes.scene import SceneImage
 from gnnet.toy.rig_sample import toy_rig, write_rig_sample
 from gnnet.toy.town import TownSettings
 from tests.conftest import TOY_SETTINGS
-from tests.evaluation.test_localize import localizer_on
 
 
 @pytest.fixture(scope="module")
 def scene(toy_root):
     return load_robotcar(toy_root, progress=False)
+
+
+def localizer_on(scene, folder) -> Localizer:
+    """By SIFT."""
+    settings = Localizer(pose=PoseFromMatches(LocalFeatures("sift", 500)), refiner=None, references=4)
+    return prepare_localizer(settings, GreyValues(strides=[8, 2]), scene, MapSettings(folder), device="cpu")
 
 
 @pytest.fixture(scope="module")

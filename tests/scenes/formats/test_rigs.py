@@ -11,7 +11,7 @@ import pytest
 from gnnet.scenes.formats.rigs import images_on_rigs, read_rig_config
 from gnnet.scenes.layouts.robotcar_queries import robotcar_rig
 
-SIDE = {"image_prefix": "left/", "cam_from_rig_rotation": [0.9, 0.1, -0.4, 0.1], "cam_from_rig_translation": [1, 2, 3]}
+SIDE = {"image_prefix": "left/", "cam_from_rig_rotation": [0.8, 0.2, -0.4, 0.4], "cam_from_rig_translation": [1, 2, 3]}
 RIG = [{"cameras": [{"image_prefix": "front/", "ref_sensor": True}, SIDE]}]
 
 
