@@ -16,7 +16,7 @@ from torch import nn
 from gnnet.data.datamodule import DataModule
 from gnnet.evaluation.dataset import Results, evaluate_networks
 from gnnet.models.weights import load_weights
-from gnnet.training.checkpoints import check_resume
+from gnnet.training.checkpoints import check_resume, find_checkpoint
 from gnnet.training.launch import MENDABLE, fit, message_only, one_job, quote_paths, silence_lightning
 from gnnet.training.module import FeatureLearning
 from gnnet.training.sweep import Job, job_folder, job_status
@@ -43,6 +43,7 @@ def prepare(cfg: DictConfig) -> tuple[DataModule, FeatureLearning, pl.Trainer]:
     config = OmegaConf.to_container(cfg, resolve=True)  # plain values, so that checkpoints load without code
     assert isinstance(config, dict)
     if cfg.checkpoint is not None:
+        cfg.checkpoint = str(find_checkpoint(cfg.checkpoint, runs=cfg.paths.runs_dir))
         print(check_resume(cfg.checkpoint, config), flush=True)
     pl.seed_everything(cfg.seed, workers=True, verbose=False)
     data = make(cfg.dataset)

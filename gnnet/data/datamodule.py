@@ -94,13 +94,18 @@ class DataModule(pl.LightningDataModule):
             )
         return batches
 
-    def _current_epoch(self, batches: int) -> int:
-        """Number of the epoch that begins, where each has `batches` batches on each process."""
+    def _progress(self, batches: int) -> tuple[int, int]:
+        """Number of the epoch that begins or goes on, and how many of its batches each process has had.
+
+        Args:
+            batches: of an epoch, on each process.
+        """
         assert self.trainer is not None
-        # It follows from the step, which is restored before a resumed run asks for data.
+        # Both follow from counts that are restored before a resumed run asks for data.
         limit = self.trainer.limit_train_batches
         used = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        return self.trainer.global_step // math.ceil(used / self.trainer.accumulate_grad_batches)
+        epoch = self.trainer.global_step // math.ceil(used / self.trainer.accumulate_grad_batches)
+        return epoch, self.trainer.fit_loop.epoch_loop.batch_progress.current.ready % used
 
 
 class CorrespondenceData(DataModule):
@@ -279,11 +284,14 @@ class CorrespondenceData(DataModule):
             raise ValueError("there is nothing to train on; give dataset.root")
         count = len(self.train_pairs)
         length = self._pairs_per_epoch or count
-        epoch = partial(self._current_epoch, self._batches(length))
+        progress = partial(self._progress, self._batches(length))
+        sampler = TrainingSampler(
+            count, epoch_length=length, seed=self._seed, progress=progress, batch_size=self.batch_size
+        )
         return DataLoader(
             self.train_pairs,
             batch_size=self.batch_size,
-            sampler=TrainingSampler(count, epoch_length=length, seed=self._seed, epoch=epoch),
+            sampler=sampler,
             drop_last=True,
             collate_fn=collate_by_size,
             **self._settings(),

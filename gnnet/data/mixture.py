@@ -102,7 +102,7 @@ class MixtureData(DataModule):
             batches=batches,
             mixed=self._mixed,
             seed=self._seed,
-            epoch=partial(self._current_epoch, batches),
+            progress=partial(self._progress, batches),
         )
         return DataLoader(self._end_to_end, batch_sampler=sampler, collate_fn=collate_by_size, **self._settings())
 

@@ -21,27 +21,33 @@ class TrainingSampler(Sampler[tuple[int, int]]):
 
     So an epoch may be of any length, and checkpoints and validations at its end come at a steady pace. Each
     sample is seen once in each pass. What an epoch holds follows from (seed, epoch) alone, so a resumed run
-    sees what it would have seen. The pass is part of the key, so that a data set can draw anew in each pass,
-    in any worker. Each process gets the same number of samples.
+    sees what it would have seen; what it had seen of the epoch is passed over and not loaded. The pass is part of
+    the key, so that a data set can draw anew in each pass, in any worker. Each process gets the same number of samples.
 
     Args:
         length: number of samples in the data set.
         epoch_length: samples in an epoch, over all processes.
         seed: decides the order.
-        epoch: called when iteration begins, gives the epoch's number. (Not `set_epoch`: after a resumption
-            Lightning calls it after the first batches are asked for, and with the next epoch's number.)
+        progress: called when iteration begins, gives the epoch's number and how many of its batches this process
+            has had. (Not `set_epoch`: after a resumption Lightning calls it after the first batches are asked for,
+            and with the next epoch's number.)
+        batch_size: samples in a batch.
     """
 
-    def __init__(self, length: int, *, epoch_length: int, seed: int, epoch: Callable[[], int]) -> None:
+    def __init__(
+        self, length: int, *, epoch_length: int, seed: int, progress: Callable[[], tuple[int, int]], batch_size: int
+    ) -> None:
         self.length = length
         self.epoch_length = epoch_length
         self.seed = seed
-        self.epoch = epoch
+        self.progress = progress
+        self.batch_size = batch_size
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         rank, world_size = _rank_and_world_size()
-        start = self.epoch() * self.epoch_length
-        position, stop = start + rank, start + len(self) * world_size
+        epoch, done = self.progress()
+        start = epoch * self.epoch_length
+        position, stop = start + done * self.batch_size * world_size + rank, start + len(self) * world_size
         current, order = -1, []
         while position < stop:
             turn, place = divmod(position, self.length)
@@ -83,7 +89,8 @@ class MixtureSampler(Sampler[list[tuple[int, int]]]):
     """Batches drawn from several sources by weight; yields lists of (pass, index), sources laid end to end.
 
     Within an epoch each source is walked through in shuffled passes. What an epoch holds follows from
-    (seed, epoch) alone. Each process gets the same number of batches.
+    (seed, epoch) alone; what a resumed run had seen of it is passed over and not loaded. Each process gets the
+    same number of batches.
 
     Args:
         lengths: number of samples of each source.
@@ -92,7 +99,7 @@ class MixtureSampler(Sampler[list[tuple[int, int]]]):
         batches: batches of an epoch on each process.
         mixed: draw the source of each sample on its own; otherwise a batch is of one source.
         seed: decides all draws.
-        epoch: gives the number of the epoch that begins, see `TrainingSampler`.
+        progress: gives the epoch's number and how many of its batches were had, see `TrainingSampler`.
     """
 
     def __init__(
@@ -104,7 +111,7 @@ class MixtureSampler(Sampler[list[tuple[int, int]]]):
         batches: int,
         mixed: bool,
         seed: int,
-        epoch: Callable[[], int],
+        progress: Callable[[], tuple[int, int]],
     ) -> None:
         self.lengths = list(lengths)
         self.weights = list(weights)
@@ -112,11 +119,11 @@ class MixtureSampler(Sampler[list[tuple[int, int]]]):
         self.batches = batches
         self.mixed = mixed
         self.seed = seed
-        self.epoch = epoch
+        self.progress = progress
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         rank, world_size = _rank_and_world_size()
-        epoch = self.epoch()
+        epoch, done = self.progress()
         generator = np.random.default_rng((self.seed, epoch))
         share = np.array(self.weights) / sum(self.weights)
         shape = (self.batches * world_size, self.batch_size if self.mixed else 1)
@@ -131,7 +138,7 @@ class MixtureSampler(Sampler[list[tuple[int, int]]]):
             indices[of_source] = walk[:count] + sum(self.lengths[:source])
             turns[of_source] = np.arange(count) // length
         turns = epoch * 1009 + turns  # no draw of an epoch is one of another
-        for batch in range(rank, len(sources), world_size):
+        for batch in range(rank + done * world_size, len(sources), world_size):
             yield list(zip(turns[batch].tolist(), indices[batch].tolist(), strict=True))
 
     def __len__(self) -> int:

@@ -7,29 +7,54 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from torch import nn
 
+from gnnet.files import new_file
 from gnnet.models.checkpoint import Checkpoint, read_checkpoint, with_current_names
 from gnnet.models.pyramid import FeatureNetwork
 from gnnet.models.weights import load_weights
 
 
+class WholeFiles(TorchCheckpointIO):
+    """Writes a checkpoint beside its place, and moves it there when it is complete.
+
+    So a run that is killed, or finds the disk full, leaves the file that was there before. Lightning moves it from
+    the folder of temporary files, which may be on another disk, where moving is copying.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        with new_file(path) as partial:
+            torch.save(checkpoint, partial)
+
+
 class EpochCheckpoint(ModelCheckpoint):
     """Writes one file at the end of epochs: of every epoch, or of the best one by a monitored value.
 
-    Two things differ from Lightning's callback. Every epoch can be kept, where Lightning's `save_last` writes
+    Three things differ from Lightning's callback. Every epoch can be kept, where Lightning's `save_last` writes
     only if the best improved. The best score survives a resumption into another folder, so that a worse
-    network does not become the best one there.
+    network does not become the best one there. The file can also be written every so many steps within an epoch;
+    a run that goes on from there sees the rest of the epoch.
 
     Args:
         dirpath: folder of the file.
         filename: name of the file, without `.ckpt`.
         monitor: the logged value that tells the best epoch; None keeps the last one.
         mode: `max` if a higher value is better, else `min`.
+        every_n_train_steps: steps after which the file is written within an epoch too; None writes at its end only.
     """
 
-    def __init__(self, *, dirpath: str | Path, filename: str, monitor: str | None = None, mode: str = "max") -> None:
+    def __init__(
+        self,
+        *,
+        dirpath: str | Path,
+        filename: str,
+        monitor: str | None = None,
+        mode: str = "max",
+        every_n_train_steps: int | None = None,
+    ) -> None:
         super().__init__(
             dirpath=dirpath,
             filename=filename,
@@ -39,11 +64,17 @@ class EpochCheckpoint(ModelCheckpoint):
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
+        self.path = Path(dirpath) / f"{filename}{self.FILE_EXTENSION}"
+        self.steps = every_n_train_steps  # not Lightning's, which leaves out the end of the epoch
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if self.steps and between_steps(trainer) and trainer.global_step % self.steps == 0:
+            trainer.save_checkpoint(self.path)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Lightning deletes the file that a state names as replaced, wherever it is. A path out of a checkpoint
         # must not choose that, so this callback's own file stands for it, which is overwritten and not deleted.
-        own = str(Path(str(self.dirpath)) / f"{self.filename}{self.FILE_EXTENSION}")
+        own = str(self.path)
         paths = ("best_model_path", "kth_best_model_path", "last_model_path")
         super().load_state_dict(
             {
@@ -53,6 +84,43 @@ class EpochCheckpoint(ModelCheckpoint):
                 "dirpath": self.dirpath,
             }
         )
+
+
+def between_steps(trainer: pl.Trainer) -> bool:
+    """Whether, at the end of a batch, a step is complete and another one follows in this epoch.
+
+    Elsewhere nothing is saved: within an accumulated step the gradients would be lost, and at the last step the
+    validation, which comes before the epoch's checkpoint.
+    """
+    batch = trainer.fit_loop.batch_idx + 1
+    whole = batch % trainer.accumulate_grad_batches == 0
+    return whole and not trainer.is_last_batch and trainer.global_step != trainer.max_steps
+
+
+def find_checkpoint(given: str | Path, *, runs: str | Path) -> Path:
+    """The file that `checkpoint=` means.
+
+    Args:
+        given: a file, the folder of a run, whose `last.ckpt` is meant, or `last`: the newest run's.
+        runs: the folder that runs are below, for `last`.
+
+    Raises:
+        FileNotFoundError: if there is no last.ckpt in that folder.
+    """
+    if str(given) == "last":
+        found = sorted(Path(runs).glob("**/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+        if not found:
+            raise FileNotFoundError(
+                f"no run in {Path(runs).absolute()} has left checkpoints/last.ckpt (checkpoint=last); give the folder "
+                "of a run elsewhere, or leave checkpoint out"
+            )
+        return found[-1]
+    if not Path(given).is_dir():
+        return Path(given)  # whether it is a checkpoint is said where it is read
+    path = Path(given) / "checkpoints" / "last.ckpt"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.absolute()} does not exist; expected a .ckpt or a run's folder (checkpoint=…)")
+    return path
 
 
 def check_resume(path: str | Path, config: dict[str, Any]) -> str:

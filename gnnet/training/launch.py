@@ -87,6 +87,7 @@ def silence_lightning() -> None:
     """Leave out what Lightning says that the user can do nothing about."""
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)  # tips and hardware
     warnings.filterwarnings("ignore", message=".*LeafSpec.*")  # Lightning's own, about torch
+    warnings.filterwarnings("ignore", message=".*your dataloader is not resumable.*")  # gnnet's samplers are
     warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified.*")  # some losses need it
     warnings.filterwarnings("ignore", message=".*It is recommended to use `self.log.*")  # values are gathered before
 

@@ -20,11 +20,11 @@ from gnnet.scenes.layouts.robotcar import load_robotcar
 from gnnet.scenes.layouts.timelapse import load_timelapse
 
 
-def sample(lengths=(10, 5), weights=(3, 1), *, batches=200, mixed=False, epoch=0, seed=0):
+def sample(lengths=(10, 5), weights=(3, 1), *, batches=200, mixed=False, epoch=0, seed=0, done=0):
     batches = MixtureSampler(
-        lengths, weights, batch_size=4, batches=batches, mixed=mixed, seed=seed, epoch=lambda: epoch
+        lengths, weights, batch_size=4, batches=batches, mixed=mixed, seed=seed, progress=lambda: (epoch, done)
     )
-    assert len(list(batches)) == len(batches)
+    assert len(list(batches)) == len(batches) - done
     return list(batches)
 
 
@@ -43,6 +43,7 @@ def test_sources_are_drawn_by_weight_and_walked_through_evenly(mixed):
 
 def test_an_epoch_follows_from_seed_and_number():
     assert sample(epoch=3) == sample(epoch=3)
+    assert sample(epoch=3, done=7) == sample(epoch=3)[7:]
     assert sample(epoch=3) != sample(epoch=4) and sample(epoch=3) != sample(epoch=3, seed=1)
     keys = [{key for batch in sample(epoch=e) for key in batch} for e in (0, 1)]
     assert not keys[0] & keys[1]

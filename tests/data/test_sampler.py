@@ -16,8 +16,12 @@ def process(monkeypatch):
     return be
 
 
-def epoch(length: int, epoch_length: int, number: int, seed: int = 0) -> list[tuple[int, int]]:
-    return list(TrainingSampler(length, epoch_length=epoch_length, seed=seed, epoch=lambda: number))
+def epoch(length: int, epoch_length: int, number: int, seed: int = 0, done: int = 0) -> list[tuple[int, int]]:
+    """An epoch in batches of two, of which some are done."""
+    sampler = TrainingSampler(
+        length, epoch_length=epoch_length, seed=seed, progress=lambda: (number, done), batch_size=2
+    )
+    return list(sampler)
 
 
 @pytest.mark.parametrize(("length", "epoch_length"), [(10, 4), (10, 10), (3, 7)])
@@ -41,6 +45,7 @@ def test_processes_divide_an_epoch_among_them(process):
         shares.append(epoch(50, 20, 1))
     assert [len(share) for share in shares] == [6, 6, 6]
     assert [key for group in zip(*shares, strict=True) for key in group] == whole[:18]
+    assert epoch(50, 20, 1, done=2) == shares[2][4:]  # a resumed run passes over its own batches
 
 
 @pytest.mark.parametrize(("length", "processes"), [(1, 2), (3, 4), (2, 5)])
