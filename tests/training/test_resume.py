@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -57,7 +58,7 @@ def make_data(photographs: Path, *, mixed: bool = False, **settings) -> DataModu
 class Watch(pl.Callback):
     """Notes the pairs of each batch, and does something before one batch of the run."""
 
-    def __init__(self, before: int | None = None, act=lambda: None) -> None:
+    def __init__(self, before: int | None = None, act: Callable[[], object] = int) -> None:
         self.seen: list[tuple[int, list[int]]] = []
         self.before, self.act = before, act
 
