@@ -26,7 +26,9 @@ class Decoder(nn.Module):
     """
 
     smoothing: Tensor
-    checkpointing = False
+    # Not attributes of every object, as these are part of the fingerprint, which is kept in compiled maps.
+    smooth = False
+    _checkpointing = False
 
     def set_levels(
         self,
@@ -39,7 +41,9 @@ class Decoder(nn.Module):
         normalize: bool,
     ) -> None:
         """Keep and check the settings of the maps; arguments and errors as in `UNet`."""
-        self.strides, self.smooth, self.normalize = tuple(strides), smooth, normalize
+        self.strides, self.normalize = tuple(strides), normalize
+        if smooth:
+            self.smooth = True
         self.channels = (channels,) * len(self.strides) if isinstance(channels, int) else tuple(channels)
         if upsampling not in get_args(Upsampling):
             raise ValueError(f"upsampling={upsampling!r}; expected nearest, bilinear or transposed")
@@ -77,7 +81,7 @@ class Decoder(nn.Module):
         return feature_pyramid(maps, images, strides=self.strides, normalize=self.normalize)
 
     def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
-        if not (self.checkpointing and torch.is_grad_enabled()):
+        if not (self._checkpointing and torch.is_grad_enabled()):
             return stage(x)
         return checkpoint(stage, x, use_reentrant=False, preserve_rng_state=False)  # a stage draws no random numbers
 
@@ -127,7 +131,7 @@ class UNet(Decoder):
         checkpointing: bool = False,
     ):
         super().__init__()
-        widths, self.pooling, self.checkpointing = tuple(widths), pooling, checkpointing
+        widths, self.pooling, self._checkpointing = tuple(widths), pooling, checkpointing
         stage_strides = [stem_stride << i for i in range(len(widths))]
         if stem_stride not in (1, 2, 4):
             raise ValueError(f"stem_stride={stem_stride}; expected 1, 2 or 4")
