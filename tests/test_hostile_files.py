@@ -440,5 +440,5 @@ def test_resuming_knows_moved_names_for_the_same(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match=r"loss: .*gnnet\.losses\.old\.Loss"):
         check_resume(path, config)
     monkeypatch.setitem(loader._MOVED, "gnnet.losses.old.Loss", "gnnet.losses.new.Loss")
-    assert "step 3 of 8, 1 epochs done" in check_resume(path, config)
+    assert "step 3 of 8" in check_resume(path, config)
     assert read_checkpoint(path).config["loss"] == old["loss"]

@@ -61,14 +61,12 @@ class Checkpoint:
         config: settings of the run, by group (`model`, `dataset`, …).
         state_dict: tensors by name; those of the network begin with `network.`.
         step: training steps done.
-        epochs: epochs done.
     """
 
     path: Path
     config: dict[str, Any]
     state_dict: StateDict
     step: int
-    epochs: int
 
     def network(self, *, trained: bool = True, allow: str | Sequence[str] = ()) -> FeatureNetwork:
         """The network that the settings describe.
@@ -153,13 +151,11 @@ def read_checkpoint(source: str | Path) -> Checkpoint:
             f"checkpoint {path} has no {', '.join(missing)}: it was not written by train.py; "
             "to start from the weights of another program use weights=PATH"
         )
-    epoch = found.get("epoch")  # from 0
     return Checkpoint(
         path=path,
         config=dict(found["config"]),
         state_dict=state_dict_of(found, path),
         step=found["global_step"],
-        epochs=epoch + 1 if isinstance(epoch, int) else 0,
     )
 
 

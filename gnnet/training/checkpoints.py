@@ -69,7 +69,7 @@ class EpochCheckpoint(ModelCheckpoint):
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if self.steps and between_steps(trainer) and trainer.global_step % self.steps == 0:
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path, weights_only=False)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         # Lightning deletes the file that a state names as replaced, wherever it is. A path out of a checkpoint
@@ -150,7 +150,7 @@ def check_resume(path: str | Path, config: dict[str, Any]) -> str:
     step = checkpoint.step
     if step >= config["steps"]:
         raise ValueError(f"{path} has done {step} steps already; ask for more than that: steps={2 * step}")
-    return f"Going on from {path}: step {step} of {config['steps']}, {checkpoint.epochs} epochs done"
+    return f"Going on from {path}: step {step} of {config['steps']}"
 
 
 def networks_of(

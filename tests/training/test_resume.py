@@ -128,11 +128,15 @@ def test_a_run_that_was_killed_goes_on_with_the_next_batch_of_the_epoch(
 def test_two_processes_go_on_each_with_its_own_share(photographs, tmp_path):
     data = partial(make_data, photographs, pairs_per_epoch=20)
     saved, copy = tmp_path / "whole" / "checkpoints" / "last.ckpt", tmp_path / "copy.ckpt"
-    strategy = instantiate(OmegaConf.load(ROOT / "conf" / "trainer" / "ddp.yaml").strategy, start_method="spawn")
-    settings = {"devices": 2, "strategy": strategy}
-    whole = fit(data(), tmp_path / "whole", Watch(3, partial(shutil.copy, saved, copy)), **settings)
+    ddp = OmegaConf.load(ROOT / "conf" / "trainer" / "ddp.yaml").strategy
+
+    def train(name: str, watch: Watch, **settings) -> FeatureLearning:
+        strategy = instantiate(ddp, start_method="spawn")
+        return fit(data(), tmp_path / name, watch, devices=2, strategy=strategy, **settings)
+
+    whole = train("whole", Watch(3, partial(shutil.copy, saved, copy)))
     assert torch.load(copy, weights_only=True)["global_step"] == 2
-    assert_same(whole, fit(data(), tmp_path / "again", Watch(), resume=copy, **settings))
+    assert_same(whole, train("again", Watch(), resume=copy))
 
 
 def test_sigterm_ends_a_run_after_its_step_and_it_goes_on_from_there(photographs, tmp_path, capsys):
