@@ -172,6 +172,8 @@ def run(count: int, seed: int) -> Outcome:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         root = Path(os.path.realpath(folder))
+        (root / "scratch").mkdir()
+        before, tempfile.tempdir = tempfile.tempdir, str(root / "scratch")  # where COLMAP's text is unpacked
         of_name = readers(root)
         for _ in range(count):
             name = draw.choice([*of_name])
@@ -200,6 +202,7 @@ def run(count: int, seed: int) -> Outcome:
             outside = [p for p in opened if not p.startswith((str(root), *program))]
             outcome.faults.extend(f"{name}: opened {p}: {content[:300]!r}" for p in outside)
             opened.clear()
+        tempfile.tempdir = before
     return outcome
 
 

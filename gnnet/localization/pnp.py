@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,8 +13,8 @@ from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.localization.rig import Rig
 
-_Focal = Literal["known", "near", "free"]  # focal length: the camera's; refined with the pose; found with the pose
-_MORE = 0.9  # share of its inliers that must exceed those at the focal length that was likely
+_FAR = 1.2  # ratio of an estimated focal length to a likely one from which on they contradict each other
+_NEARLY = 0.9  # share of the inliers of the estimated one that the likely one must have
 
 
 class PnPResult(NamedTuple):
@@ -101,24 +101,25 @@ class PoseSolver:
             keypoints: (N, 2) COLMAP pixels.
             points: (N, 3) in any world.
             camera: the query's size and principal point, unbatched, without distortion.
-            likely: whether its focal length is about right, as EXIF's is; else it does not count. Poses at that focal
-                length are tried too, and refined with it: of few matches, or of points in one plane, it is the better
-                one, so that it is taken unless it loses more than a tenth of the inliers.
+            likely: whether its focal length is about right, as EXIF's is; else it does not count. Few matches, or
+                points in one plane, may fix none: where the estimate is far from the likely one, that one is taken
+                unless it loses more than a tenth of the inliers.
         """
         if len(keypoints) < self.min_inliers:
             return None
         xy, xyz = (values.detach().cpu().double().numpy() for values in (keypoints, points))
-        best, most = None, 0.0
-        for focal in ("near", "free") if likely else ("free",):
-            found = _absolute_pose(xy, xyz, camera, self.max_error, self.seed, focal=focal)
-            if found is None or int(found[1].sum()) < self.min_inliers or not 0 < found[2] < np.inf:
-                continue
-            if found[1].sum() * _MORE > most:
-                best, most = found[2], float(found[1].sum())
-        if best is None:
+        guess, focal, count = float(camera.parameters[0]), None, 0
+        found = _absolute_pose(xy, xyz, camera, self.max_error, self.seed, estimate_focal=True)
+        if found is not None and int(found[1].sum()) >= self.min_inliers and 0 < found[2] < np.inf:
+            focal, count = found[2], int(found[1].sum())
+        if likely and (focal is None or not 1 / _FAR < focal / guess < _FAR):
+            found = _absolute_pose(xy, xyz, camera, self.max_error, self.seed)
+            if found is not None and int(found[1].sum()) >= max(self.min_inliers, _NEARLY * count):
+                focal = guess
+        if focal is None:
             return None
         parameters = camera.parameters.clone()
-        parameters[:2] = best
+        parameters[:2] = focal
         return Camera(camera.size, parameters)
 
     def _ransac(self, xy: np.ndarray, xyz: np.ndarray, rig: Rig, view: Tensor) -> tuple[np.ndarray, Tensor] | None:
@@ -181,19 +182,19 @@ def _options(max_error: float, seed: int):
 
 
 def _absolute_pose(
-    xy: np.ndarray, xyz: np.ndarray, camera: Camera, max_error: float, seed: int, *, focal: _Focal = "known"
+    xy: np.ndarray, xyz: np.ndarray, camera: Camera, max_error: float, seed: int, *, estimate_focal: bool = False
 ) -> tuple[np.ndarray, Tensor, float] | None:
     """Matrix (3, 4), mask of inliers (N,) and focal length in pixels, or None."""
     import pycolmap  # slow to import
 
     unit = _unit(xyz)
     model, width, height, parameters = camera.to_colmap()
-    if focal != "known":
+    if estimate_focal:
         model, parameters = "SIMPLE_PINHOLE", [parameters[0], *parameters[2:4]]
     colmap_camera, options = _to_pycolmap(model, width, height, parameters), _options(max_error, seed)
-    options.estimate_focal_length = focal == "free"
+    options.estimate_focal_length = estimate_focal
     refinement = pycolmap.AbsolutePoseRefinementOptions()
-    refinement.refine_focal_length = focal != "known"
+    refinement.refine_focal_length = estimate_focal
     try:
         found = pycolmap.estimate_and_refine_absolute_pose(xy, xyz / unit, colmap_camera, options, refinement)
     except (RuntimeError, ValueError):  # a check inside that degenerate input fails

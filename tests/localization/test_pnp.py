@@ -135,7 +135,7 @@ def test_a_likely_focal_length_is_kept_where_the_points_fix_none():
     generator = np.random.default_rng(0)
     in_camera = torch.from_numpy(generator.uniform((-2, -1.5, 4), (2, 1.5, 4.0000001), (30, 3)))
     camera = Camera.from_colmap("SIMPLE_PINHOLE", 640, 480, [600.0, 320.0, 240.0], dtype=torch.float64)
-    keypoints = camera.project(in_camera)[0] + torch.from_numpy(generator.normal(0, 1.0, (30, 2)))
+    keypoints = camera.project(in_camera)[0] + torch.from_numpy(generator.normal(0, 1.5, (30, 2)))
     near = Camera.from_colmap("SIMPLE_PINHOLE", 640, 480, [612.0, 320.0, 240.0], dtype=torch.float64)
     likely, free = (
         PoseSolver().estimate_focal(keypoints, in_camera, near, likely=likely).parameters[0].item()
