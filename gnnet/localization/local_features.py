@@ -219,9 +219,9 @@ def _read_network(name: str, path: Path) -> nn.Module:
     state = state_dict_of(content, path)
     if name.startswith("lightglue-"):
         settings = feature.LightGlue.features[name.removeprefix("lightglue-")]
-        matcher = feature.LightGlue(None, **{**settings, "weights": None})
+        matcher = feature.LightGlue(None, **{**settings, "weights": None})  # type: ignore[arg-type]  # its way to fetch none
         state = {re.sub(r"^(self|cross)_attn\.(\d+)", r"transformers.\2.\1_attn", key): v for key, v in state.items()}
-        computed = {"confidence_thresholds": matcher.confidence_thresholds}  # in no file
+        computed = {"confidence_thresholds": matcher.state_dict()["confidence_thresholds"]}  # in no file
         load_strictly(matcher, {**computed, **state}, source=str(path), kind=f"weights of {name} expected")
         return matcher.float().eval()
     for other in _OTHER_ALIKED if name == "aliked" else ():
