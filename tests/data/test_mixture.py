@@ -88,8 +88,10 @@ def make(toy_root, webcam, **settings) -> MixtureData:
 def test_batches_of_all_sources_and_validation_of_each(toy_root, webcam):
     data = make(toy_root, webcam, weights={"cam": 2}, pairs_per_epoch=40, batch_size=4)
     data.setup()
+    begun = SimpleNamespace(batch_progress=SimpleNamespace(current=SimpleNamespace(ready=0)))
     data.trainer = SimpleNamespace(
-        world_size=1, global_step=0, limit_train_batches=1.0, accumulate_grad_batches=1, accelerator=CPUAccelerator()
+        world_size=1, global_step=0, limit_train_batches=1.0, accumulate_grad_batches=1, accelerator=CPUAccelerator(),
+        fit_loop=SimpleNamespace(epoch_loop=begun),
     )
     batches = list(data.train_dataloader())
     assert len(batches) == 10 and all(batch.image_a.shape == (4, 3, 64, 64) for (batch,) in batches)
