@@ -25,5 +25,7 @@ def test_notebook_runs(path, tmp_path, monkeypatch):
         cell.source = cell.source.replace("load_toy(root)", small)
     monkeypatch.setenv("PYTHONPATH", str(root))
     NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(folder)}}).execute()
+    shown = [output.get("data", {}) for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert any("image/png" in data for data in shown), "no figure is shown"
     text = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
     assert "refined" in text
