@@ -16,12 +16,11 @@ from gnnet.files import new_folder
 from gnnet.scenes.formats.images import image_files, open_image, stored_size
 
 if TYPE_CHECKING:
-    from pycolmap import Database, Reconstruction
+    from pycolmap import Database
 
 Cameras = Literal["auto", "single", "each"]
 
 _FOCAL_LENGTH, _EXIF = 0x920A, 0x8769  # tags
-_FOCAL_FACTORS = (0.8, 1.2, 0.6)  # focal lengths to try, in units of the image's larger side
 _NEIGHBOURS, _SIMILAR = 10, 20  # images that one is matched with where not all pairs are matched
 _ADVICE = "take more photographs, each of which shows two thirds of what the one before it shows, all sharp"
 
@@ -109,7 +108,11 @@ def reconstruct(
         if matched == 0:
             raise ValueError(f"no two of the {len(names)} images in {images} match: they have no overlap; {_ADVICE}")
         say(f"{matched} pairs match: poses and points …")
-        best = _best_model(database, images, Path(folder), len(names))
+        options = pycolmap.IncrementalPipelineOptions(min_model_size=max(3, min(10, len(names) // 2)), random_seed=0)
+        # Of a walk straight ahead, COLMAP's defaults (0.95, 16°) find no two images to begin with, or bad ones.
+        options.mapper.init_max_forward_motion, options.mapper.init_min_tri_angle = 1.0, 4.0
+        models = pycolmap.incremental_mapping(database, images, Path(folder, "models"), options)
+        best = max(models.values(), key=lambda model: model.num_reg_images(), default=None)
         registered = {i.name for i in best.images.values() if i.has_pose} if best is not None else set()
         if best is None or len(registered) < 3:
             raise ValueError(
@@ -124,26 +127,6 @@ def reconstruct(
     left_out = tuple(name for name in names if name not in registered)
     error = best.compute_mean_reprojection_error()
     return Reconstructed(tuple(sorted(registered)), left_out, best.num_points3D(), error)
-
-
-def _best_model(database: Path, images: Path, folder: Path, count: int) -> Reconstruction | None:
-    """The model with most images. Where EXIF data tell no focal length, a phone's is tried first."""
-    import pycolmap  # slow to import
-
-    options = pycolmap.IncrementalPipelineOptions(min_model_size=max(3, min(10, count // 2)), random_seed=0)
-    best = None
-    for factor in _FOCAL_FACTORS:
-        with pycolmap.Database.open(database) as opened:
-            guessed = [camera for camera in opened.read_all_cameras() if not camera.has_prior_focal_length]
-            for camera in guessed:
-                camera.focal_length = factor * max(camera.width, camera.height)
-                opened.update_camera(camera)
-        models = pycolmap.incremental_mapping(database, images, folder / f"{factor}", options)
-        found = [*models.values(), *([] if best is None else [best])]
-        best = max(found, key=lambda model: model.num_reg_images(), default=None)
-        if not guessed or (best is not None and best.num_reg_images() > 0.8 * count):
-            break
-    return best
 
 
 def _one_camera(images: Path, names: Sequence[str]) -> bool:

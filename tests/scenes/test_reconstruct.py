@@ -46,13 +46,13 @@ def test_images_without_overlap_are_said(tmp_path):
 
 @pytest.mark.slow
 def test_photographs_become_a_scene(tmp_path, capsys):
-    """Half of the street, its images matched with their neighbours and those that look alike."""
+    """Half of the street, walked straight ahead; images are matched with their neighbours and those that look alike."""
     photographs = tmp_path / "out" / "images"  # where no link is needed
     photographs.mkdir(parents=True)
     for k in range(2, 12):
         shutil.copy(STREET / ("queries" if k in (5, 8, 11) else "images") / f"{k:02d}.jpg", photographs)
     made = reconstruct(photographs, tmp_path / "out", exhaustive=4)
-    assert len(made.registered) >= 4 and made.points > 100 and made.error_pixels < 2, made  # walking ahead is hard
+    assert len(made.registered) >= 8 and made.points > 300 and made.error_pixels < 1, made
     assert "one camera" in capsys.readouterr().out
     scene = load_colmap(tmp_path / "out", progress=False)
     assert set(scene.images) == set(made.registered)

@@ -427,3 +427,27 @@ def test_help_lists_groups_and_options(tmp_path, script, word):
     assert done.returncode == 0
     for text in ("gnnet", "dataset: ", "localizer: ", word):
         assert text in done.stdout
+
+
+@pytest.mark.parametrize("given", [(), ("weights=gnnet-small", "checkpoint=last.ckpt")])
+def test_evaluate_takes_either_weights_or_a_checkpoint(tmp_path, given):
+    with pytest.raises(ValueError, match=r"either weights=NAME \(gnnet-small\) or checkpoint=FILE"):
+        evaluate.prepare(configure(tmp_path, *given, name="evaluate"))
+
+
+def test_weights_in_the_package_are_evaluated_on_a_dataset_that_is_given(tmp_path):
+    street = ["weights=gnnet-small", "localizer=hybrid", f"paths.index_dir={tmp_path}", "baselines=false"]
+    with pytest.raises(ValueError, match="no settings of a dataset"):
+        evaluate.prepare(configure(tmp_path, *street, name="evaluate"))
+    root = ROOT / "examples" / "lund_street"
+    data = ["dataset=colmap", f"dataset.root={root}", f"queries={root / 'queries.txt'}", f"images={root / 'queries'}"]
+    prepared = evaluate.prepare(configure(tmp_path, *street, *data, name="evaluate"))
+    assert prepared.networks["trained"].strides == (16, 8, 2)
+    assert sum(len(validation.scene.images) for validation in prepared.data.validations) == 12
+
+
+@pytest.mark.slow
+def test_training_starts_from_the_weights_in_the_package(tmp_path):
+    network = train.build_network(configure(tmp_path, "model=gnnet_small", "weights=gnnet-small"))
+    trained = evaluate.read_checkpoint("gnnet-small").network().state_dict()
+    assert all(torch.equal(value, trained[name]) for name, value in network.state_dict().items())
