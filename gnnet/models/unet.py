@@ -108,7 +108,7 @@ class UNet(Decoder):
             checkerboard that losses by central differences do not see.
         normalize: divide the vector of each cell by its Euclidean length.
         checkpointing: keep only what the stages hand to each other for the backward pass, which computes each stage
-            again: a third more time for a fraction of the memory, for images of 1024×1024 and more.
+            again: more time for less memory, for images of 1024×1024 and more.
 
     Raises:
         ValueError: if the strides are not some of those of the stages, coarse to fine, or there is not one
