@@ -14,6 +14,7 @@ from gnnet.models.checkpoint import read_checkpoint
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_a_part_that_fails_or_takes_too_long_says_so_and_the_next_begins(tmp_path):
     report = gpu.Report(tmp_path / "gpu.json", {})
     figure = "print('FIGURE ' + '[\"pairs a second\", 3.5, \"aim 4\"]', flush=True)"

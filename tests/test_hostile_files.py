@@ -401,6 +401,7 @@ def test_what_may_be_named_is_networks_losses_readers_and_little_else():
     assert others == readers | expected
 
 
+@pytest.mark.slow
 def test_optimizers_of_torch_may_be_named():
     made = build({"_target_": "torch.optim.AdamW", "_partial_": True, "lr": 0.5, "_convert_": "all"}, source="x")
     assert isinstance(made([nn.Parameter(torch.zeros(1))]), torch.optim.AdamW)

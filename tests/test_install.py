@@ -33,6 +33,7 @@ def test_requirements_are_those_of_localizing_and_training():
     assert required == PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["train"]
 
 
+@pytest.mark.slow
 def test_every_imported_package_is_required_and_every_required_one_imported():
     needed = {i.package for i in walls.imports()} - {"gnnet", *walls.SCRIPTS} - sys.stdlib_module_names
     needed = {DISTRIBUTIONS.get(package, package) for package in needed}

@@ -50,6 +50,7 @@ def wall_scene(folder: Path, pictures: list[Image.Image], *, depth: float | None
     return Scene("wall", images, pairs, grid.double())
 
 
+@pytest.mark.slow
 @pytest.mark.cases
 def test_a_model_of_these_pixels_is_taken_whatever_the_tag(tmp_path, pictures):
     exif = Image.Exif()
@@ -61,6 +62,7 @@ def test_a_model_of_these_pixels_is_taken_whatever_the_tag(tmp_path, pictures):
     refuse_contradiction(scene)
 
 
+@pytest.mark.slow
 @pytest.mark.cases
 def test_square_photographs_whose_model_is_of_upright_pixels_are_refused(tmp_path, pictures):
     exif = Image.Exif()
@@ -75,6 +77,7 @@ def test_square_photographs_whose_model_is_of_upright_pixels_are_refused(tmp_pat
     CorrespondenceData(scene=lambda root: scene, root=tmp_path, validation_fraction=0).setup()
 
 
+@pytest.mark.slow
 @pytest.mark.cases
 def test_images_that_have_each_others_poses_are_refused(tmp_path, pictures):
     scene = wall_scene(tmp_path, [pictures[i] for i in (2, 0, 1)], depth=1000)
@@ -82,6 +85,7 @@ def test_images_that_have_each_others_poses_are_refused(tmp_path, pictures):
         refuse_contradiction(scene)
 
 
+@pytest.mark.slow
 @pytest.mark.cases
 @pytest.mark.parametrize("unit", [5000.0, 256.0])
 def test_depth_of_another_unit_than_the_poses_is_refused_and_the_unit_named(tmp_path, pictures, unit):

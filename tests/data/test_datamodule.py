@@ -49,6 +49,7 @@ def test_settings_of_the_reader_are_passed_on_and_others_refused(toy_root):
         CorrespondenceData(scene=load_robotcar, root=toy_root, camras=["rear"])
 
 
+@pytest.mark.slow
 def test_validation_places_are_chosen_by_name_or_none(toy_root):
     settings = {"scene": load_robotcar, "root": toy_root, "num_workers": 0}
     data = CorrespondenceData(**settings, validation_places=["002"])
@@ -88,6 +89,7 @@ def test_a_file_that_breaks_after_the_check_is_passed_over_and_counted(toy_root,
     assert other.skipped == 1 and other.index != 0
 
 
+@pytest.mark.slow
 @pytest.mark.cases
 def test_a_map_needs_no_training_pair_no_split_and_no_query_of_known_pose(toy_root):
     def few(root, **settings):
@@ -107,6 +109,7 @@ def test_a_map_needs_no_training_pair_no_split_and_no_query_of_known_pose(toy_ro
     assert only.train_pairs is None and len(only.validations[0]) == 3
 
 
+@pytest.mark.slow
 def test_the_map_for_listed_queries_is_of_the_whole_scene(toy_root):
     settings = {"scene": load_robotcar, "root": toy_root, "num_workers": 0, "validation_fraction": 0.34}
     held_back, whole = (CorrespondenceData(**settings) for _ in range(2))

@@ -227,6 +227,7 @@ def test_keypoints_are_lifted_to_the_surface_they_show(tmp_path, registered):
     np.testing.assert_allclose(project(PINHOLE, LEFT, points), keypoints, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_agreement_is_of_the_images_with_the_poses(tmp_path):
     world = World()
     a = write_view(tmp_path, "a", world, LARGE, LEFT)

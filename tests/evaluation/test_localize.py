@@ -88,6 +88,7 @@ def test_given_poses_are_refined_and_written_back_in_the_same_format(scene, tmp_
     assert (tmp_path / "out" / "colmap" / "images.bin").is_file()
 
 
+@pytest.mark.slow
 def test_a_query_that_fails_is_a_row_with_its_reason_and_the_run_goes_on(scene, tmp_path):
     good, broken, blind, lost = [q for q in queries_of_scene(scene) if q.cam_from_world is not None][:4]
     (tmp_path / "broken.jpg").write_bytes(broken.path.read_bytes()[:200])
@@ -211,6 +212,7 @@ def list_line(name, camera):
     return f"{name} PINHOLE {camera.size[0]:.0f} {camera.size[1]:.0f} {fx} {fy} {cx} {cy}"
 
 
+@pytest.mark.slow
 @pytest.mark.cases
 def test_a_query_named_as_a_reference_is_another_image(scene, tmp_path):
     """A phone counts from 0001.jpg again: the map's image of that name stays a reference, its pose is no truth."""
@@ -236,6 +238,7 @@ def test_a_query_named_as_a_reference_is_another_image(scene, tmp_path):
     assert len(done.report.rows) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.cases
 def test_true_poses_of_a_file_take_the_place_of_those_that_the_dataset_knows(scene, tmp_path):
     first, second = posed_queries(scene, 2)
@@ -276,6 +279,7 @@ def test_what_can_be_known_is_said_before_the_map_is_compiled(scene, tmp_path, k
     assert not (tmp_path / "maps").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.cases
 def test_names_of_a_pairs_file_match_by_their_ending_and_a_query_that_it_lacks_says_so(scene, tmp_path):
     listed, empty, lacking = posed_queries(scene, 3)
@@ -290,6 +294,7 @@ def test_names_of_a_pairs_file_match_by_their_ending_and_a_query_that_it_lacks_s
     assert "pairs.txt has no line for this query" in found[lacking.name].reason
 
 
+@pytest.mark.slow
 @pytest.mark.cases
 def test_a_photograph_of_ones_own_has_table_and_report_though_the_benchmark_does_not_know_it(scene, tmp_path):
     query, camera = posed_queries(scene, 1)[0], "PINHOLE 96 96 60 60 48 48"
@@ -313,6 +318,7 @@ def test_a_photograph_of_ones_own_has_table_and_report_though_the_benchmark_does
     assert any("submission.txt leaves out names that cannot stand there: 5" in note for note in notes)
 
 
+@pytest.mark.slow
 @pytest.mark.cases
 def test_a_submission_that_cannot_be_made_does_not_cost_the_results(scene, tmp_path):
     one, two = posed_queries(scene, 2)

@@ -174,6 +174,7 @@ def test_the_mean_of_ratios_is_geometric_and_both_ways_agree():
     assert found == paired_difference(first, second)
 
 
+@pytest.mark.slow
 def test_the_interval_covers_the_true_ratio_as_often_as_it_says():
     generator, covered = torch.Generator().manual_seed(0), 0
     for _ in range(60):

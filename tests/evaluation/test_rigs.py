@@ -44,6 +44,7 @@ def instant(scene) -> tuple[list[SceneImage], dict[str, OnRig]]:
     return taken, {i.name: OnRig("0/1", i.cam_from_world @ world_from_rig) for i in taken}
 
 
+@pytest.mark.slow
 def test_a_broken_image_is_a_row_and_the_others_of_its_rig_go_on(scene, instant, tmp_path):
     (first, second, third), rigs = instant
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8 no image")

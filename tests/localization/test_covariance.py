@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from gnnet.geometry.camera import Camera
@@ -61,6 +62,7 @@ def test_more_points_do_not_average_a_shared_error_out():
     torch.testing.assert_close(shared_covariance(**many), shared_covariance(**once), rtol=1e-4, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_shifts_of_quarters_move_the_pose_as_it_says(monkeypatch):
     """Quarters shifted at random by s pixels move the Gauss-Newton step as far as the covariance for s tells."""
     still, steps, scale = problem(random_shifts(0.0)), [], 0.05

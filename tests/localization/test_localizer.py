@@ -161,6 +161,7 @@ def errors(result, image) -> tuple[float, float]:
     return position.item(), rotation.item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize("refine", [False, True])
 def test_sparse_to_dense_finds_a_reference_by_the_others(town, middle, dense, refine):
@@ -187,6 +188,7 @@ def sift_town(scene, tmp_path_factory):
     return compile_map(path, scene, untrained(), points=500, local_features=LocalFeatures(), progress=False)
 
 
+@pytest.mark.slow
 def test_a_hybrid_takes_local_features_where_enough_agree_and_else_the_maps(town, sift_town, middle):
     pose = HybridPose(dense=PoseFromMatches(Matcher()), enough=20)
     hybrid = Localizer(references=4, pose=pose).on(untrained(), town, sift_town)
@@ -273,6 +275,7 @@ def test_nearest_takes_the_pose_of_the_first_reference(town, middle):
         assert (result.initial_cost is not None) == refine and result.matches == 0
 
 
+@pytest.mark.slow
 def test_sift_localizes_queries_of_another_day(scene, tmp_path):
     features, network = LocalFeatures("sift", count=1000), untrained()
     town = compile_map(tmp_path / "sift", scene, network, points=1000, local_features=features, progress=False)
@@ -536,6 +539,7 @@ def test_far_from_the_origin_poses_are_as_good(scene, town, middle, tmp_path):
             assert position < 1e-3 and rotation < 1e-2 and other.inliers == one.inliers
 
 
+@pytest.mark.slow
 @pytest.mark.cases
 @pytest.mark.parametrize("unit", [1e3, 1e-3])
 def test_the_unit_of_the_world_does_not_matter(scene, town, middle, tmp_path, unit):
@@ -689,6 +693,7 @@ def test_networks_of_other_types_localize(scene, town, middle, tmp_path, kind):
             localizer().on(network, town)
 
 
+@pytest.mark.slow
 @pytest.mark.cases
 @pytest.mark.parametrize("matcher", [Matcher(), Matcher(dense=False), LocalFeatures("sift", 500)])
 def test_the_default_type_may_be_float64(scene, middle, tmp_path, matcher):
@@ -708,6 +713,7 @@ def test_the_default_type_may_be_float64(scene, middle, tmp_path, matcher):
         torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.cases
 def test_threads_share_a_localizer_and_localizers_a_map(town, scene):
     network = untrained()

@@ -208,6 +208,7 @@ def test_a_point_does_not_feel_the_querys_own_keypoint(scene, town, tmp_path):
         assert torch.equal(one[seen], other[seen])
 
 
+@pytest.mark.slow
 def test_detections_take_the_depth_of_the_point_that_is_triangulated_anew(scene, tmp_path):
     features = LocalFeatures("sift", count=300)
     clean = compiled(tmp_path / "clean", scene, small_unet(), points=300, local_features=features)
@@ -312,6 +313,7 @@ def test_one_process_at_a_time_compiles_a_map(scene, tmp_path):
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_what_can_be_gone_on_with(scene, toy_root, tmp_path):
     path = tmp_path / "killed"
     command = [sys.executable, "-c", KILLED, str(path), str(toy_root), str(Path(__file__).parent)]
@@ -437,6 +439,7 @@ def test_cameras_that_look_at_one_wall_are_covisible_by_its_depth(tmp_path):
     assert 1 not in next(covisible(places=places))[0]
 
 
+@pytest.mark.slow
 def test_detections_may_outnumber_the_points_of_a_reference(scene, tmp_path):
     """Several lie near one point; each reference's rows stay its own."""
     features = LocalFeatures("sift", count=300)

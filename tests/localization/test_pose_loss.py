@@ -48,6 +48,7 @@ def test_an_error_of_many_pixels_costs_almost_as_many():
     torch.testing.assert_close(found, 2 * ((1 + distance.square() / 4).sqrt() - 1).mean(-1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("level", [0, 1])
 def test_gradient_against_finite_differences_with_the_damping(level):
     """Each level's gradient is exact; that of what a coarser level does to a finer one's start is left out."""

@@ -244,6 +244,7 @@ def test_an_image_of_no_use_does_not_hold_up_the_others(town, instant):
     assert nothing.rig_from_world is None and nothing.images[0].status == Status.NO_CAMERA
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pose", [NearestPose(), GivenPose()])
 def test_other_poses_of_a_rig(town, instant, scene, pose):
     truth = instant[0].cam_from_rig.inverse() @ scene.images[instant[0].name].cam_from_world

@@ -125,6 +125,7 @@ def test_every_layer_is_centred(raw_network, axis):
             torch.testing.assert_close(b, a.flip(axis), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_maps_shift_with_the_image(raw_network):
     """A texture on a flat ground, moved by the coarsest stride, moves each map by coarsest / stride cells."""
     shift = max(raw_network.strides)

@@ -206,6 +206,7 @@ def test_ensure_leaves_other_folders_alone(tmp_path: Path):
     assert (tmp_path / "mine.txt").read_text() == "keep"
 
 
+@pytest.mark.slow
 def test_load_toy_reads_the_folder_as_load_robotcar_does(tmp_path: Path):
     scene = load_toy(tmp_path / "toy", **SMALL, progress=False)
     again = load_robotcar(tmp_path / "toy", progress=False)

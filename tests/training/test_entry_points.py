@@ -435,6 +435,7 @@ def test_evaluate_takes_either_weights_or_a_checkpoint(tmp_path, given):
         evaluate.prepare(configure(tmp_path, *given, name="evaluate"))
 
 
+@pytest.mark.slow
 def test_weights_in_the_package_are_evaluated_on_a_dataset_that_is_given(tmp_path):
     street = ["weights=gnnet-small", "localizer=hybrid", f"paths.index_dir={tmp_path}", "baselines=false"]
     with pytest.raises(ValueError, match="no settings of a dataset"):

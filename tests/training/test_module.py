@@ -152,6 +152,7 @@ def test_the_batches_of_an_accumulated_step_draw_different_numbers(tmp_path, mon
     assert len(drawn) == len(set(drawn)) == 16  # four batches, two levels, both directions
 
 
+@pytest.mark.slow
 def test_a_compiled_network_trains_as_the_network_and_leaves_no_trace_in_the_weights(monkeypatch):
     plain, batch = make(), collate_by_size([pair(i) for i in range(2)])[0]
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))

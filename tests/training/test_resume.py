@@ -106,6 +106,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("of_data", "of_trainer"), CASES)
 @pytest.mark.parametrize("before", [4, 8])
 def test_a_run_that_was_killed_goes_on_with_the_next_batch_of_the_epoch(
@@ -139,6 +140,7 @@ def test_two_processes_go_on_each_with_its_own_share(photographs, tmp_path):
     assert_same(whole, train("again", Watch(), resume=copy))
 
 
+@pytest.mark.slow
 def test_sigterm_ends_a_run_after_its_step_and_it_goes_on_from_there(photographs, tmp_path, capsys):
     """Also where the step is the last of an epoch, after its checkpoint, or of the run."""
     ask = partial(os.kill, os.getpid(), signal.SIGTERM)

@@ -140,6 +140,7 @@ print(name, sys.argv, sys.modules["__main__"].__spec__)
 """
 
 
+@pytest.mark.slow
 def test_a_process_of_a_launcher_names_folders_and_starts_further_processes_as_the_program_does(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", "loss=dmc,gn", "steps=5"])

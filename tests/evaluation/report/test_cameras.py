@@ -103,6 +103,7 @@ def test_the_error_curve_ends_at_the_share_that_was_localized():
     assert len(figure.axes[0].lines) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [np.inf, 0.0, 1e-9, 1e12])
 def test_the_error_axis_holds_for_any_errors(value, tmp_path):
     errors = np.full((3, 2, 2), value)

@@ -134,6 +134,7 @@ def write(folder, run, toy_map, scene, **others) -> Path:
     return write_html_report(folder, localizations=results, queries=queries, map=toy_map, scene=scene, **values)
 
 
+@pytest.mark.slow
 def test_the_page_stands_alone_and_says_what_happened(run, toy_map, scene, tmp_path):
     path = write(tmp_path, run, toy_map, scene)
     page = Page(path)

@@ -24,6 +24,8 @@ from gnnet.toy.cmu_sample import sample_cameras, write_cmu_sample
 
 SIZE, FRAMES = (96, 72), 2
 
+pytestmark = pytest.mark.slow  # the sample takes seconds to render
+
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory) -> Path:
@@ -353,7 +355,6 @@ def test_broken_input_is_named_or_left_out(copy, damage):
         load_cmu(copy, on_bad="ignore", progress=False)
 
 
-@pytest.mark.slow
 def test_the_sample_is_the_same_for_the_same_seed(sample, tmp_path):
     again = write_cmu_sample(tmp_path, slices=(20,), image_size=SIZE, frames=FRAMES)
     for path in slice_of(again, 20).rglob("*"):
