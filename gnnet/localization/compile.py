@@ -32,7 +32,7 @@ from gnnet.scenes.pairing import shared_points
 from gnnet.scenes.problems import BadInput, OnBad, describe_problems
 from gnnet.scenes.scene import Scene, SceneImage
 
-VERSION = 4  # of a map's meaning; a map of another version is refused
+VERSION = 5  # of a map's meaning; a map of another version is refused
 _THREADS = 16  # that look at files; they wait for the disk most of the time
 _log = logging.getLogger(__name__)
 WHITENING_SAMPLE = 1024  # limit on the references that the whitening of global descriptors is fitted on

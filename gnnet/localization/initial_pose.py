@@ -53,7 +53,7 @@ class Proposal:
         hypotheses: with poses, the best first; empty if there is none.
         matched: the references' observations, matched with the query; None if nothing was to be matched.
         max_error: pixels, the largest reprojection error of a match that is an inlier.
-        joint: whether the matches are exact enough to take part in the refinement, beside the features.
+        exact: whether the matches are local features', which hold the pose within the finest level's reach.
         camera: the query's with the focal length that was estimated; None where none was.
     """
 
@@ -62,7 +62,7 @@ class Proposal:
     hypotheses: tuple[Hypothesis, ...] = ()
     matched: Matched | None = None
     max_error: float = 0.0
-    joint: bool = False
+    exact: bool = False
     camera: Camera | None = None
 
 
@@ -180,7 +180,7 @@ class HybridPose:
                 return dense
         name = self.local.local_features.name if self.local.local_features else ""
         named = tuple(replace(h, reason=f"{name}: {h.reason}") for h in found.hypotheses)
-        return replace(found, reason=named[0].reason, hypotheses=named, joint=True)
+        return replace(found, reason=named[0].reason, hypotheses=named, exact=True)
 
 
 class NearestPose:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from gnnet.data.batches import Matches
 from gnnet.data.depth import lift_keypoints
+from gnnet.data.observed_points import on_rays
 from gnnet.data.sift import detect_sift, match_sift
 from gnnet.localization.map import Observations
 from gnnet.localization.query import Query
@@ -257,8 +258,6 @@ def points_of_detections(scene: Scene, reference: SceneImage, detections: Tensor
     if not len(ids) or not len(xy):
         return torch.zeros(len(xy), 3).double(), nowhere, torch.zeros(len(xy), dtype=torch.bool)
     distance, nearest = map(torch.from_numpy, cKDTree(projected.numpy()).query(xy.numpy()))
-    rays, found = camera.unproject(xy)
-    to_point, _ = camera.unproject(projected)
-    rays = rays * (in_camera.norm(dim=1) / to_point.norm(dim=1))[nearest, None]
+    moved, found = on_rays(in_camera[nearest], projected[nearest], xy, camera)
     found = found & (distance <= NEAR_POINT) & camera.contains(xy)
-    return cam_from_world.inverse().transform(rays), ids[nearest], found
+    return cam_from_world.inverse().transform(moved), ids[nearest], found

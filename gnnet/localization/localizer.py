@@ -333,7 +333,7 @@ class Localizer:
         tried = [h for h in proposal.hypotheses if 2 * h.count >= best.count][: self.refiner.hypotheses]
         refinement = self.refiner.refine_hypotheses(
             tried, [view.references.observations for view in views], [view.query.pyramid for view in views], rig,
-            matched=proposal.matched if proposal.joint else None,
+            matched=proposal.matched, exact=proposal.exact,
         )  # fmt: skip
         watch.lap("refinement")
         return choose_hypothesis(result, tried, refinement, proposal.matched, proposal.max_error), proposal

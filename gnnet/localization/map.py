@@ -33,9 +33,10 @@ NEIGHBOURS = 32  # covisible references that are kept for each reference
 class Observations(NamedTuple):
     """What some references observe, M observations of a point by a reference.
 
-    `points` (M, 3) float64 metres in the world; `ids` (M,) rows of the scene's points, -1 where they come
-    from depth; `keypoints` (M, 2) pixels of the reference at which they are described; `descriptors` (M, C_l) of
-    each level; `valid` (M, levels) whether the descriptor is known; `reference` (M,) row of the map.
+    `points` (M, 3) float64 metres in the world, each on the ray of its keypoint; `ids` (M,) rows of the scene's
+    points, -1 where they come from depth; `keypoints` (M, 2) pixels of the reference at which they are described;
+    `descriptors` (M, C_l) of each level; `valid` (M, levels) whether the descriptor is known; `reference` (M,) row
+    of the map.
     """
 
     points: Tensor
@@ -71,8 +72,8 @@ class Observations(NamedTuple):
     def by_point(self) -> tuple[Observations, Tensor]:
         """One observation of each point, and the row (M,) there of each of these.
 
-        Its descriptor has the mean direction and the mean length of those that are known; keypoint and reference are
-        of the first one. Observations of points that have no id stay apart.
+        Its point is the mean of theirs, its descriptor has the mean direction and the mean length of those that are
+        known; keypoint and reference are of the first one. Observations of points that have no id stay apart.
         """
         order = torch.arange(len(self.ids), device=self.ids.device)
         found, row = torch.where(self.ids < 0, -1 - order, self.ids).unique(return_inverse=True)
@@ -85,7 +86,8 @@ class Observations(NamedTuple):
             count = vectors.new_zeros(len(found)).index_add(0, row, known.float()).clamp(min=1)
             descriptors.append(torch.nn.functional.normalize(total, dim=-1) * (lengths / count)[:, None])
         valid = self.valid.new_zeros(len(found), self.valid.shape[1]).index_put((row,), self.valid, accumulate=True)
-        return self.select(first)._replace(descriptors=tuple(descriptors), valid=valid), row
+        points = self.points.new_zeros(len(found), 3).index_add(0, row, self.points) / row.bincount()[:, None]
+        return self.select(first)._replace(points=points, descriptors=tuple(descriptors), valid=valid), row
 
 
 @dataclass(frozen=True, eq=False)
@@ -233,11 +235,10 @@ class Map:
 
     def _without(self, observations: Observations, excluded: int) -> Observations:
         points, saw, fixed = self.tracks.without(excluded, observations.ids, self.poses, self.cameras)
-        if self.about["local features"] is not None:  # a detection stays on its own ray, and takes the point's depth
-            poses = self.poses[observations.reference]
-            before, depth = (poses.transform(p[:, None]) for p in (observations.points, points))
-            ratio = depth[..., 2:] / before[..., 2:]
-            points, fixed = poses.inverse().transform(before * ratio).squeeze(1), fixed & (ratio[:, 0, 0] > 0)
+        poses = self.poses[observations.reference]  # each stays on the ray of its keypoint, and takes the new depth
+        before, depth = (poses.transform(p[:, None]) for p in (observations.points, points))
+        ratio = depth[..., 2:] / before[..., 2:]
+        points, fixed = poses.inverse().transform(before * ratio).squeeze(1), fixed & (ratio[:, 0, 0] > 0)
         points = torch.where(saw[:, None], points, observations.points)
         return observations._replace(points=points).select(~saw | fixed)
 

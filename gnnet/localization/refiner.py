@@ -32,16 +32,16 @@ class Refiner:
         gradient: how gradients of the feature maps are taken.
         iterations: limit on each level.
         min_points: fewer valid points fail a query.
-        levels: pyramid levels to use, by position; 0 is the coarsest. None uses all. Where exact matches take part,
-            only the last of them is used.
+        levels: pyramid levels to use, by position; 0 is the coarsest. None uses all. Where matches of local features
+            take part, only the last of them is used.
         points: limit on the points that one refinement uses of each image.
         hypotheses: limit on the clusters of covisible references that are refined; that with most inliers wins.
-        match_weight: squared residual of features of length one that a squared pixel of a local feature's match is
-            worth, where such matches take part (`HybridPose`). Facades and a kitchen do best with 0.1 to 0.3.
-        match_scale: pixels beyond which such a match loses weight (Cauchy's cost).
+        match_weight: squared residual of features of length one that a squared pixel of a match is worth; 0 leaves
+            the matches out.
+        match_scale: pixels beyond which a match loses weight (Cauchy's cost).
 
     Raises:
-        ValueError: if a limit is less than one, or the matches' weight or scale is not positive.
+        ValueError: if a limit is less than one, the matches' weight is negative, or their scale is not positive.
     """
 
     robust: Robust = field(default_factory=lambda: Robust(kind="cauchy", scale=0.3))
@@ -51,14 +51,16 @@ class Refiner:
     levels: Sequence[int] | None = None
     points: int = 16384
     hypotheses: int = 3
-    match_weight: float = 0.1
-    match_scale: float = 1.0
+    match_weight: float = 0.15
+    match_scale: float = 0.25
 
     def __post_init__(self) -> None:
         if self.points < 1 or self.hypotheses < 1:
             raise ValueError(f"{self.points} points and {self.hypotheses} hypotheses to refine; expected 1 or more")
-        if not self.match_weight > 0 or not self.match_scale > 0:
-            raise ValueError(f"match_weight {self.match_weight}, match_scale {self.match_scale}; expected above 0")
+        if not self.match_weight >= 0 or not self.match_scale > 0:
+            raise ValueError(
+                f"match_weight {self.match_weight}, match_scale {self.match_scale}; expected 0 or more, and above 0"
+            )
 
     def refine(
         self, query: FeaturePyramid, reference: FeaturePyramid, batch: LocalizationBatch, initial: Pose
@@ -76,7 +78,7 @@ class Refiner:
 
     def refine_hypotheses(
         self, hypotheses: Sequence[Hypothesis], observations: Sequence[Observations],
-        pyramids: Sequence[FeaturePyramid], rig: Rig, *, matched: Matched | None = None,
+        pyramids: Sequence[FeaturePyramid], rig: Rig, *, matched: Matched | None = None, exact: bool = False,
     ) -> Refinement:  # fmt: skip
         """Refine the poses of H hypotheses of one query together, each on the points that its cluster observes.
 
@@ -85,13 +87,15 @@ class Refiner:
             observations: for each image those of its references, described by the network's maps.
             pyramids: maps of each image, a batch of one.
             rig: cameras of the images; one for a query that is one image.
-            matched: exact matches, which take part in the cost beside the features; None: features alone.
+            matched: matches that take part in the cost beside the features; None: features alone.
+            exact: whether they are so exact that only the finest level is needed.
 
         Returns:
             Poses (H,) in the map's world, float64 on the CPU; the covariance holds errors that points share, too, see
             `shared_covariance`.
         """
         device = pyramids[0].maps[0].device
+        matched = matched if self.match_weight else None
         # In a world with its origin near by, float32 is exact enough.
         poses = Pose.stack([h.cam_from_world for h in hypotheses if h.cam_from_world is not None])
         origin = poses[0].center()
@@ -107,7 +111,7 @@ class Refiner:
                 term = MatchTerm(
                     (matched.observations.points[rows] - origin).float().to(device),
                     matched.matches.keypoints[rows].float().to(device),
-                    (self.match_weight * real).to(device), Robust("cauchy", self.match_scale),
+                    (self.match_weight * real.float()).to(device), Robust("cauchy", self.match_scale),
                 )  # fmt: skip
             views.append(View(
                 pyramid,
@@ -120,7 +124,8 @@ class Refiner:
                 None if rig.is_one_camera else rig.cam_from_rig[i].to(device=device, dtype=torch.float32),
             ))  # fmt: skip
             chosen.append((i, seen, index, valid))
-        refined = self._refine(views, poses.shifted(origin).to(device=device, dtype=torch.float32))
+        initial = poses.shifted(origin).to(device=device, dtype=torch.float32)
+        refined = self._refine(views, initial, finest=exact and matched is not None)
         back = refined.cam_from_world.to(device="cpu", dtype=torch.float64)
         # A float32 rotation is no rotation to the digits of float64, which far from the origin are metres.
         back = Pose.from_quaternion(back.quaternion(), back.translation)
@@ -140,10 +145,9 @@ class Refiner:
         covariance = refined.covariance.double().cpu() + torch.stack(common)
         return replace(refined, cam_from_world=back.shifted(-origin), covariance=covariance)
 
-    def _refine(self, views: Sequence[View], initial: Pose) -> Refinement:
+    def _refine(self, views: Sequence[View], initial: Pose, *, finest: bool = False) -> Refinement:
         levels = list(range(len(views[0].pyramid.maps)) if self.levels is None else self.levels)
-        if views[0].matches is not None:  # they hold the pose within the finest level's reach; others cost time alone
-            levels = levels[-1:]
+        levels = levels[-1:] if finest else levels
         first, *beside = (
             view._replace(
                 pyramid=view.pyramid.select(levels), descriptors=tuple(view.descriptors[i] for i in levels),

@@ -59,11 +59,14 @@ def test_a_point_is_described_where_the_reference_observes_it(scene):
         return observed_points(scene, image, camera, count=count, generator=np.random.default_rng(0))
 
     found = observed(replace(reference, keypoints=seen), reference.camera)
-    assert torch.equal(found.ids, torch.from_numpy(reference.point_ids)) and torch.equal(
-        found.points, scene.points[found.ids]
-    )
+    assert torch.equal(found.ids, torch.from_numpy(reference.point_ids))
     np.testing.assert_allclose(found.keypoints, seen)
-    projected, inside = reference.camera.project(reference.cam_from_world.transform(found.points))
+    in_camera = reference.cam_from_world.transform(scene.points[found.ids])
+    projected, inside = reference.camera.project(in_camera)
+    # The point is on the ray of its keypoint, at its depth.
+    moved = reference.cam_from_world.transform(found.points)[found.valid]
+    torch.testing.assert_close(reference.camera.project(moved)[0], found.keypoints[found.valid], atol=1e-6, rtol=0)
+    torch.testing.assert_close(moved[:, 2], in_camera[found.valid, 2])
     near = torch.from_numpy(np.linalg.norm(seen - projected.numpy(), axis=1) <= FARTHEST)
     assert torch.equal(found.valid, inside & near) and found.valid.any() and (inside & ~near).any()
     # In the pixels of the image that is described.
