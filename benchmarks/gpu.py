@@ -37,6 +37,7 @@ from gnnet.localization.localizer import Localizer
 from gnnet.losses.contrastive import Contrastive
 from gnnet.losses.gauss_newton import GaussNewton
 from gnnet.losses.pair_loss import PairLoss
+from gnnet.losses.term import PyramidPair
 from gnnet.models.pyramid import pair_features
 from gnnet.models.unet import UNet
 from gnnet.toy.town import TownSettings, ensure_toy_town
@@ -77,8 +78,8 @@ def _step(network: UNet, size: int, device: torch.device, mode: str) -> Callable
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16, enabled="bf16" in mode):
-            pyramids = pair_features(features, batch.image_a, batch.image_b)
-            total, _ = loss(*pyramids, batch, step=1000, generator=torch.Generator(device).manual_seed(0))
+            pair = PyramidPair(*pair_features(features, batch.image_a, batch.image_b), batch)
+            total, _ = loss(pair, step=1000, generator=torch.Generator(device).manual_seed(0))
         optimizer.zero_grad()
         total.backward()
         optimizer.step()

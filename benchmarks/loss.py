@@ -33,7 +33,7 @@ from gnnet.data.batches import PairBatch
 from gnnet.losses.contrastive import Contrastive
 from gnnet.losses.gauss_newton import GaussNewton
 from gnnet.losses.pair_loss import PairLoss
-from gnnet.losses.term import LevelPair
+from gnnet.losses.term import LevelPair, PyramidPair
 from gnnet.models.pyramid import FeaturePyramid
 
 LEVELS = ((512, 16), (512, 16), (512, 8), (256, 8), (256, 4))  # channels, stride
@@ -67,7 +67,7 @@ def both_directions(pyramid_a: FeaturePyramid, pyramid_b: FeaturePyramid, batch:
     """The loss as it is computed in training."""
     _forget_gradients(pyramid_a, pyramid_b)
     loss = PairLoss(terms={"dmc": Contrastive(), "gn": GaussNewton(weight=0.5)})
-    loss(pyramid_a, pyramid_b, batch, step=STEP)[0].backward()
+    loss(PyramidPair(pyramid_a, pyramid_b, batch), step=STEP)[0].backward()
 
 
 def one_direction(pyramid_a: FeaturePyramid, pyramid_b: FeaturePyramid, batch: PairBatch) -> None:

@@ -27,6 +27,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from gnnet.losses.term import PyramidPair
 from gnnet.toy.town import TownSettings, ensure_toy_town
 from gnnet.training.module import FeatureLearning
 
@@ -90,8 +91,8 @@ def measure(overrides: list[str], root: Path, steps: int, device: torch.device) 
     def whole_step() -> None:
         batch = move_data_to_device(next(batches), device)
         generator = torch.Generator(device).manual_seed(0)
-        pyramid_a, pyramid_b = module.pair_features(batch, generator)
-        loss, _ = module.loss(pyramid_a, pyramid_b, batch, step=1000, generator=generator)
+        pair = PyramidPair(*module.pair_features(batch, generator), batch)
+        loss, _ = module.loss(pair, step=1000, generator=generator)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -25,7 +25,7 @@ from gnnet.losses.cross_entropy import CrossEntropy
 from gnnet.losses.gauss_newton import GaussNewton
 from gnnet.losses.mining import mine_hardest
 from gnnet.losses.pair_loss import PairLoss
-from gnnet.losses.term import LevelPair
+from gnnet.losses.term import LevelPair, PyramidPair
 from gnnet.models.grey import GreyValues
 from gnnet.models.pyramid import FeaturePyramid, pair_features
 from gnnet.models.unet import UNet
@@ -124,7 +124,7 @@ def test_loss_and_gradients_are_the_same():
         mine = copy.deepcopy(network).to(device)
         here = to_device(batch, device)
         pyramids = pair_features(mine, here.image_a, here.image_b)
-        total, _ = the_loss()(*pyramids, here, step=20_000, generator=torch.Generator().manual_seed(0))
+        total, _ = the_loss()(PyramidPair(*pyramids, here), step=20_000, generator=torch.Generator().manual_seed(0))
         total.backward()
         found.append([total.detach().cpu(), *(p.grad.cpu() for p in mine.parameters())])
     torch.testing.assert_close(found[1], found[0], atol=1e-3, rtol=1e-2)
@@ -198,7 +198,7 @@ def test_the_host_does_not_wait_within_a_training_step(precision):
             augmented = [photometric(image, generator) for image in (batch.image_a, batch.image_b)]
             with torch.autocast(DEVICE.type, precision, enabled=precision is torch.bfloat16):
                 pyramids = pair_features(network, *augmented)
-                total, _ = loss(*pyramids, batch, step=1000, generator=generator)
+                total, _ = loss(PyramidPair(*pyramids, batch), step=1000, generator=generator)
             optimizer.zero_grad()
             total.backward()
             optimizer.step()
@@ -211,7 +211,8 @@ def test_a_step_in_bf16_is_near_that_in_float32():
         network.zero_grad()
         with torch.autocast(DEVICE.type, torch.bfloat16, enabled=enabled):
             pyramids = pair_features(network, batch.image_a, batch.image_b)
-            total, _ = the_loss()(*pyramids, batch, step=1000, generator=torch.Generator(DEVICE).manual_seed(0))
+            generator = torch.Generator(DEVICE).manual_seed(0)
+            total, _ = the_loss()(PyramidPair(*pyramids, batch), step=1000, generator=generator)
         total.backward()
         assert all(p.grad.isfinite().all() for p in network.parameters())
         totals.append(total.detach())

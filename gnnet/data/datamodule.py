@@ -36,7 +36,8 @@ _log = logging.getLogger(__name__)
 class DataModule(pl.LightningDataModule):
     """What one dataset and a mixture share: validation sets, and the loaders of everything.
 
-    `validations` holds the validation sets once `setup` has run.
+    `validations` holds the validation sets once `setup` has run. `geometry` says whether training pairs carry
+    `PairBatch.geometry`; `FeatureLearning` switches it off if its loss has no use for it.
     """
 
     def __init__(self, *, batch_size: int, validation_batch_size: int, num_workers: int) -> None:
@@ -45,6 +46,7 @@ class DataModule(pl.LightningDataModule):
         self.validation_batch_size = validation_batch_size
         self.num_workers = num_workers
         self.validations: list[Validation] = []
+        self.geometry = True
 
     def setup_evaluation(self, *, mapped: bool, whole: bool) -> None:
         """Set up the validation sets alone, to localize on maps of their scenes (`mapped`) or to refine poses.
@@ -282,6 +284,7 @@ class CorrespondenceData(DataModule):
         """
         if self.train_pairs is None:
             raise ValueError("there is nothing to train on; give dataset.root")
+        self.train_pairs.geometry = self.geometry
         count = len(self.train_pairs)
         length = self._pairs_per_epoch or count
         progress = partial(self._progress, self._batches(length))

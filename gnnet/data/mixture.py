@@ -94,6 +94,8 @@ class MixtureData(DataModule):
         Raises:
             ValueError: if an epoch holds no batch.
         """
+        for pairs in self._drawn.values():
+            pairs.geometry = self.geometry
         batches = self._batches(self._pairs_per_epoch)
         sampler = MixtureSampler(
             [len(pairs) for pairs in self._drawn.values()],

@@ -42,6 +42,8 @@ class PairDataset(Dataset):
             `random_homography`; 0 cuts upright squares at the image's own scale.
         seed: decides all draws.
         on_bad: `raise` ends the training at a broken pair; `skip` draws another in its place.
+        geometry: triangulate the correspondences of pairs whose poses are known, for `PairBatch.geometry`; False
+            leaves it None.
 
     Raises:
         ValueError: for a warp without a crop.
@@ -57,6 +59,7 @@ class PairDataset(Dataset):
         warp: float = 0.0,
         seed: int,
         on_bad: OnBad = "raise",
+        geometry: bool = True,
     ) -> None:
         if warp > 0 and crop is None:
             raise ValueError(f"dataset.warp={warp:g} wants dataset.crop, the side of the squares in pixels")
@@ -67,6 +70,7 @@ class PairDataset(Dataset):
         self.warp = warp
         self.seed = seed
         self.on_bad = on_bad
+        self.geometry = geometry
         self._structure = PlaceStructure(scene)
 
     def __len__(self) -> int:
@@ -130,9 +134,10 @@ class PairDataset(Dataset):
         cameras = [_cut_camera(view.camera, cut, image) for view, cut, image in parts if view.camera is not None]
         known = (self.scene.images[name].cam_from_world for name in (pair.image_a, pair.image_b))
         poses = [pose for pose in known if pose is not None]
-        if self.warp == 0 and len(cameras) == len(poses) == 2:
+        geometry = None
+        if self.geometry and self.warp == 0 and len(cameras) == len(poses) == 2:
             geometry = _located(keypoints, cameras, poses[1] @ poses[0].inverse())
-        else:  # under a homography no lens stays one of `Camera`
+        elif self.geometry:  # under a homography no lens stays one of `Camera`
             geometry = _not_located(len(chosen))
         return PairBatch(
             image_a=images[0],

@@ -23,8 +23,9 @@ from gnnet.localization.covisibility import covisible_by_depth
 from gnnet.localization.global_descriptors import fit_whitening, gem
 from gnnet.localization.local_features import LocalFeatures, points_of_detections
 from gnnet.localization.map import NEIGHBOURS, Map, Observations, check_layout, made_with, map_arrays
-from gnnet.localization.refinement import sample_descriptors
+from gnnet.localization.refinement import sample_confidences, sample_descriptors
 from gnnet.models.pyramid import FeatureNetwork
+from gnnet.models.weights import unwrapped
 from gnnet.progress import track
 from gnnet.sampling import evenly
 from gnnet.scenes.formats.images import sample_digest
@@ -92,7 +93,10 @@ def compile_map(
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_name(f".{path.name}.lock")):  # of several processes one compiles, and the others wait for it
         if not path.exists():
-            _create(path, made_of, references, poses, cameras, work.global_dimensions(), scene)
+            confidence = local_features is None and getattr(unwrapped(network), "confidence", False)
+            _create(
+                path, made_of, references, poses, cameras, work.global_dimensions(), scene, confidence=confidence
+            )
         file = ArrayFile(path, writable=True)
         check_layout(file)
         found = file.about["made of"]
@@ -200,6 +204,7 @@ class _Work:
             sampled, inside = sample_descriptors(pyramid, keypoints[None].to(self.device))
             descriptors = tuple(d[0].cpu() for d in sampled)
             valid = torch.stack([v[0].cpu() for v in inside], -1) & observed.valid[:, None]
+            confidences = sample_confidences(pyramid, keypoints[None].to(self.device))
         else:
             found = self.local_features.detect(on_device[0])
             on_disk = found.keypoints / torch.from_numpy(factors)
@@ -207,14 +212,16 @@ class _Work:
             kept = known.nonzero().squeeze(1)[: self.points]  # the strongest come first
             points, ids, keypoints = points[kept], ids[kept], found.keypoints[kept]
             descriptors, valid = (found.descriptors[kept],), torch.ones(len(kept), 1, dtype=torch.bool)
+            confidences = None
         described = gem(pyramid) if self.retrieval_network is None else self.retrieval_network(on_device)
         owner = torch.full((len(points),), row)
-        return Observations(points, ids, keypoints, descriptors, valid, owner), described[0].cpu()
+        confidence = None if confidences is None else torch.stack([c[0].cpu() for c in confidences], -1)
+        return Observations(points, ids, keypoints, descriptors, valid, owner, confidence), described[0].cpu()
 
 
 def _create(
     path: Path, made_of: dict, references: list[SceneImage], poses: Pose, cameras: Camera, global_dimensions: int,
-    scene: Scene,
+    scene: Scene, *, confidence: bool,
 ) -> None:  # fmt: skip
     """Make a map's file with room for what the references observe, their poses and cameras."""
     most, sparse = made_of["points"], made_of["local features"] is not None
@@ -228,8 +235,9 @@ def _create(
     sizes = len(tracks.offsets) - 1, len(tracks.images)
     camera = torch.cat([cameras.size, cameras.parameters], -1).numpy()
     arrays = map_arrays(
-        count, sum(capacity), made_of["channels"], global_dimensions, small, sizes, camera=camera.shape[1]
-    )
+        count, sum(capacity), made_of["channels"], global_dimensions, small, sizes, camera=camera.shape[1],
+        confidence=confidence,
+    )  # fmt: skip
     names, places = [i.name for i in references], [i.place for i in references]
     about = {"made of": made_of, "names": names, "places": places, "retrieve within": scene.retrieve_within}
     file = ArrayFile.create(path, arrays, about)
@@ -247,7 +255,7 @@ def _write(file: ArrayFile, row: int, observed: Observations, global_descriptor:
     offsets = file["offsets"]
     start, end = int(offsets[row]), int(offsets[row + 1]) if row + 1 < len(offsets) else file.shape("points")[0]
     count = min(len(observed.points), end - start)  # the next reference's rows begin there
-    for name in ("points", "ids", "keypoints", "valid"):
+    for name in ("points", "ids", "keypoints", "valid", *(("confidence",) if "confidence" in file else ())):
         file.write(name, start, getattr(observed, name)[:count].numpy())
     for level, values in enumerate(observed.descriptors):
         file.write(f"descriptors/{level}", start, values[:count].numpy())

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gnnet.geometry.camera import Camera
-from gnnet.geometry.interpolation import Gradient, sample_with_gradient
+from gnnet.geometry.interpolation import Gradient, sample, sample_with_gradient
 from gnnet.geometry.pose import Pose
 from gnnet.localization.robust import Robust
 
@@ -49,6 +49,7 @@ def shared_terms(
     robust: Robust,
     gradient: Gradient = "central",
     cam_from_rig: Pose | None = None,
+    confidences: tuple[Tensor | None, Tensor | None] = (None, None),
 ) -> SharedTerms:
     """What the points of one image say of the errors that they share.
 
@@ -62,6 +63,7 @@ def shared_terms(
         robust: cost of a residual.
         gradient: how gradients of the features are taken.
         cam_from_rig: of the image's camera, if the covariance is to be of the rig's pose.
+        confidences: the query's map (1, 1, H, W) and the points' own (N,); None where all are one.
     """
     points_cam = pose.transform(points)
     xy, projection, in_view = camera.project_with_jacobian(points_cam)
@@ -71,7 +73,12 @@ def shared_terms(
     residual, slopes, xy = residual[usable], slopes[usable], xy[usable].double()
     turned = torch.linalg.cross(points_cam[:, None].expand_as(projection), projection)
     jacobian = torch.cat([projection, turned], -1)[usable].double()  # [N, 2, 6]
-    weight = robust.cost_and_weight(residual.square().sum(-1))[1][:, None, None]
+    weight = robust.cost_and_weight(residual.square().sum(-1))[1]
+    if confidences[0] is not None:
+        weight = weight * sample(confidences[0], (xy / stride).to(confidences[0])[None])[0][0, :, 0]
+    if confidences[1] is not None:
+        weight = weight * confidences[1][usable]
+    weight = weight[:, None, None]
     information = weight * (slopes @ slopes.mT)  # [N, 2, 2]
     pull = weight * (slopes @ residual[..., None])  # [N, 2, 1]
     if cam_from_rig is not None:

@@ -80,7 +80,7 @@ def levels_at_stride(pyramid: FeaturePyramid, stride: int) -> tuple[list[Tensor]
     y = torch.arange(height, device=finest.device) + 0.5
     centers = stride * torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).flatten(0, 1)
     levels = []
-    for features, own in zip(*pyramid, strict=True):
+    for features, own in zip(pyramid.maps, pyramid.strides, strict=True):
         if own == stride and features.shape[-2:] == (height, width):
             levels.append(features.flatten(2))
             continue

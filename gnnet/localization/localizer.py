@@ -279,8 +279,7 @@ class Localizer:
         if self.pose.takes_initial and initial is None:
             return Localization(name, Status.NO_POSE, "no initial pose", condition), None
         image, _ = limit_size(image, map.largest_side)
-        pyramid = network(image[None].to(self._device))
-        pyramid = pyramid._replace(maps=tuple(m.float() for m in pyramid.maps))  # as the map's descriptors are
+        pyramid = network(image[None].to(self._device)).each(Tensor.float)  # as the map's descriptors are
         watch.lap("features")
         full_camera = camera.to(torch.float64)
         factors = torch.tensor([image.shape[-1] / size[0], image.shape[-2] / size[1]], dtype=torch.float64)

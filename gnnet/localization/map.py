@@ -36,7 +36,7 @@ class Observations(NamedTuple):
     `points` (M, 3) float64 metres in the world, each on the ray of its keypoint; `ids` (M,) rows of the scene's
     points, -1 where they come from depth; `keypoints` (M, 2) pixels of the reference at which they are described;
     `descriptors` (M, C_l) of each level; `valid` (M, levels) whether the descriptor is known; `reference` (M,) row
-    of the map.
+    of the map; `confidence` (M, levels) in the descriptors, None of a network that gives none.
     """
 
     points: Tensor
@@ -45,6 +45,7 @@ class Observations(NamedTuple):
     descriptors: tuple[Tensor, ...]
     valid: Tensor
     reference: Tensor
+    confidence: Tensor | None = None
 
     @classmethod
     def cat(cls, parts: Sequence[Observations]) -> Observations:
@@ -55,8 +56,9 @@ class Observations(NamedTuple):
 
         descriptors = tuple(map(torch.cat, zip(*(part.descriptors for part in parts), strict=True)))
         return cls(
-            whole("points"), whole("ids"), whole("keypoints"), descriptors, whole("valid"), whole("reference")
-        )
+            whole("points"), whole("ids"), whole("keypoints"), descriptors, whole("valid"), whole("reference"),
+            None if parts[0].confidence is None else whole("confidence"),
+        )  # fmt: skip
 
     def select(self, rows: Tensor) -> Observations:
         """Some of them, by rows (K,) or a mask (M,)."""
@@ -67,13 +69,15 @@ class Observations(NamedTuple):
             descriptors=tuple(level[rows] for level in self.descriptors),
             valid=self.valid[rows],
             reference=self.reference[rows],
+            confidence=None if self.confidence is None else self.confidence[rows],
         )
 
     def by_point(self) -> tuple[Observations, Tensor]:
         """One observation of each point, and the row (M,) there of each of these.
 
         Its point is the mean of theirs, its descriptor has the mean direction and the mean length of those that are
-        known; keypoint and reference are of the first one. Observations of points that have no id stay apart.
+        known, its confidence is the mean of theirs; keypoint and reference are of the first one. Observations of points
+        that have no id stay apart.
         """
         order = torch.arange(len(self.ids), device=self.ids.device)
         found, row = torch.where(self.ids < 0, -1 - order, self.ids).unique(return_inverse=True)
@@ -87,7 +91,12 @@ class Observations(NamedTuple):
             descriptors.append(torch.nn.functional.normalize(total, dim=-1) * (lengths / count)[:, None])
         valid = self.valid.new_zeros(len(found), self.valid.shape[1]).index_put((row,), self.valid, accumulate=True)
         points = self.points.new_zeros(len(found), 3).index_add(0, row, self.points) / row.bincount()[:, None]
-        return self.select(first)._replace(points=points, descriptors=tuple(descriptors), valid=valid), row
+        merged = self.select(first)._replace(points=points, descriptors=tuple(descriptors), valid=valid)
+        if self.confidence is None:
+            return merged, row
+        known, zeros = self.valid.float(), self.confidence.new_zeros(valid.shape)
+        total, count = (zeros.index_add(0, row, each) for each in (self.confidence * known, known))
+        return merged._replace(confidence=total / count.clamp(min=1)), row
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,6 +239,7 @@ class Map:
             descriptors=tuple(take(f"descriptors/{level}").float() for level in range(self.levels)),
             valid=take("valid").bool(),
             reference=torch.repeat_interleave(rows, torch.tensor([len(i) for i in each], dtype=torch.int64)),
+            confidence=take("confidence").float() if "confidence" in self.file.arrays else None,
         )
         return found if excluded is None else self._without(found, excluded)
 
@@ -286,7 +296,7 @@ def made_with(
 
 def map_arrays(
     count: int, total: int, channels: Sequence[int], global_dimensions: int, small: int, tracks: tuple[int, int],
-    *, camera: int,
+    *, camera: int, confidence: bool = False,
 ) -> dict[str, tuple[str, tuple[int, ...]]]:  # fmt: skip
     """Types and shapes of a map's arrays.
 
@@ -296,8 +306,10 @@ def map_arrays(
         global_dimensions, small: of global descriptors before and after whitening.
         tracks: number of points, and of their observations.
         camera: numbers of each camera, its size included.
+        confidence: whether the network gives any.
     """
-    return {
+    beside = {"confidence": ("f2", (total, len(channels)))} if confidence else {}
+    return beside | {
         "finished": ("u1", (1,)), "done": ("u1", (count,)), "count": ("i8", (count,)), "offsets": ("i8", (count,)),
         "rotation": ("f8", (count, 3, 3)), "translation": ("f8", (count, 3)), "camera": ("f8", (count, camera)),
         "neighbours": ("i4", (count, NEIGHBOURS)), "shared": ("i4", (count, NEIGHBOURS)),
@@ -317,7 +329,10 @@ def check_layout(file: ArrayFile) -> None:
         count, channels = len(file.about["names"]), file.about["made of"]["channels"]
         tracks = file.shape("tracks/offsets")[0] - 1, file.shape("tracks/images")[0]
         numbers, raw, small = file.shape("camera")[1], *file.shape("whitening/projection")
-        expected = map_arrays(count, file.shape("points")[0], channels, raw, small, tracks, camera=numbers)
+        expected = map_arrays(
+            count, file.shape("points")[0], channels, raw, small, tracks, camera=numbers,
+            confidence="confidence" in file.arrays,
+        )  # fmt: skip
         fits = file.arrays == expected and len(file.about["places"]) == count and numbers - 2 in PARAMETER_COUNTS
     except (KeyError, TypeError, IndexError, AttributeError):
         fits = False

@@ -311,4 +311,4 @@ def _align(descriptors: Tensor, features: Tensor, at: Tensor) -> Tensor:
 
 
 def _expanded(pyramid: FeaturePyramid, batch: int) -> FeaturePyramid:
-    return FeaturePyramid(tuple(m.expand(batch, -1, -1, -1) for m in pyramid.maps), pyramid.strides)
+    return pyramid.each(lambda m: m.expand(batch, -1, -1, -1))

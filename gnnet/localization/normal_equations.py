@@ -5,6 +5,10 @@ With the update on the left, cam_from_world ← exp(δ) cam_from_world and δ = 
 
     J = ∂F/∂xy (C×2) · J_p,  J_p = ∂xy/∂X_cam (2×3) · [I | −[X_cam]×] (3×6).
 
+Where a network gives confidences, each point has one more weight, c = the reference's × the query's at π: then
+H = Σ c w JᵀJ and g = Σ c w Jᵀr. c is held fixed within a step, as the robust weight w is: the cost that a step lowers
+is Σ c ρ with c as it was before the step, so that moving to cells of small confidence lowers nothing.
+
 J (C×6) is never formed: all that H = Σ w JᵀJ and g = Σ w Jᵀr need of the C channels are the products of
 the three vectors r, ∂F/∂x and ∂F/∂y with each other.
 """
@@ -18,7 +22,7 @@ import torch
 from torch import Tensor
 
 from gnnet.geometry.camera import Camera
-from gnnet.geometry.interpolation import Gradient, sample_stacked
+from gnnet.geometry.interpolation import Gradient, sample, sample_stacked
 from gnnet.geometry.pose import Pose
 from gnnet.localization.robust import Robust
 
@@ -57,6 +61,7 @@ class Level:
     `usable`, `flat`, `points` and `camera` are of these elements only; `features` and `descriptors` stay
     whole, as copying them costs more than a step, and `rows` says which of their rows each element has.
     A squared derivative of a point's features below `flat` (B, N) is rounding, and counts as zero.
+    `confidences` are the query's map (B or 1, 1, H, W) and the points' own (B, N); None where all are one.
     """
 
     features: Tensor
@@ -70,10 +75,15 @@ class Level:
     gradient: Gradient
     rows: tuple[int, ...]
     matches: MatchTerm | None = None
+    confidences: tuple[Tensor | None, Tensor | None] = None, None
 
     @classmethod
-    def prepare(cls, features, stride, descriptors, usable, points, camera, robust, gradient, matches=None) -> Level:
+    def prepare(
+        cls, features, stride, descriptors, usable, points, camera, robust, gradient, matches=None,
+        confidences=(None, None),
+    ) -> Level:  # fmt: skip
         """A level of a whole batch; descriptors that are not finite are masked, an expanded map is kept once."""
+        query, reference = confidences
         features = features[:1] if features.stride(0) == 0 else features  # expanded: one map for all
         rows = tuple(range(points.shape[0]))
         wide = torch.promote_types(features.dtype, torch.float32)
@@ -83,7 +93,10 @@ class Level:
             descriptors = torch.where(finite[..., None], descriptors, 0)
         flat = (4 * torch.finfo(features.dtype).eps * norms).square()
         usable = usable & finite
-        return cls(features, stride, descriptors, usable, flat, points, camera, robust, gradient, rows, matches)
+        return cls(
+            features, stride, descriptors, usable, flat, points, camera, robust, gradient, rows, matches,
+            (query if query is None else query[: len(features)], reference),
+        )  # fmt: skip
 
     @property
     def channels(self) -> int:
@@ -92,9 +105,14 @@ class Level:
 
     def select(self, keep: Tensor, rows: tuple[int, ...]) -> Level:
         """The elements `keep` of those at work, whose rows are `rows`."""
+        query, reference = self.confidences
         return replace(
             self, usable=self.usable[keep], flat=self.flat[keep], points=self.points[keep],
             camera=self.camera[keep], rows=rows, matches=None if self.matches is None else self.matches[keep],
+            confidences=(
+                query if query is None or len(query) == 1 else query[keep],
+                None if reference is None else reference[keep],
+            ),
         )  # fmt: skip
 
 
@@ -126,8 +144,9 @@ class NormalEquations(NamedTuple):
     """The normal equations at a pose, of the points valid there, and of the matches behind them, if there are any.
 
     rotation (B, 3, 3), translation (B, 3); points in cells of the level, xy (B, N + M, 2); ρ (B, N + M), zero where
-    not valid (B, N + M); H = Σ w JᵀJ (B, 6, 6) and g = Σ w Jᵀr (B, 6); Σ w ‖r‖² (B,) and Σ w (B,); the mean
-    distance of the points from the camera (B,).
+    not valid (B, N + M); confidence c (B, N + M); H = Σ c w JᵀJ (B, 6, 6) and g = Σ c w Jᵀr (B, 6); Σ c w ‖r‖² (B,)
+    and Σ w (B,), so that σ² = Σ c w ‖r‖² / (C Σ w) and the covariance σ² H⁻¹ does not depend on the scale of c; the
+    mean distance of the points from the camera (B,).
     """
 
     rotation: Tensor
@@ -135,6 +154,7 @@ class NormalEquations(NamedTuple):
     xy: Tensor
     cost: Tensor
     valid: Tensor
+    confidence: Tensor
     hessian: Tensor
     gradient: Tensor
     weighted_square: Tensor
@@ -164,13 +184,14 @@ def linearise(level: Level | RigLevel, pose: Pose) -> NormalEquations:
     jacobian = torch.where(slopes[..., None], jacobian, 0)
     cost, weight = level.robust.cost_and_weight(products[..., 0, 0])
     weight = torch.where(valid, weight, 0)
-    products = products * weight[..., None, None]
+    confidence = torch.where(valid, _confidence(level, xy), 1)
+    products = products * (weight * confidence)[..., None, None]
     # H = Σ J_pᵀ A J_p and g = Σ J_pᵀ b, with w J_FᵀJ_F = A and w J_Fᵀr = b, in one product over points.
     bent = (products[..., 1:, 1:, None] * jacobian[..., None, :, :]).sum(-2)  # A J_p; a bmm of 2×2s is slower
     right = torch.cat([bent, products[..., 1:, :1]], -1)  # [B, N, 2, 7]
     normal = jacobian.flatten(1, 2).transpose(1, 2) @ right.flatten(1, 2)  # [B, 6, 7]
     equations = NormalEquations(
-        pose.rotation, pose.translation, xy, torch.where(valid, cost, 0), valid,
+        pose.rotation, pose.translation, xy, torch.where(valid, cost, 0), valid, confidence,
         normal[..., :6], normal[..., 6], products[..., 0, 0].sum(-1), weight.sum(-1),
         (points_cam.norm(dim=-1) * valid).sum(-1) / valid.sum(-1).clamp(min=1),
     )  # fmt: skip
@@ -195,6 +216,7 @@ def _with_matches(equations: NormalEquations, matches: MatchTerm, level: Level, 
         xy=torch.cat([equations.xy, xy / level.stride], 1),
         cost=torch.cat([equations.cost, torch.where(valid, cost * matches.weight, 0)], 1),
         valid=torch.cat([equations.valid, valid], 1),
+        confidence=torch.cat([equations.confidence, torch.ones_like(weight)], 1),
         hessian=equations.hessian + normal[..., :6],
         gradient=equations.gradient + normal[..., 6],
         weighted_square=equations.weighted_square + (weight * squared).where(valid, 0).sum(-1),
@@ -211,14 +233,24 @@ def _of_rig(level: RigLevel, rig_from_world: Pose) -> NormalEquations:
     adjoints = level.cam_from_rig.adjoint()
     counts = torch.stack([part.valid.sum(-1) for part in parts])
     distance = (torch.stack([part.distance for part in parts]) * counts).sum(0) / counts.sum(0).clamp(min=1)
-    xy, cost, valid = (torch.cat([getattr(part, name) for part in parts], 1) for name in ("xy", "cost", "valid"))
+    names = ("xy", "cost", "valid", "confidence")
     return NormalEquations(
-        rig_from_world.rotation, rig_from_world.translation, xy, cost, valid,
+        rig_from_world.rotation, rig_from_world.translation,
+        *(torch.cat([getattr(part, name) for part in parts], 1) for name in names),
         torch.stack([ad.mT @ part.hessian @ ad for ad, part in zip(adjoints, parts, strict=True)]).sum(0),
         torch.stack([part.gradient @ ad for ad, part in zip(adjoints, parts, strict=True)]).sum(0),
         torch.stack([part.weighted_square for part in parts]).sum(0),
         torch.stack([part.weight for part in parts]).sum(0), distance,
     )  # fmt: skip
+
+
+def _confidence(level: Level, xy: Tensor) -> Tensor:
+    """Confidence (B, N) of the points at `xy` in the query's map, times their own; one where there is none."""
+    query, reference = level.confidences
+    found = xy.new_ones(xy.shape[:2]) if reference is None else reference.to(xy.dtype)
+    if query is None:
+        return found
+    return found * sample(query, xy.reshape(len(query), -1, 2))[0].view(xy.shape[:2]).to(xy.dtype)
 
 
 def _products(level: Level, xy: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from gnnet.data.batches import PairBatch
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, perturb
-from gnnet.localization.refinement import MAX_DAMPING, MIN_DAMPING, refine_pose, sample_descriptors
+from gnnet.localization.refinement import MAX_DAMPING, MIN_DAMPING, refine_pose, sample_confidences, sample_descriptors
 from gnnet.localization.robust import Robust
 from gnnet.losses.pair_loss import level_names
-from gnnet.losses.term import Loss, PyramidTerm, uniform
+from gnnet.losses.term import Loss, PyramidPair, PyramidTerm, uniform
 from gnnet.models.pyramid import FeaturePyramid
 
 _MOST_LEVELS = 8  # that a network may have; of the dampings it uses the first
@@ -65,6 +65,7 @@ class PoseLoss(PyramidTerm):
     success: float = 2.0
     min_points: int = 12
     learn_damping: bool = True
+    refines_poses: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -85,19 +86,12 @@ class PoseLoss(PyramidTerm):
             raise ValueError(f"a pyramid of {levels} levels; the pose loss has dampings for {len(self.theta)}")
         return MIN_DAMPING * (MAX_DAMPING / MIN_DAMPING) ** (_GAIN * self.theta[:levels]).sigmoid()
 
-    def forward(
-        self,
-        pyramid_a: FeaturePyramid,
-        pyramid_b: FeaturePyramid,
-        batch: PairBatch,
-        *,
-        step: int,
-        generator: torch.Generator | None = None,
-    ) -> Loss:
+    def forward(self, pair: PyramidPair, *, step: int, generator: torch.Generator | None = None) -> Loss:
         """See `PyramidTerm.forward`. The parts are in pixels, of the pairs that take part, and their share `pairs`.
 
         `initial` is the loss of the initial pose, `stride8` that of the pose after one level, for all pairs.
         """
+        pyramid_a, pyramid_b, batch = pair
         names = ["initial", *level_names(pyramid_a.strides)]
         nothing = pyramid_a.maps[0].new_zeros(())
         parts = dict.fromkeys(["pairs", *names], nothing)
@@ -120,10 +114,9 @@ class PoseLoss(PyramidTerm):
         points, valid, target, camera = points[rows], valid[rows], target[rows], camera[rows]
         poses = [initial[rows]]
         if len(rows) < len(distance):
-            pyramid_a, pyramid_b = (
-                pyramid._replace(maps=tuple(m[rows] for m in pyramid.maps)) for pyramid in (pyramid_a, pyramid_b)
-            )
+            pyramid_a, pyramid_b = (pyramid.each(lambda m: m[rows]) for pyramid in (pyramid_a, pyramid_b))
         described = sample_descriptors(pyramid_a, batch.keypoints_a[rows])
+        confidences = sample_confidences(pyramid_a, batch.keypoints_a[rows])
         for level, (descriptors, described_here) in enumerate(zip(*described, strict=True)):
             refined = refine_pose(
                 pyramid=pyramid_b.select([level]),
@@ -132,6 +125,7 @@ class PoseLoss(PyramidTerm):
                 points=points,
                 valid=valid,
                 camera=camera,
+                confidences=None if confidences is None else (confidences[level],),
                 initial=Pose(poses[-1].rotation.detach(), poses[-1].translation.detach()),
                 robust=self.robust,
                 iterations=self.iterations,
@@ -162,4 +156,5 @@ def reprojection_error(pose: Pose, points: Tensor, valid: Tensor, camera: Camera
 
 def _zero(pyramid: FeaturePyramid) -> Tensor:
     """Zero with a gradient of zero, so that a batch without any pair to refine can be a training step too."""
-    return sum((m[:, :, :1, :1].sum() * 0 for m in pyramid.maps), pyramid.maps[0].new_zeros(()))
+    maps = (*pyramid.maps, *(pyramid.confidences or ()))
+    return sum((m[:, :, :1, :1].sum() * 0 for m in maps), maps[0].new_zeros(()))

@@ -1,7 +1,8 @@
 """Feature-metric pose refinement: the pose at which the query's features look like the reference's.
 
-For each query, min over cam_from_world of Σ_i ρ(‖F(π(cam_from_world · X_i)) − f_i‖²), where F is the
-query's map, X_i are 3D points and f_i the descriptors that the reference image has of them
+For each query, min over cam_from_world of Σ_i c_i ρ(‖F(π(cam_from_world · X_i)) − f_i‖²), where F is the
+query's map, X_i are 3D points, f_i the descriptors that the reference image has of them, and c_i is the confidence in
+both, one for networks that give none
 ("Feature-PnP"; von Stumberg et al., "GN-Net", RA-L 2020; Sarlin et al., "Back to the feature", CVPR 2021).
 Levenberg-Marquardt per batch element, from the coarsest level to the finest, on the normal equations of
 `normal_equations.py`.
@@ -47,15 +48,17 @@ class Refinement:
     Args:
         cam_from_world: (B,) refined poses; the initial pose if there were too few points.
         status: (B,) int64, a `RefinementStatus` each.
-        initial_cost: (B,) mean ρ(‖r‖²) at the initial pose over the points valid at both poses; inf if none is.
+        initial_cost: (B,) mean ρ(‖r‖²) at the initial pose over the points valid at both poses, weighted by the
+            confidence that they have at the refined pose; inf if none is valid.
         final_cost: (B,) the same at the refined pose.
         cost_noise: (B,) standard error of their difference, the points' costs taken as independent.
         iterations: (B,) steps tried, taken or not, over all levels.
         valid_count: (B,) points valid at the refined pose (if too few: at the pose that had too few).
         covariance: (B, 6, 6) of δ = (translation in metres, rotation in radians) in
-            cam_from_world_true = exp(δ) cam_from_world: σ² H⁻¹ with H = Σ w JᵀJ, the robust weights w,
-            and σ² = Σ w ‖r‖² / (C Σ w − 6) the variance of one channel of a residual. It assumes that
-            the errors of channels and points are independent. inf where H is singular. Carries no gradient.
+            cam_from_world_true = exp(δ) cam_from_world: σ² H⁻¹ with H = Σ c w JᵀJ, the robust weights w and
+            confidences c, and σ² = Σ c w ‖r‖² / (C Σ w − 6) the variance of one channel of a residual where c = 1.
+            It assumes that the errors of channels and points are independent. inf where H is singular. Carries no
+            gradient.
         min_points: limit of valid points below which an element fails.
     """
 
@@ -100,6 +103,14 @@ def sample_descriptors(pyramid: FeaturePyramid, keypoints: Tensor) -> tuple[tupl
     return tuple(d for d, _ in samples), tuple(v for _, v in samples)
 
 
+def sample_confidences(pyramid: FeaturePyramid, keypoints: Tensor) -> tuple[Tensor, ...] | None:
+    """Confidences (B, N) at keypoints (B, N, 2) in image pixels for each level; None if the pyramid has none."""
+    if pyramid.confidences is None:
+        return None
+    sampled, _ = sample_descriptors(FeaturePyramid(pyramid.confidences, pyramid.strides), keypoints)
+    return tuple(level.squeeze(-1) for level in sampled)
+
+
 class View(NamedTuple):
     """What one image of each of B queries adds to the cost, see `refine_pose` for the arguments of the same names.
 
@@ -115,6 +126,7 @@ class View(NamedTuple):
     camera: Camera
     matches: MatchTerm | None = None
     cam_from_rig: Pose | None = None
+    confidences: tuple[Tensor, ...] | None = None
 
 
 def refine_pose(
@@ -126,6 +138,7 @@ def refine_pose(
     valid: Tensor,
     camera: Camera,
     initial: Pose,
+    confidences: tuple[Tensor, ...] | None = None,
     matches: MatchTerm | None = None,
     cam_from_rig: Pose | None = None,
     beside: Sequence[View] = (),
@@ -161,6 +174,8 @@ def refine_pose(
         valid: (B, N), False for padding.
         camera: (B,) of the queries' images.
         initial: (B,) `cam_from_world` to start from.
+        confidences: (B, N) of each level, in the reference (`sample_confidences`); None: one. They are multiplied with
+            those of `pyramid` where the points are seen, if it has any; that weight counts as constant within a step.
         matches: of the queries with 3D points, which take part in the cost of every level; None: features alone.
         cam_from_rig: pose of the camera relative to a rig, whose pose `rig_from_world` is then what `initial` gives and
             what is refined; unbatched. None: the camera's own pose is refined.
@@ -180,7 +195,7 @@ def refine_pose(
         ValueError: if levels, batch sizes, point counts or channels do not agree, or a setting is out of range.
     """
     limits = (iterations,) * len(pyramid.maps) if isinstance(iterations, int) else tuple(iterations)
-    own = View(pyramid, descriptors, descriptor_valid, points, valid, camera, matches, cam_from_rig)
+    own = View(pyramid, descriptors, descriptor_valid, points, valid, camera, matches, cam_from_rig, confidences)
     for view in (own, *beside):
         _check_shapes(view, initial, len(pyramid.maps))
     if len(limits) != len(pyramid.maps) or min(limits) < 0:
@@ -198,7 +213,10 @@ def refine_pose(
         levels: Sequence[Level | RigLevel] = _levels(own, robust, gradient, dtype)
         if cam_from_rig is not None or beside:
             levels = _rig_levels((own, *beside), robust, gradient, dtype)
-        tensors = [(*view.pyramid.maps, *view.descriptors, view.points) for view in (own, *beside)]
+        tensors = [
+            (*v.pyramid.maps, *v.descriptors, v.points, *(v.pyramid.confidences or ()), *(v.confidences or ()))
+            for v in (own, *beside)
+        ]
         dampings = _dampings(initial_damping, len(limits), start.translation)
         inputs = (*sum(tensors, ()), start.rotation, start.translation, dampings)
         unroll = torch.is_grad_enabled() and any(t.requires_grad for t in inputs)
@@ -215,9 +233,13 @@ def refine_pose(
 def _levels(view: View, robust: Robust, gradient: Gradient, dtype: torch.dtype) -> list[Level]:
     valid = view.valid & view.points.isfinite().all(-1)
     points, camera = torch.where(valid[..., None], view.points.to(dtype), 0), view.camera.to(dtype)
+    maps, strides, in_query = view.pyramid
+    nothing = (None,) * len(maps)
+    confidences = zip(in_query or nothing, view.confidences or nothing, strict=True)
+    levels = zip(maps, strides, view.descriptors, view.descriptor_valid, confidences, strict=True)
     return [
-        Level.prepare(features, stride, d, valid & ok, points, camera, robust, gradient, view.matches)
-        for features, stride, d, ok in zip(*view.pyramid, view.descriptors, view.descriptor_valid, strict=True)
+        Level.prepare(features, stride, d, valid & ok, points, camera, robust, gradient, view.matches, weigh)
+        for features, stride, d, ok, weigh in levels
     ]
 
 
@@ -348,7 +370,7 @@ def _improves(current: NormalEquations, trial: NormalEquations, rules: _Rules) -
     enough = (count >= rules.min_points) & (2 * count >= current.valid.sum(-1))
     if rules.undamped:
         return enough
-    lower = ((trial.cost - current.cost) * common).sum(-1) < 0
+    lower = ((trial.cost - current.cost) * current.confidence * common).sum(-1) < 0
     # Within a cell the cost is that of the interpolant, bent by noise; the smoothed gradient is what to trust.
     moved = torch.where(common[..., None], trial.xy - current.xy, 0).square().sum((-1, -2))
     near = moved < NEAR_CELLS**2 * count
@@ -396,10 +418,13 @@ def _conclude(
     pose = Pose(_where(too_few, first.rotation, last.rotation), _where(too_few, first.translation, last.translation))
     common = first.valid & last.valid
     count = common.sum(-1)
-    mean = lambda values: (values * common).sum(-1) / count.clamp(min=1)  # noqa: E731, it is used three times here
+    weight = last.confidence.detach() * common
+    total = weight.sum(-1)
+    mean = lambda values: (values * weight).sum(-1) / total.clamp(min=1e-12)  # noqa: E731, it is used three times here
     initial_cost, final_cost = (torch.where(count > 0, mean(at.cost), torch.inf) for at in (first, last))
     change = (last.cost - first.cost).detach()
     spread = mean((change - mean(change)[:, None]).square())
+    effective = total * (total / weight.square().sum(-1).clamp(min=1e-24))  # number of points of one weight
     scaled, scale = _unit_diagonal(last.hessian.detach())
     factor, info = torch.linalg.cholesky_ex(scaled)
     # A pivot is the share of a column of J that no other column explains; at rounding's level it is none.
@@ -414,7 +439,7 @@ def _conclude(
         status=torch.where(~too_few & ~regular, RefinementStatus.SINGULAR, status),
         initial_cost=initial_cost,
         final_cost=torch.where(too_few, initial_cost, final_cost),
-        cost_noise=(spread / (count - 1).clamp(min=1)).sqrt(),
+        cost_noise=(spread / (effective - 1).clamp(min=1)).sqrt(),
         iterations=iterations,
         valid_count=last.valid.sum(-1),
         covariance=_where(regular, covariance, torch.full_like(covariance, torch.inf)),
@@ -423,7 +448,7 @@ def _conclude(
 
 
 def _check_shapes(view: View, initial: Pose, expected_levels: int) -> None:
-    pyramid, descriptors, descriptor_valid, points, valid, camera, *_ = view
+    pyramid, descriptors, descriptor_valid, points, valid, camera, _, _, confidences = view
     levels = len(pyramid.maps)
     counts = {expected_levels, levels, len(pyramid.strides), len(descriptors), len(descriptor_valid)}
     if len(counts) > 1 or levels == 0:
@@ -431,6 +456,9 @@ def _check_shapes(view: View, initial: Pose, expected_levels: int) -> None:
             f"the pyramid has {levels} maps and {len(pyramid.strides)} strides, with {len(descriptors)} levels of "
             f"descriptors and {len(descriptor_valid)} of their masks; expected one of each a level"
         )
+    for name, given in (("pyramid.confidences", pyramid.confidences), ("confidences", confidences)):
+        if given is not None and len(given) != levels:
+            raise ValueError(f"{len(given)} levels of {name} for a pyramid of {levels} maps; expected one each")
     batch, count = points.shape[:2]
     found = {"valid": valid.shape, "camera": camera.shape, "initial": initial.shape}
     expected = {"valid": (batch, count), "camera": (batch,), "initial": (batch,)}
@@ -439,6 +467,11 @@ def _check_shapes(view: View, initial: Pose, expected_levels: int) -> None:
         expected |= {f"descriptors[{i}]": (batch, count, features.shape[1]), f"descriptor_valid[{i}]": (batch, count)}
         if features.shape[0] not in (1, batch):
             raise ValueError(f"pyramid.maps[{i}] holds {features.shape[0]} maps; expected one for all, or {batch}")
+        if pyramid.confidences is not None:
+            found[f"pyramid.confidences[{i}]"] = pyramid.confidences[i].shape
+            expected[f"pyramid.confidences[{i}]"] = (len(features), 1, *features.shape[2:])
+        if confidences is not None:
+            found[f"confidences[{i}]"], expected[f"confidences[{i}]"] = confidences[i].shape, (batch, count)
     for name, shape in found.items():
         if tuple(shape) != expected[name]:
             raise ValueError(

@@ -16,7 +16,7 @@ from gnnet.localization.covariance import SharedTerms, shared_covariance, shared
 from gnnet.localization.hypotheses import Hypothesis
 from gnnet.localization.map import Observations
 from gnnet.localization.normal_equations import MatchTerm
-from gnnet.localization.refinement import Refinement, View, refine_pose, sample_descriptors
+from gnnet.localization.refinement import Refinement, View, refine_pose, sample_confidences, sample_descriptors
 from gnnet.localization.rig import Matched, Rig
 from gnnet.localization.robust import Robust
 from gnnet.models.pyramid import FeaturePyramid
@@ -74,7 +74,11 @@ class Refiner:
             initial: poses to start from, in the world of the batch.
         """
         descriptors, valid = sample_descriptors(reference, batch.keypoints)
-        return self._refine([View(query, descriptors, valid, batch.points, batch.valid, batch.query.camera)], initial)
+        confidences = sample_confidences(reference, batch.keypoints)
+        view = View(
+            query, descriptors, valid, batch.points, batch.valid, batch.query.camera, confidences=confidences
+        )
+        return self._refine([view], initial)
 
     def refine_hypotheses(
         self, hypotheses: Sequence[Hypothesis], observations: Sequence[Observations],
@@ -122,6 +126,7 @@ class Refiner:
                 Camera.stack([camera] * len(hypotheses)).to(device=device, dtype=torch.float32),
                 term,
                 None if rig.is_one_camera else rig.cam_from_rig[i].to(device=device, dtype=torch.float32),
+                None if seen.confidence is None else seen.confidence[index].to(device).unbind(-1),
             ))  # fmt: skip
             chosen.append((i, seen, index, valid))
         initial = poses.shifted(origin).to(device=device, dtype=torch.float32)
@@ -134,11 +139,13 @@ class Refiner:
         def shared(hypothesis: int, view: int, seen: Observations, index: Tensor, real: Tensor) -> SharedTerms:
             pyramid, rows = pyramids[view], index[hypothesis]
             pose = rig.cam_from_rig[view] @ back[hypothesis]
+            weighs = pyramid.confidences and pyramid.confidences[level]
+            trusted = None if seen.confidence is None else seen.confidence[rows, level].to(device)
             return shared_terms(
                 pyramid.maps[level], pyramid.strides[level], seen.descriptors[level][rows].to(device),
                 (real[hypothesis] & seen.valid[rows, level]).to(device), (seen.points[rows] - origin).to(device),
                 rig.cameras[view].to(device), pose.to(device), self.robust, self.gradient,
-                None if rig.is_one_camera else rig.cam_from_rig[view],
+                None if rig.is_one_camera else rig.cam_from_rig[view], (weighs, trusted),
             )  # fmt: skip
 
         common = [shared_covariance([shared(h, *view) for view in chosen]) for h in range(len(hypotheses))]
@@ -152,6 +159,7 @@ class Refiner:
             view._replace(
                 pyramid=view.pyramid.select(levels), descriptors=tuple(view.descriptors[i] for i in levels),
                 descriptor_valid=tuple(view.descriptor_valid[i] for i in levels),
+                confidences=view.confidences and tuple(view.confidences[i] for i in levels),
             )
             for view in views
         )  # fmt: skip

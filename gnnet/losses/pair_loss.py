@@ -10,9 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from gnnet.data.batches import PairBatch
-from gnnet.losses.term import LevelPair, Loss, PyramidTerm, Scheduled, Term
-from gnnet.models.pyramid import FeaturePyramid
+from gnnet.losses.term import LevelPair, Loss, PyramidPair, PyramidTerm, Scheduled, Term
 
 
 class PairLoss(nn.Module):
@@ -38,23 +36,19 @@ class PairLoss(nn.Module):
                 "expected at least one with weight > 0 and start_step 0"
             )
 
-    def forward(
-        self,
-        pyramid_a: FeaturePyramid,
-        pyramid_b: FeaturePyramid,
-        batch: PairBatch,
-        *,
-        step: int,
-        generator: torch.Generator | None = None,
-    ) -> Loss:
+    @property
+    def refines_poses(self) -> bool:
+        """Whether a term does, see `Scheduled`."""
+        return any(term.refines_poses for term in self.terms.values())
+
+    def forward(self, pair: PyramidPair, *, step: int, generator: torch.Generator | None = None) -> Loss:
         """Loss of a batch of pairs (a scalar), and its parts, detached, to log.
 
         Computed in float32 at least, whether or not autocast is on. A term whose weight at `step` is zero is
         not computed and has no parts.
 
         Args:
-            pyramid_a, pyramid_b: feature pyramids of `batch.image_a` and `batch.image_b`.
-            batch: its keypoints are in image pixels; a level is sampled at xy / stride.
+            pair: its batch's keypoints are in image pixels; a level is sampled at xy / stride.
             step: global step, for the schedules.
             generator: source of all random draws; None is torch's global one.
 
@@ -66,28 +60,28 @@ class PairLoss(nn.Module):
         Raises:
             ValueError: if the strides of the two pyramids differ, or a term counts on a level that they lack.
         """
-        if tuple(pyramid_a.strides) != tuple(pyramid_b.strides):
+        if tuple(pair.a.strides) != tuple(pair.b.strides):
             raise ValueError(
-                f"pyramids of a pair have strides {tuple(pyramid_a.strides)} and {tuple(pyramid_b.strides)}; "
+                f"pyramids of a pair have strides {tuple(pair.a.strides)} and {tuple(pair.b.strides)}; "
                 "expected one network's maps of both images"
             )
         if self.levels is not None:
-            pyramid_a, pyramid_b = pyramid_a.select(self.levels), pyramid_b.select(self.levels)
-        strides = pyramid_a.strides
+            pair = pair.select(self.levels)
+        batch, strides = pair.batch, pair.a.strides
         weights = {name: term.weight_at(step) for name, term in self.terms.items()}
         active = [name for name, weight in weights.items() if weight > 0]
         positions = {name: _positions(name, term.levels, strides) for name, term in self.terms.items()}
         losses: dict[str, list[Tensor]] = defaultdict(list)
         logged: dict[str, list[Tensor]] = defaultdict(list)
-        with torch.autocast(pyramid_a.maps[0].device.type, enabled=False):
-            levels = zip(level_names(strides), strides, pyramid_a.maps, pyramid_b.maps, strict=True)
+        with torch.autocast(pair.a.maps[0].device.type, enabled=False):
+            levels = zip(level_names(strides), strides, pair.a.maps, pair.b.maps, strict=True)
             for position, (level, stride, map_a, map_b) in enumerate(levels):
                 xy_a, xy_b = batch.keypoints_a / stride, batch.keypoints_b / stride
                 forth = LevelPair.from_maps(map_a, map_b, xy_a=xy_a, xy_b=xy_b, weight=batch.weight, valid=batch.valid)
                 here = {name: self.terms[name] for name in active if position in positions[name]}
                 terms = [(name, term) for name, term in here.items() if isinstance(term, Term)]
-                for (name, term), pair in product(terms, (forth, forth.swap())):
-                    loss, parts = term(pair, step=step, generator=generator)
+                for (name, term), one_way in product(terms, (forth, forth.swap())):
+                    loss, parts = term(one_way, step=step, generator=generator)
                     losses[name].append(loss)
                     for key, value in {"": loss.detach(), **{f"/{k}": v for k, v in parts.items()}}.items():
                         logged[f"{name}{key}"].append(value)
@@ -95,8 +89,7 @@ class PairLoss(nn.Module):
             for name in active:
                 whole = self.terms[name]
                 if isinstance(whole, PyramidTerm):
-                    a, b = (pyramid.select(sorted(positions[name])) for pyramid in (pyramid_a, pyramid_b))
-                    loss, parts = whole(a, b, batch, step=step, generator=generator)
+                    loss, parts = whole(pair.select(sorted(positions[name])), step=step, generator=generator)
                     losses[name].append(loss)
                     for key, value in {"": loss.detach(), **{f"/{k}": v for k, v in parts.items()}}.items():
                         logged[f"{name}{key}"].append(value)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +60,18 @@ class LevelPair(NamedTuple):
         )  # fmt: skip
 
 
+class PyramidPair(NamedTuple):
+    """A batch of image pairs with the feature pyramids of `batch.image_a` and `batch.image_b`."""
+
+    a: FeaturePyramid
+    b: FeaturePyramid
+    batch: PairBatch
+
+    def select(self, levels: list[int]) -> PyramidPair:
+        """The same with some levels of both pyramids, see `FeaturePyramid.select`."""
+        return self._replace(a=self.a.select(levels), b=self.b.select(levels))
+
+
 @dataclass(eq=False, kw_only=True)
 class Scheduled(nn.Module):
     """One summand of the training loss: how much it weighs, when and where. What it compares is a subclass's matter.
@@ -81,6 +93,8 @@ class Scheduled(nn.Module):
     start_step: int = 0
     ramp_steps: int = 0
     levels: Sequence[int] | None = None
+    refines_poses: ClassVar[bool] = False
+    """Whether the term needs `PairBatch.geometry`, and trains what only refinement uses: the confidence of features."""
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -112,20 +126,11 @@ class Term(Scheduled):
 class PyramidTerm(Scheduled):
     """A summand that takes the pyramids of both images at once."""
 
-    def forward(
-        self,
-        pyramid_a: FeaturePyramid,
-        pyramid_b: FeaturePyramid,
-        batch: PairBatch,
-        *,
-        step: int,
-        generator: torch.Generator | None = None,
-    ) -> Loss:
+    def forward(self, pair: PyramidPair, *, step: int, generator: torch.Generator | None = None) -> Loss:
         """Unweighted loss of a batch; always with the same parts, which processes average.
 
         Args:
-            pyramid_a, pyramid_b: the levels on which the term counts, of `batch.image_a` and `batch.image_b`.
-            batch: the pairs.
+            pair: of the levels on which the term counts.
             step: global step, for settings that change while training.
             generator: source of all random draws; None is torch's global one.
         """

@@ -33,7 +33,7 @@ class Backbone(Decoder):
         channels: features of a cell: one number for all levels, or one for each, coarse to fine.
         strides: strides of the maps in pixels, coarse to fine.
         deepest: stride of the deepest stage in use; None uses all. Deeper layers are not built.
-        upsampling, smooth, normalize: as in `UNet`.
+        upsampling, smooth, normalize, confidence: as in `UNet`.
         frozen_batch_norm: keep the statistics of batch normalisation in training: for pretrained weights, as
             training batches are small. From random weights it leaves the maps without normalisation.
 
@@ -53,6 +53,7 @@ class Backbone(Decoder):
         upsampling: Upsampling = "bilinear",
         smooth: bool = False,
         normalize: bool = True,
+        confidence: bool = False,
         frozen_batch_norm: bool = False,
     ):
         super().__init__()
@@ -64,7 +65,9 @@ class Backbone(Decoder):
             raise ValueError(f"deepest={deepest}; expected a stride of {name}: {', '.join(map(str, stages))}")
         known = [1 << i for i in range(deepest.bit_length())]
         self.name, self.frozen_batch_norm = name, frozen_batch_norm
-        self.set_levels(strides, channels, known, upsampling, smooth=smooth, normalize=normalize)
+        self.set_levels(
+            strides, channels, known, upsampling, smooth=smooth, normalize=normalize, confidence=confidence
+        )
         used = [stride for stride in known if stride >= self.strides[-1]]
         absent = [stride for stride in used if stride not in stages]
         if any(stride > min(stages) for stride in absent):

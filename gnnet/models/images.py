@@ -60,7 +60,14 @@ class NormalizedImages(nn.Module):
         return pad_to_multiple(images, self.multiple).contiguous(memory_format=torch.channels_last)
 
 
-def feature_pyramid(maps: list[Tensor], images: Tensor, *, strides: tuple[int, ...], normalize: bool) -> FeaturePyramid:
+def feature_pyramid(
+    maps: list[Tensor],
+    images: Tensor,
+    *,
+    strides: tuple[int, ...],
+    normalize: bool,
+    confidences: list[Tensor] | None = None,
+) -> FeaturePyramid:
     """Make a pyramid of maps of padded images: each is cropped to ceil(H / stride) × ceil(W / stride) cells.
 
     The result is in float32 or better, under autocast too: bf16 would resolve a sub-pixel position to 1/256 at best.
@@ -70,15 +77,20 @@ def feature_pyramid(maps: list[Tensor], images: Tensor, *, strides: tuple[int, .
         images: (B, 3, H, W) before padding.
         strides: stride of each map, in pixels.
         normalize: divide the vector of each cell by its Euclidean length.
+        confidences: (B, 1, H_l', W_l') each, before the sigmoid.
     """
     height, width = images.shape[-2:]
-    done = []
-    for features, stride in zip(maps, strides, strict=True):
-        features = features[..., : -(-height // stride), : -(-width // stride)]
-        features = features.to(torch.promote_types(features.dtype, torch.float32))
-        features = _unit_length(features) if normalize else features
-        done.append(features.contiguous(memory_format=torch.channels_last))
-    return FeaturePyramid(tuple(done), strides)
+
+    def cropped(levels: list[Tensor]) -> list[Tensor]:
+        sized = (m[..., : -(-height // s), : -(-width // s)] for m, s in zip(levels, strides, strict=True))
+        return [m.to(torch.promote_types(m.dtype, torch.float32)) for m in sized]
+
+    done = [_unit_length(features) if normalize else features for features in cropped(maps)]
+    return FeaturePyramid(
+        tuple(features.contiguous(memory_format=torch.channels_last) for features in done),
+        strides,
+        None if confidences is None else tuple(logits.sigmoid() for logits in cropped(confidences)),
+    )
 
 
 def _unit_length(features: Tensor) -> Tensor:

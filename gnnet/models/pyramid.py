@@ -18,14 +18,24 @@ class FeaturePyramid(NamedTuple):
 
     maps: tuple[Tensor, ...]
     strides: tuple[int, ...]
+    confidences: tuple[Tensor, ...] | None = None
+    """For each level (B, 1, H_l, W_l) from 0 to 1, the weight of a cell in refinement; None weighs all alike."""
 
     def select(self, levels: list[int]) -> FeaturePyramid:
         """Some levels, by position: 0 is the coarsest, -1 the finest."""
-        return FeaturePyramid(tuple(self.maps[i] for i in levels), tuple(self.strides[i] for i in levels))
+        confidences = self.confidences and tuple(self.confidences[i] for i in levels)
+        return FeaturePyramid(
+            tuple(self.maps[i] for i in levels), tuple(self.strides[i] for i in levels), confidences
+        )
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> FeaturePyramid:
+        """The same with every map changed, those of the confidence too."""
+        confidences = self.confidences and tuple(map(change, self.confidences))
+        return FeaturePyramid(tuple(map(change, self.maps)), self.strides, confidences)
 
     def cpu(self) -> FeaturePyramid:
         """The same maps in float32 on the CPU."""
-        return FeaturePyramid(tuple(m.float().cpu() for m in self.maps), self.strides)
+        return self.each(lambda m: m.float().cpu())
 
 
 def pair_features(
@@ -35,8 +45,7 @@ def pair_features(
     if a.shape != b.shape:
         return network(a), network(b)
     both = network(torch.cat([a, b]))
-    maps_a, maps_b = zip(*(level.chunk(2) for level in both.maps), strict=True)
-    return FeaturePyramid(maps_a, both.strides), FeaturePyramid(maps_b, both.strides)
+    return both.each(lambda m: m.chunk(2)[0]), both.each(lambda m: m.chunk(2)[1])
 
 
 class FeatureNetwork(Protocol):

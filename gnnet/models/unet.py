@@ -28,6 +28,7 @@ class Decoder(nn.Module):
     smoothing: Tensor
     # Not attributes of every object, as these are part of the fingerprint, which is kept in compiled maps.
     smooth = False
+    confidence = False
     _checkpointing = False
 
     def set_levels(
@@ -39,11 +40,14 @@ class Decoder(nn.Module):
         *,
         smooth: bool,
         normalize: bool,
+        confidence: bool,
     ) -> None:
         """Keep and check the settings of the maps; arguments and errors as in `UNet`."""
         self.strides, self.normalize = tuple(strides), normalize
         if smooth:
             self.smooth = True
+        if confidence:
+            self.confidence = True
         self.channels = (channels,) * len(self.strides) if isinstance(channels, int) else tuple(channels)
         if upsampling not in get_args(Upsampling):
             raise ValueError(f"upsampling={upsampling!r}; expected nearest, bilinear or transposed")
@@ -67,6 +71,10 @@ class Decoder(nn.Module):
         self.decoder = nn.ModuleList(_double_convolution(2 * widths[d], widths[d]) for d in depths)
         self.heads = nn.ModuleList(nn.Conv2d(widths[s], c, 1) for s, c in zip(stages, self.channels, strict=True))
         self._from_deepest = [len(widths) - 1 - s for s in stages]
+        if self.confidence:  # made last, so that the other layers begin with the weights that they have without it
+            self.confidence_heads = nn.ModuleList(nn.Conv2d(widths[s], 1, 1) for s in stages)
+            for head in self.confidence_heads.parameters():
+                nn.init.zeros_(head)
         self.register_buffer("smoothing", _binomial([1.0, 2.0, 1.0]), persistent=False)
 
     def decode(self, skips: list[Tensor], images: Tensor) -> FeaturePyramid:
@@ -75,10 +83,16 @@ class Decoder(nn.Module):
         decoded = [deepest]
         for upsample, stage, skip in zip(self.upsample, self.decoder, others, strict=False):
             decoded.append(self._run(stage, torch.cat([skip, upsample(decoded[-1])], 1)))
-        maps = [head(decoded[i]) for head, i in zip(self.heads, self._from_deepest, strict=True)]
+        decoded = [decoded[i] for i in self._from_deepest]
+        maps = [head(x) for head, x in zip(self.heads, decoded, strict=True)]
         if self.smooth:
             maps = [_filter(m, self.smoothing) for m in maps]
-        return feature_pyramid(maps, images, strides=self.strides, normalize=self.normalize)
+        confidences = None
+        if self.confidence:
+            confidences = [head(x) for head, x in zip(self.confidence_heads, decoded, strict=True)]
+        return feature_pyramid(
+            maps, images, strides=self.strides, normalize=self.normalize, confidences=confidences
+        )
 
     def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
         if not (self._checkpointing and torch.is_grad_enabled()):
@@ -107,6 +121,8 @@ class UNet(Decoder):
         smooth: filter each map with a binomial of three cells. It removes the frequency of the grid itself, a
             checkerboard that losses by central differences do not see.
         normalize: divide the vector of each cell by its Euclidean length.
+        confidence: give each cell of each level a weight from 0 to 1 too, by which refinement trusts its features
+            (Sarlin et al., "Back to the feature", CVPR 2021). Only `PoseLoss` trains it; before, it is 0.5 everywhere.
         checkpointing: keep only what the stages hand to each other for the backward pass, which computes each stage
             again: more time for less memory, for images of 1024×1024 and more.
 
@@ -128,6 +144,7 @@ class UNet(Decoder):
         stem_stride: Literal[1, 2, 4] = 1,
         smooth: bool = False,
         normalize: bool = True,
+        confidence: bool = False,
         checkpointing: bool = False,
     ):
         super().__init__()
@@ -137,7 +154,9 @@ class UNet(Decoder):
             raise ValueError(f"stem_stride={stem_stride}; expected 1, 2 or 4")
         if pooling not in get_args(Pooling):
             raise ValueError(f"pooling={pooling!r}; expected {' or '.join(get_args(Pooling))}")
-        self.set_levels(strides, channels, stage_strides, upsampling, smooth=smooth, normalize=normalize)
+        self.set_levels(
+            strides, channels, stage_strides, upsampling, smooth=smooth, normalize=normalize, confidence=confidence
+        )
 
         self.images = NormalizedImages(multiple=stage_strides[-1])
         self.stem = _convolution(3, widths[0], stride=stem_stride)

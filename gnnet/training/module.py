@@ -14,9 +14,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from gnnet.data.batches import PairBatch
+from gnnet.data.datamodule import DataModule
 from gnnet.data.photometric import Photometric
 from gnnet.losses.pair_loss import PairLoss
+from gnnet.losses.term import PyramidPair
 from gnnet.models.pyramid import FeaturePyramid, pair_features
+from gnnet.models.weights import unwrapped
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +38,9 @@ class FeatureLearning(pl.LightningModule):
             have many sizes.
         max_skipped_steps: training ends at the next step after so many whose loss or gradient is not finite.
         config: plain values that rebuild this module, kept in its checkpoints; None keeps none.
+
+    Raises:
+        ValueError: if the network gives confidences, and no term of the loss trains them.
     """
 
     def __init__(
@@ -51,6 +57,11 @@ class FeatureLearning(pl.LightningModule):
         config: dict | None = None,
     ) -> None:
         super().__init__()
+        if getattr(unwrapped(network), "confidence", False) and not loss.refines_poses:
+            raise ValueError(
+                f"model.confidence=true, and no term of the loss ({', '.join(loss.terms)}) trains the confidence; "
+                "take loss=nce_pose or loss=pose, or model.confidence=false"
+            )
         self.network = network
         # Not the compiled module, whose parameters would be in the checkpoint a second time.
         self._compiled = torch.compile(network.forward) if compile else None
@@ -74,8 +85,8 @@ class FeatureLearning(pl.LightningModule):
         index = torch.cat([batch.index for batch in batches])
         means: dict[str, Tensor] = {}
         for batch in batches:
-            pyramid_a, pyramid_b = self.pair_features(batch, generator)
-            loss, parts = self.loss(pyramid_a, pyramid_b, batch, step=self.global_step, generator=generator)
+            pair = PyramidPair(*self.pair_features(batch, generator), batch)
+            loss, parts = self.loss(pair, step=self.global_step, generator=generator)
             for name, value in {"loss": loss, **parts}.items():
                 means[name] = means.get(name, 0) + value * (len(batch.index) / len(index))
         total = means["loss"]
@@ -153,6 +164,12 @@ class FeatureLearning(pl.LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self.make_scheduler(optimizer), "interval": "step"},
         }
+
+    def setup(self, stage: str) -> None:
+        """Tell the data whether the loss needs what only known poses tell, before workers begin to load."""
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, DataModule):
+            data.geometry = self.loss.refines_poses
 
     def on_train_start(self) -> None:
         """Let a run that was saved at the end of an epoch go on with the next epoch.

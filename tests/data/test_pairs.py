@@ -68,6 +68,16 @@ def test_points_of_a_pair_are_seen_where_its_images_show_them(scene, largest_sid
             torch.testing.assert_close(xy[valid].float(), pair.keypoints_a[valid], atol=2e-3, rtol=0)
 
 
+def test_without_geometry_a_pair_is_the_same(scene, monkeypatch):
+    known = pairs_of(scene)[0, 0]
+    monkeypatch.setattr("gnnet.data.pairs._located", None)  # it is not even called
+    without = pairs_of(scene, geometry=False)
+    pair = without[0, 0]
+    assert pair.geometry is None and all(torch.equal(a, b) for a, b in zip(pair[:-1], known[:-1], strict=True))
+    (batch,) = collate_by_size([pair, without[0, 1]])
+    assert batch.geometry is None and len(batch.index) == 2
+
+
 def test_points_are_unknown_under_a_warp_without_a_pose_or_where_poses_contradict(scene):
     def share(images, **settings):
         return pairs_of(replace(scene, images=images), **settings)[0, 0].geometry.valid.float().mean().item()

@@ -226,8 +226,7 @@ def test_order_and_other_references_change_nothing():
     order = torch.randperm(50, generator=torch.Generator().manual_seed(0))
 
     def take(rows):
-        levels = tuple(d[rows] for d in observations.descriptors)
-        return Observations(*(levels if isinstance(v, tuple) else v[rows] for v in observations))
+        return observations.select(rows)
 
     for rows in (order, torch.arange(25), torch.arange(25, 50)):
         part = Matcher().match_observations(take(rows), query)

@@ -29,7 +29,7 @@ from gnnet.localization.covisibility import covisible_by_depth
 from gnnet.localization.global_descriptors import gem
 from gnnet.localization.local_features import LocalFeatures
 from gnnet.localization.map import Map, Observations
-from gnnet.localization.refinement import sample_descriptors
+from gnnet.localization.refinement import sample_confidences, sample_descriptors
 from gnnet.models.pyramid import FeaturePyramid
 from gnnet.models.unet import UNet
 from gnnet.scenes.layouts.rgbd import load_rgbd
@@ -122,10 +122,31 @@ def test_what_is_described_is_where_the_reference_observes_a_point(scene, tmp_pa
     torch.testing.assert_close(found.descriptors[1], descriptors[1][0], atol=1e-3, rtol=1e-3)
 
 
+def test_a_network_with_confidence_has_it_in_its_map(scene, tmp_path, town):
+    network = small_unet(confidence=True)
+    for head in network.confidence_heads:
+        nn.init.normal_(head.weight)
+    found = compiled(tmp_path / "town.gnmap", scene, network, points=500).observations(torch.tensor([2, 0]))
+    assert found.confidence.shape == found.valid.shape and found.confidence.std() > 0.05
+    name = town.names[2]
+    with torch.no_grad():
+        pyramid = network(read_image(scene.images[name].path)[None])
+    here = found.reference == 2
+    expected = torch.stack([c[0] for c in sample_confidences(pyramid, found.keypoints[here][None])], -1)
+    torch.testing.assert_close(found.confidence[here], expected, atol=1e-3, rtol=1e-3)
+    # Everything else is as of the network without; a map of that has no such array, as maps had before.
+    plain = town.observations(torch.tensor([2, 0]))
+    assert "confidence" not in town.file and plain.confidence is None
+    assert all(torch.equal(a, b) for a, b in zip(found.descriptors, plain.descriptors, strict=True))
+    both = Observations.cat([found.select(here), found.select(~here)])
+    assert torch.equal(both.confidence, found.confidence)
+
+
 def test_observations_come_in_the_order_of_the_rows_asked_for(town):
     both = town.observations(torch.tensor([4, 1]))
     parts = [town.observations(torch.tensor([row])) for row in (4, 1)]
-    for value, first, second in zip(both, *parts, strict=True):
+    assert both.confidence is None
+    for value, first, second in zip(both[:-1], *(part[:-1] for part in parts), strict=True):
         if isinstance(value, tuple):
             for level, a, b in zip(value, first, second, strict=True):
                 assert torch.equal(level, torch.cat([a, b]))
@@ -157,6 +178,11 @@ def test_observations_of_one_point_become_one():
     assert merged.valid[row[0]].tolist() == [True, True]
     assert merged.valid[row[2]].tolist() == [True, False]
     assert merged.reference[row[0]] == 0
+    confidence = torch.rand(6, 2, generator=generator)
+    trusted, _ = seen._replace(confidence=confidence).by_point()
+    mean = torch.stack([confidence[[0, 5], 0].mean(), confidence[[0, 3, 5], 1].mean()])
+    torch.testing.assert_close(trusted.confidence[row[0]], mean)
+    torch.testing.assert_close(trusted.confidence[row[[1, 4]]], confidence[[1, 4]])
     nothing, row = seen.select(ids > 9).by_point()
     assert len(nothing.ids) == len(row) == 0 and nothing.descriptors[0].shape == (0, 4)
 

@@ -9,6 +9,7 @@ from gnnet.localization.pose_loss import PoseLoss, reprojection_error
 from gnnet.localization.refinement import refine_pose
 from gnnet.losses.cross_entropy import CrossEntropy
 from gnnet.losses.pair_loss import PairLoss
+from gnnet.losses.term import PyramidPair
 from gnnet.models.pyramid import FeaturePyramid
 
 from .test_refinement import HEIGHT, MODELS, POINTS, WIDTH, problem
@@ -27,7 +28,7 @@ def inputs(*, batch=2, strides=(8, 4), channels=6, models=MODELS):
 
 
 def compute(term, a, b, batch, seed=0):
-    return term(a, b, batch, step=0, generator=torch.Generator().manual_seed(seed))
+    return term(PyramidPair(a, b, batch), step=0, generator=torch.Generator().manual_seed(seed))
 
 
 def test_a_refined_pose_costs_nothing_and_the_initial_one_costs_pixels():
@@ -74,6 +75,26 @@ def test_gradient_against_finite_differences_with_the_damping(level):
     assert all(gradient.abs().max() > 1e-5 for gradient in gradients)
 
 
+def test_the_confidence_is_trained_by_its_exact_gradient():
+    pyramid, batch = inputs(channels=4, strides=(8,))
+    generator = torch.Generator().manual_seed(5)
+    shape = pyramid.maps[0][:, :1].shape
+    along = torch.randn(shape, generator=generator, dtype=torch.float64)
+    noisy = pyramid.each(lambda m: m + 0.3 * torch.randn(m.shape, generator=generator, dtype=torch.float64))
+    term = PoseLoss(iterations=3, rotation=2.0, position=0.02, learn_damping=False).double()
+
+    def loss(in_reference, in_query):
+        a, b = (
+            maps._replace(confidences=((value * along).sigmoid(),))
+            for maps, value in ((pyramid, in_reference), (noisy, in_query))
+        )
+        return compute(term, a, b, batch)[0]
+
+    at = [torch.tensor(value, dtype=torch.float64, requires_grad=True) for value in (0.4, -0.3)]
+    assert torch.autograd.gradcheck(loss, at, eps=1e-7, atol=1e-6, rtol=1e-4)
+    assert all(gradient.abs() > 1e-4 for gradient in torch.autograd.grad(loss(*at), at))
+
+
 def test_training_the_loss_lowers_it_and_moves_the_damping():
     pyramid, batch = inputs(batch=2, strides=(8,))
     features = (pyramid.maps[0] + 0.3 * torch.randn(pyramid.maps[0].shape, dtype=torch.float64)).requires_grad_()
@@ -99,11 +120,12 @@ def test_pairs_without_known_points_take_no_part():
     assert parts["pairs"] == pytest.approx(2 / 3)
     assert loss.isfinite()
     maps = tuple(m.clone().requires_grad_() for m in pyramid.maps)
-    pyramid = FeaturePyramid(maps, pyramid.strides)
+    confidences = tuple(m[:, :1].detach().sigmoid().requires_grad_() for m in maps)
+    pyramid = FeaturePyramid(maps, pyramid.strides, confidences)
     for geometry in (None, batch.geometry._replace(valid=few & False)):
         loss, parts = compute(alone, pyramid, pyramid, batch._replace(geometry=geometry))
         assert loss == 0 and parts["pairs"] == 0 and parts.keys() == {"pairs", "initial", "stride8", "stride4"}
-        gradients = torch.autograd.grad(loss, maps)
+        gradients = torch.autograd.grad(loss, maps + confidences)
         assert not any(gradient.any() for gradient in gradients)
 
 
@@ -122,7 +144,7 @@ def test_beside_other_terms_it_is_added_once_with_its_weight_and_levels():
     pyramid, batch = inputs()
     terms = {"nce": CrossEntropy(weight=0.5), "pose": PoseLoss(weight=0.1, levels=[-1])}
     seeded = torch.Generator().manual_seed(0)
-    total, parts = PairLoss(terms=terms)(pyramid, pyramid, batch, step=0, generator=seeded)
+    total, parts = PairLoss(terms=terms)(PyramidPair(pyramid, pyramid, batch), step=0, generator=seeded)
     torch.testing.assert_close(total, 0.5 * parts["nce"] + 0.1 * parts["pose"])
     assert "pose/stride4" in parts and "pose/stride8" not in parts
 

@@ -65,19 +65,35 @@ def element(arguments, i):
     one = slice(i, i + 1)
     pyramid = arguments["pyramid"]
     return arguments | {
-        "pyramid": pyramid._replace(maps=tuple(m[one] for m in pyramid.maps)),
+        "pyramid": pyramid.each(lambda m: m[one]),
+        **({"confidences": tuple(c[one] for c in arguments["confidences"])} if "confidences" in arguments else {}),
         "descriptors": tuple(d[one] for d in arguments["descriptors"]),
         "descriptor_valid": tuple(d[one] for d in arguments["descriptor_valid"]),
         **{key: arguments[key][one] for key in ("points", "valid", "camera", "initial")},
     }
 
 
+def with_confidences(arguments, *, seed=11):
+    """The same with random confidences, smooth in the query."""
+    generator, pyramid = torch.Generator().manual_seed(seed), arguments["pyramid"]
+    maps = tuple(
+        smooth_map(generator, batch=len(m), channels=2, stride=s, dtype=m.dtype)[:, :1].add(1.2).div(2.4)
+        for m, s in zip(pyramid.maps, pyramid.strides, strict=True)
+    )
+    own = tuple(
+        0.1 + 0.9 * torch.rand(d.shape[:2], generator=generator, dtype=torch.float64).to(d.dtype)
+        for d in arguments["descriptors"]
+    )
+    return arguments | {"pyramid": pyramid._replace(confidences=maps), "confidences": own}
+
+
 def level_of(arguments, *, robust=Robust(), gradient="exact", index=0):  # noqa: B008
-    pyramid = arguments["pyramid"]
+    pyramid, own = arguments["pyramid"], arguments.get("confidences")
+    query = pyramid.confidences and pyramid.confidences[index]
     usable = arguments["valid"] & arguments["descriptor_valid"][index]
     return Level.prepare(
         pyramid.maps[index], pyramid.strides[index], arguments["descriptors"][index], usable,
-        arguments["points"], arguments["camera"], robust, gradient,
+        arguments["points"], arguments["camera"], robust, gradient, confidences=(query, own and own[index]),
     )  # fmt: skip
 
 
@@ -107,6 +123,80 @@ def test_normal_equations_against_autograd_of_the_whole_residual(robust):
         lambda d: (robust.cost_and_weight(residual(d).square().sum(-1))[0] * found.valid).sum(-1) / 2
     )(zero).unbind(0)[:1]
     torch.testing.assert_close(found.gradient[0], gradient[0])
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_confidences_weigh_the_equations_and_are_constant_within_a_step(shared):
+    """g is the derivative of half the cost with the confidence frozen, H = Σ c w JᵀJ."""
+    robust = Robust("cauchy", scale=0.05)
+    plain, _ = problem(batch=2, models=MODELS[1:3])
+    arguments = with_confidences(plain)
+    if shared:
+        one = element(arguments, 0)
+        arguments |= {"pyramid": one["pyramid"]}
+        plain |= {"pyramid": one["pyramid"]._replace(confidences=None)}
+    pose, level = arguments["initial"], level_of(arguments, robust=robust)
+    found, unweighted = linearise(level, pose), linearise(level_of(plain, robust=robust), pose)
+    xy, _ = level.camera.project(pose.transform(level.points))
+    maps = arguments["pyramid"].confidences[0].expand(2, -1, -1, -1)
+    c = sample(maps, xy / level.stride)[0][..., 0] * arguments["confidences"][0]
+    assert c[found.valid].std() > 0.1
+    torch.testing.assert_close(found.confidence[found.valid], c[found.valid])
+    assert torch.equal(found.cost, unweighted.cost) and torch.equal(found.weight, unweighted.weight)
+
+    def residual(delta):  # [B, N, C]
+        moved, _ = level.camera.project((exp(delta) @ pose).transform(level.points))
+        return sample(level.features.expand(2, -1, -1, -1), moved / level.stride)[0] - level.descriptors
+
+    zero = torch.zeros(2, 6, dtype=torch.float64)
+    r, jacobian = residual(zero), torch.func.jacrev(residual)(zero)
+    weight = c * robust.cost_and_weight(r.square().sum(-1))[1] * found.valid
+    for b in range(2):
+        jb = jacobian[b][:, :, b]  # [N, C, 6]
+        torch.testing.assert_close(found.hessian[b], torch.einsum("n,nci,ncj->ij", weight[b], jb, jb))
+    frozen = lambda d: (c * robust.cost_and_weight(residual(d).square().sum(-1))[0] * found.valid).sum() / 2  # noqa: E731
+    torch.testing.assert_close(found.gradient, torch.func.jacrev(frozen)(zero))
+    torch.testing.assert_close(found.weighted_square, (weight * r.square().sum(-1)).sum(-1))
+
+
+def test_confidences_of_one_are_none_and_their_scale_changes_nothing():
+    plain, _ = problem(batch=3, strides=(8, 4), robust=Robust("cauchy", scale=0.3))
+    plain["descriptors"] = tuple(d + 0.05 * torch.randn(d.shape, dtype=d.dtype) for d in plain["descriptors"])
+    expected = refine_pose(**plain)
+
+    def result(query, own):
+        pyramid = plain["pyramid"]
+        maps = tuple(torch.full_like(m[:, :1], query) for m in pyramid.maps)
+        points = tuple(torch.full(d.shape[:2], own, dtype=d.dtype) for d in plain["descriptors"])
+        return refine_pose(**plain | {"pyramid": pyramid._replace(confidences=maps), "confidences": points})
+
+    ones, halves = result(1.0, 1.0), result(0.5, 0.25)
+    for name, value in expected.__dict__.items():
+        if isinstance(value, torch.Tensor):
+            torch.testing.assert_close(getattr(ones, name), value)
+            torch.testing.assert_close(getattr(halves, name), value)
+    torch.testing.assert_close(ones.cam_from_world.matrix(), expected.cam_from_world.matrix())
+    torch.testing.assert_close(halves.cam_from_world.matrix(), expected.cam_from_world.matrix())
+
+
+def test_points_of_little_confidence_do_not_disturb_and_a_batch_is_its_elements_one_by_one():
+    arguments, truth = problem(batch=4, strides=(8, 4))
+    wrong = torch.rand(POINTS, generator=torch.Generator().manual_seed(1)) < 0.4
+    generator = torch.Generator().manual_seed(2)
+    noise = [torch.randn(d.shape, generator=generator, dtype=d.dtype) for d in arguments["descriptors"]]
+    arguments["descriptors"] = tuple(
+        torch.where(wrong[:, None], n / n.norm(dim=-1, keepdim=True), d)
+        for d, n in zip(arguments["descriptors"], noise, strict=True)
+    )
+    weighted = with_confidences(arguments)
+    weighted["confidences"] = tuple(torch.where(wrong, 1e-4, c) for c in weighted["confidences"])
+    result = refine_pose(**weighted)
+    assert max(pose_errors(result.cam_from_world, truth)[0]) < 1e-3
+    assert max(pose_errors(refine_pose(**arguments).cam_from_world, truth)[0]) > 1e-2
+    for i in range(4):  # which stop at different steps
+        alone = refine_pose(**element(weighted, i))
+        torch.testing.assert_close(alone.cam_from_world[0].matrix(), result.cam_from_world[i].matrix())
+        assert alone.iterations[0] == result.iterations[i]
 
 
 def test_chunks_of_points_do_not_change_the_equations(monkeypatch):
@@ -276,8 +366,9 @@ def test_only_points_seen_before_and_after_judge_a_step():
     rules = _Rules(False, min_points=12, step_degrees=0, step_stds=0, gradient_tolerance=0)
     arguments, _ = problem()
     current = linearise(level_of(arguments), arguments["initial"])
+    current = current._replace(confidence=current.confidence[:, :30])
 
-    def improves(cost_before, cost_after, seen_before, seen_after):
+    def improves(cost_before, cost_after, seen_before, seen_after, current=current):
         before, after = (torch.tensor([x], dtype=torch.float64) for x in (cost_before, cost_after))
         seen = [torch.tensor([x]) for x in (seen_before, seen_after)]
         xy = torch.zeros(1, 30, 2, dtype=torch.float64)
@@ -293,6 +384,11 @@ def test_only_points_seen_before_and_after_judge_a_step():
     assert not improves([1.0] * 20 + [9.0] * 10, [1.1] * 30, every, some)
     assert not improves([1.0] * 30, [1.1] * 20 + [0.0] * 10, some, every)
     assert improves([1.0] * 30, [0.9] * 20 + [9.0] * 10, some, every)
+    # By the confidences before the step: moving to where they are small is no improvement.
+    doubted = torch.where(torch.arange(30) < 15, 1.0, 0.1)[None].double()
+    weighted = current._replace(confidence=doubted)
+    assert improves([1.0] * 30, [0.9] * 15 + [1.5] * 15, every, every, weighted)
+    assert not improves([1.0] * 30, [0.9] * 15 + [1.5] * 15, every, every)
     # More than half the points are lost, or fewer are left than are needed.
     assert not improves([1.0] * 30, [0.1] * 30, every, [True] * 14 + [False] * 16)
     assert not improves([1.0] * 30, [0.1] * 30, some, [True] * 11 + [False] * 19)

@@ -6,7 +6,7 @@ from gnnet.losses.contrastive import Contrastive
 from gnnet.losses.cross_entropy import CrossEntropy
 from gnnet.losses.gauss_newton import GaussNewton
 from gnnet.losses.pair_loss import PairLoss
-from gnnet.losses.term import LevelPair
+from gnnet.losses.term import LevelPair, PyramidPair
 from gnnet.models.pyramid import FeaturePyramid
 
 from .conftest import random_map, random_points
@@ -60,7 +60,7 @@ def test_total_is_the_weighted_sum_of_means_over_levels_and_directions():
     a, b, batch = make_inputs()
     terms = deterministic_terms()
     terms["gn"].weight = 0.5
-    total, parts = PairLoss(terms=terms)(a, b, batch, step=0)
+    total, parts = PairLoss(terms=terms)(PyramidPair(a, b, batch), step=0)
     expected = 0.0
     for name, term in terms.items():
         losses = []
@@ -90,7 +90,7 @@ def test_levels_are_sampled_where_the_pixels_are():
     pyramid_b = FeaturePyramid(tuple(m - shift[:, None, None] for m in maps), STRIDES)
     batch = batch._replace(keypoints_b=batch.keypoints_a + shift)
     loss = PairLoss(terms={"dmc": Contrastive(positive_margin=0.0), "gn": GaussNewton(epsilon=1e-12)})
-    _, parts = loss(pyramid_a, pyramid_b, batch, step=0, generator=generator())
+    _, parts = loss(PyramidPair(pyramid_a, pyramid_b, batch), step=0, generator=generator())
     assert parts["dmc/positive"].item() < 1e-20
     assert parts["gn/step"].item() < 1e-18
     assert parts["gn/converged"].item() == 1
@@ -100,7 +100,7 @@ def test_both_directions_have_the_same_weight():
     a, b, batch = make_inputs()
     loss = PairLoss(terms=deterministic_terms())
     swapped = batch._replace(keypoints_a=batch.keypoints_b, keypoints_b=batch.keypoints_a)
-    torch.testing.assert_close(loss(a, b, batch, step=0)[0], loss(b, a, swapped, step=0)[0])
+    torch.testing.assert_close(loss(PyramidPair(a, b, batch), step=0)[0], loss(PyramidPair(b, a, swapped), step=0)[0])
 
 
 def test_padding_changes_nothing():
@@ -114,7 +114,7 @@ def test_padding_changes_nothing():
     )
     terms = {**deterministic_terms(), "fine": CrossEntropy(dense_cells=0, window_candidates=0)}
     loss = PairLoss(terms=terms)
-    torch.testing.assert_close(loss(a, b, padded, step=0)[0], loss(a, b, batch, step=0)[0])
+    torch.testing.assert_close(loss(PyramidPair(a, b, padded), step=0)[0], loss(PyramidPair(a, b, batch), step=0)[0])
 
 
 def test_a_batch_is_the_weighted_mean_of_its_pairs():
@@ -123,9 +123,10 @@ def test_a_batch_is_the_weighted_mean_of_its_pairs():
     singles = []
     for i in range(2):
         one_a, one_b = (FeaturePyramid(tuple(m[i : i + 1] for m in p.maps), STRIDES) for p in (a, b))
-        singles.append(loss(one_a, one_b, PairBatch(*(field[i : i + 1] for field in batch[:8])), step=0)[0])
+        one = PyramidPair(one_a, one_b, PairBatch(*(field[i : i + 1] for field in batch[:8])))
+        singles.append(loss(one, step=0)[0])
     share = batch.weight.sum(1) / batch.weight.sum()
-    torch.testing.assert_close(loss(a, b, batch, step=0)[0], share[0] * singles[0] + share[1] * singles[1])
+    torch.testing.assert_close(loss(PyramidPair(a, b, batch), step=0)[0], share[0] * singles[0] + share[1] * singles[1])
 
 
 def test_confidence_weighs_points():
@@ -134,27 +135,27 @@ def test_confidence_weighs_points():
     only_first = torch.zeros_like(batch.weight)
     only_first[:, 0] = 1
     masked = batch._replace(valid=only_first.bool(), weight=torch.ones_like(batch.weight))
-    weighted = loss(a, b, batch._replace(weight=only_first), step=0)[0]
-    torch.testing.assert_close(weighted, loss(a, b, masked, step=0)[0])
-    assert (weighted - loss(a, b, batch, step=0)[0]).abs() > 1e-3
+    weighted = loss(PyramidPair(a, b, batch._replace(weight=only_first)), step=0)[0]
+    torch.testing.assert_close(weighted, loss(PyramidPair(a, b, masked), step=0)[0])
+    assert (weighted - loss(PyramidPair(a, b, batch), step=0)[0]).abs() > 1e-3
 
 
 def test_one_seed_gives_one_loss():
     a, b, batch = make_inputs()
     loss = PairLoss(terms=all_terms())
-    values = [loss(a, b, batch, step=0, generator=generator(seed))[0].item() for seed in (5, 5, 6)]
+    values = [loss(PyramidPair(a, b, batch), step=0, generator=generator(seed))[0].item() for seed in (5, 5, 6)]
     assert values[0] == values[1] != values[2]
 
 
 def test_gradient_reaches_every_map_and_no_valid_point_is_no_gradient():
     a, b, batch = make_inputs(requires_grad=True)
     loss = PairLoss(terms=all_terms())
-    loss(a, b, batch, step=0, generator=generator())[0].backward()
+    loss(PyramidPair(a, b, batch), step=0, generator=generator())[0].backward()
     for features in (*a.maps, *b.maps):
         assert features.grad.isfinite().all() and features.grad.abs().max() > 0
         features.grad = None
     nothing = batch._replace(valid=torch.zeros_like(batch.valid))
-    total, _ = loss(a, b, nothing, step=0, generator=generator())
+    total, _ = loss(PyramidPair(a, b, nothing), step=0, generator=generator())
     total.backward()
     assert total.item() == 0
     assert all(features.grad.abs().max() == 0 for features in (*a.maps, *b.maps))
@@ -164,10 +165,10 @@ def test_bf16_autocast_stays_near_float32():
     a, b, batch = make_inputs(dtype=torch.float32, points=40)
     half_a, half_b = (FeaturePyramid(tuple(m.bfloat16() for m in p.maps), STRIDES) for p in (a, b))
     loss = PairLoss(terms=deterministic_terms())
-    exact = loss(a, b, batch, step=0)[0]
+    exact = loss(PyramidPair(a, b, batch), step=0)[0]
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(loss(a, b, batch, step=0)[0], exact)
-        rounded = loss(half_a, half_b, batch, step=0)[0]
+        assert torch.equal(loss(PyramidPair(a, b, batch), step=0)[0], exact)
+        rounded = loss(PyramidPair(half_a, half_b, batch), step=0)[0]
     assert rounded.dtype == torch.float32
     torch.testing.assert_close(rounded, exact, rtol=3e-2, atol=0)
 
@@ -175,8 +176,8 @@ def test_bf16_autocast_stays_near_float32():
 def test_terms_switch_on_and_levels_are_chosen():
     a, b, batch = make_inputs()
     loss = PairLoss(terms={"dmc": Contrastive(), "gn": GaussNewton(start_step=100)}, levels=[-1])
-    _, before = loss(a, b, batch, step=99)
-    _, after = loss(a, b, batch, step=100)
+    _, before = loss(PyramidPair(a, b, batch), step=99)
+    _, after = loss(PyramidPair(a, b, batch), step=100)
     assert "gn" not in before and "gn" in after
     assert {key for key in after if key.startswith("dmc/stride")} >= {"dmc/stride2"}
     assert "dmc/stride8" not in after
@@ -185,13 +186,13 @@ def test_terms_switch_on_and_levels_are_chosen():
 def test_a_term_counts_on_its_levels_alone():
     a, b, batch = make_inputs()
     terms = {"dmc": Contrastive(hardest_start=1, hardest_min=1), "gn": GaussNewton(vicinity=0.0, levels=[-1])}
-    total, parts = PairLoss(terms=terms)(a, b, batch, step=0)
+    total, parts = PairLoss(terms=terms)(PyramidPair(a, b, batch), step=0)
     assert {key for key in parts if key.startswith("gn/stride")} >= {"gn/stride2"}
     assert "gn/stride8" not in parts and "dmc/stride8" in parts
     torch.testing.assert_close(parts["gn"], parts["gn/stride2"])
     torch.testing.assert_close(total, parts["dmc"] + parts["gn/stride2"])
     # Where the loss uses some levels only, a term counts its positions among these.
-    _, parts = PairLoss(terms=terms, levels=[0, 1])(a, b, batch, step=0)
+    _, parts = PairLoss(terms=terms, levels=[0, 1])(PyramidPair(a, b, batch), step=0)
     assert "gn/stride8_2" in parts and "gn/stride8" not in parts
 
 
@@ -201,7 +202,7 @@ def test_a_level_that_the_pyramid_lacks_is_explained(levels):
     # At the first step already, although the term does not count yet.
     loss = PairLoss(terms={"dmc": Contrastive(), "gn": GaussNewton(start_step=100, levels=levels)})
     with pytest.raises(ValueError, match=r"loss\.terms\.gn\.levels is .*strides \[8, 8, 2\].*expected some of 0 to 2"):
-        loss(a, b, batch, step=0)
+        loss(PyramidPair(a, b, batch), step=0)
 
 
 def test_the_parameters_of_a_term_are_trained_and_saved():
@@ -221,4 +222,4 @@ def test_bad_input_is_explained():
     with pytest.raises(ValueError, match=r"terms \(gn\) has no term with a weight at step 0"):
         PairLoss(terms={"gn": GaussNewton(start_step=10)})
     with pytest.raises(ValueError, match=r"strides \(8, 8, 2\) and \(8, 2\)"):
-        PairLoss(terms={"gn": GaussNewton()})(a, b.select([0, 2]), batch, step=0)
+        PairLoss(terms={"gn": GaussNewton()})(PyramidPair(a, b.select([0, 2]), batch), step=0)

@@ -48,6 +48,21 @@ def test_the_network_is_the_checkpoints_rounded_to_half(exported):
         torch.testing.assert_close(a, b, atol=5e-3, rtol=0)
 
 
+def test_a_network_with_confidence_keeps_it(tmp_path):
+    settings = {**SETTINGS, "confidence": True}
+    network = UNet(**settings)
+    for head in network.confidence_heads:
+        torch.nn.init.normal_(head.weight)
+    config = {"model": {"_target_": "gnnet.models.unet.UNet", **settings}}
+    export_weights(write_checkpoint(tmp_path / "best.ckpt", network, config=config), tmp_path / "small.safetensors")
+    images = torch.rand(1, 3, 32, 32)
+    found = read_checkpoint(tmp_path / "small.safetensors").network().eval()(images)
+    for a, b in zip(network.eval()(images).confidences, found.confidences, strict=True):
+        torch.testing.assert_close(a, b, atol=5e-3, rtol=0)
+    with pytest.raises(ValueError, match="confidence_heads"):
+        load_weights(UNet(**SETTINGS), tmp_path / "small.safetensors")
+
+
 def test_settings_in_metadata_choose_no_code(exported, tmp_path):
     for target in ("os.mkdir", "gnnet.files.new_folder"):
         about = {"config": {"model": {"_target_": target, "path": str(tmp_path / "made")}}, "global_step": 1}

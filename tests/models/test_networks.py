@@ -7,9 +7,10 @@ from torch import nn
 from gnnet.geometry.interpolation import sample
 from gnnet.models.backbone import Backbone
 from gnnet.models.grey import GreyValues
-from gnnet.models.pyramid import FeatureNetwork
+from gnnet.models.pyramid import FeatureNetwork, pair_features
 from gnnet.models.unet import UNet
 from gnnet.models.vgg import VGG16
+from gnnet.models.weights import fingerprint
 
 SMALL = (8, 16, 16)
 
@@ -66,6 +67,32 @@ def test_maps_of_any_size_in_channels_last(network, height, width):
         assert features.permute(0, 2, 3, 1).is_contiguous()
         assert features.dtype == torch.float32
         assert features.isfinite().all()
+
+
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in ("vgg", "grey")])
+def test_confidences_are_maps_beside_the_features_which_stay_as_they_were(name):
+    image = images(2, 37, 51, dtype=torch.float32)
+    torch.manual_seed(0)
+    plain = NETWORKS[name]().eval()
+    torch.manual_seed(0)
+    network = NETWORKS[name](confidence=True).eval()
+    expected, found = plain(image), network(image)
+    assert expected.confidences is None and fingerprint(plain) != fingerprint(network)
+    assert all(torch.equal(a, b) for a, b in zip(expected.maps, found.maps, strict=True))
+    for confidence, features in zip(found.confidences, found.maps, strict=True):
+        assert confidence.shape == (2, 1, *features.shape[2:]) and (confidence == 0.5).all()
+    sum(c.square().sum() for c in found.confidences).backward()
+    assert all(p.grad.abs().max() > 0 for p in network.confidence_heads.parameters())
+    for head in network.confidence_heads:
+        nn.init.normal_(head.weight, std=3)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = network(image)
+    assert all(c.dtype == torch.float32 and c.std() > 1e-4 for c in found.confidences)
+    assert all(c.min() >= 0 and c.max() <= 1 for c in found.confidences)
+    assert len(found.select([-1]).confidences) == 1
+    pair = pair_features(network, image[:1], image[1:])
+    for whole, *halves in zip(network(image).confidences, *(p.confidences for p in pair), strict=True):
+        torch.testing.assert_close(torch.cat(halves), whole)
 
 
 def test_uint8_equals_float(network):

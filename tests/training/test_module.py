@@ -15,11 +15,17 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from gnnet.data.batches import PairBatch, collate_by_size
+from gnnet.data.datamodule import CorrespondenceData, DataModule
+from gnnet.data.mixture import MixtureData
 from gnnet.data.photometric import Photometric
+from gnnet.localization.pose_loss import PoseLoss
+from gnnet.losses.cross_entropy import CrossEntropy
 from gnnet.losses.gauss_newton import GaussNewton
 from gnnet.losses.pair_loss import PairLoss
+from gnnet.losses.term import PyramidPair
 from gnnet.models.pyramid import FeaturePyramid
 from gnnet.models.unet import UNet
+from gnnet.scenes.layouts.robotcar import load_robotcar
 from gnnet.training.checkpoints import EpochCheckpoint
 from gnnet.training.module import FeatureLearning
 
@@ -68,6 +74,40 @@ def fit(module: FeatureLearning, data: pl.LightningDataModule, folder: Path, *, 
     return trainer
 
 
+class Recording(PairLoss):
+    """Keeps the geometry of the batches that it is given."""
+
+    found: list
+
+    def forward(self, pair, **settings):
+        self.found.append(pair.batch.geometry)
+        return super().forward(pair, **settings)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("term", [CrossEntropy(), PoseLoss(iterations=1)], ids=["nce", "pose"])
+def test_points_are_triangulated_only_for_a_loss_that_refines_poses(toy_root, tmp_path, term, mixed):
+    data: DataModule = CorrespondenceData(
+        scene=partial(load_robotcar, progress=False), root=toy_root, batch_size=2, num_workers=0, validation_fraction=0
+    )
+    if mixed:
+        data = MixtureData(sources={"toy": data}, batch_size=2, pairs_per_epoch=2, num_workers=0)
+    module = make()
+    module.loss, wanted = Recording(terms={"term": term}), isinstance(term, PoseLoss)
+    module.loss.found = []
+    data.setup()
+    fit(module, data, tmp_path, max_steps=1)
+    assert len(module.loss.found) == 1 and (module.loss.found[0] is not None) == wanted
+
+
+def test_confidence_without_a_loss_that_trains_it_is_refused():
+    network = UNet(widths=(8, 8), strides=(2, 1), channels=4, confidence=True)
+    terms = {"nce": CrossEntropy(), "pose": PoseLoss(start_step=10)}
+    FeatureLearning(network=network, loss=PairLoss(terms=terms), optimizer=torch.optim.AdamW)
+    with pytest.raises(ValueError, match=r"no term of the loss \(nce\) trains.*loss=nce_pose"):
+        FeatureLearning(network=network, loss=PairLoss(terms={"nce": CrossEntropy()}), optimizer=torch.optim.AdamW)
+
+
 def logged(folder: Path, name: str) -> list[tuple[int, float]]:
     """Step and value of each line of a log that has a value."""
     with (folder / "metrics.csv").open() as file:
@@ -94,7 +134,7 @@ class BrokenNetwork(nn.Module):
         self.network, self.broken = network, broken
 
     def forward(self, images: torch.Tensor) -> FeaturePyramid:
-        maps, strides = self.network(images)
+        maps, strides, _ = self.network(images)
         if (images == 0).flatten(1).all(1).any():
             maps = tuple(m * torch.nan if self.broken == "loss" else Nan.apply(m) for m in maps)
         return FeaturePyramid(maps, strides)
@@ -160,9 +200,8 @@ def test_a_compiled_network_trains_as_the_network_and_leaves_no_trace_in_the_wei
     assert list(compiled.state_dict()) == list(plain.state_dict())
     gradients = []
     for module in (plain, compiled):
-        pyramid_a, pyramid_b = module.pair_features(batch, None)
-        source = torch.Generator().manual_seed(0)
-        module.loss(pyramid_a, pyramid_b, batch, step=0, generator=source)[0].backward()
+        inputs = PyramidPair(*module.pair_features(batch, None), batch)
+        module.loss(inputs, step=0, generator=torch.Generator().manual_seed(0))[0].backward()
         gradients.append([p.grad for p in module.parameters()])
     torch.testing.assert_close(*gradients)
 
@@ -210,7 +249,7 @@ def test_two_processes_log_what_all_see_and_a_loss_may_leave_out_a_level(tmp_pat
     for rank in range(2):
         (batch,) = collate_by_size(samples[rank::2])
         generator = torch.Generator().manual_seed(rank)  # step 0 of seed 0
-        loss, _ = module.loss(*module.pair_features(batch, None), batch, step=0, generator=generator)
+        loss, _ = module.loss(PyramidPair(*module.pair_features(batch, None), batch), step=0, generator=generator)
         losses.append(loss.item())
     assert losses[0] != pytest.approx(losses[1], rel=1e-3)
     assert [value for _, value in logged(tmp_path, "train/loss")] == [pytest.approx(sum(losses) / 2, rel=1e-5)]
