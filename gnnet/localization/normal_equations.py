@@ -234,9 +234,9 @@ def _of_rig(level: RigLevel, rig_from_world: Pose) -> NormalEquations:
     counts = torch.stack([part.valid.sum(-1) for part in parts])
     distance = (torch.stack([part.distance for part in parts]) * counts).sum(0) / counts.sum(0).clamp(min=1)
     names = ("xy", "cost", "valid", "confidence")
+    xy, cost, valid, confidence = (torch.cat([getattr(part, name) for part in parts], 1) for name in names)
     return NormalEquations(
-        rig_from_world.rotation, rig_from_world.translation,
-        *(torch.cat([getattr(part, name) for part in parts], 1) for name in names),
+        rig_from_world.rotation, rig_from_world.translation, xy, cost, valid, confidence,
         torch.stack([ad.mT @ part.hessian @ ad for ad, part in zip(adjoints, parts, strict=True)]).sum(0),
         torch.stack([part.gradient @ ad for ad, part in zip(adjoints, parts, strict=True)]).sum(0),
         torch.stack([part.weighted_square for part in parts]).sum(0),

@@ -139,7 +139,7 @@ class Refiner:
         def shared(hypothesis: int, view: int, seen: Observations, index: Tensor, real: Tensor) -> SharedTerms:
             pyramid, rows = pyramids[view], index[hypothesis]
             pose = rig.cam_from_rig[view] @ back[hypothesis]
-            weighs = pyramid.confidences and pyramid.confidences[level]
+            weighs = None if pyramid.confidences is None else pyramid.confidences[level]
             trusted = None if seen.confidence is None else seen.confidence[rows, level].to(device)
             return shared_terms(
                 pyramid.maps[level], pyramid.strides[level], seen.descriptors[level][rows].to(device),
