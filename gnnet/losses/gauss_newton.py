@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -52,32 +53,49 @@ def gauss_newton_loss(
         whose step ends within half a level pixel of the true point).
     """
     with torch.autocast(pair.map_b.device.type, enabled=False):
-        stacked, inside = sample_stacked(pair.map_b, pair.xy_b + offset, gradient)
-        value, jacobian_x, jacobian_y = stacked.unbind(-2)  # each [B, N, C]
-        residual = value - pair.descriptors_a
-        pivot_x = jacobian_x.square().sum(-1) + epsilon
-        ratio = (jacobian_x * jacobian_y).sum(-1) / pivot_x
-        rest = jacobian_y - ratio[..., None] * jacobian_x  # the part of ∂F/∂y that ∂F/∂x does not explain
-        pivot_y = rest.square().sum(-1) + epsilon * (1 + ratio.square())
-        # u_b − μ = H⁻¹Jᵀr − δ, in the coordinates (x + ratio·y, y) where H is diagonal.
-        delta_x, delta_y = offset.unbind(-1)
-        error_y = (rest * residual).sum(-1) / pivot_y - delta_y
-        error_x = (jacobian_x * residual).sum(-1) / pivot_x - delta_x - ratio * delta_y
-        square = (error_x - ratio * error_y).square() + error_y.square()
-        if distance_scale is None:
-            step = (pivot_x * error_x.square() + pivot_y * error_y.square()) / 2
-        else:
-            step = torch.log1p(square / (2 * distance_scale**2))
-        determinant = second_weight * (math.log(2 * math.pi) - (pivot_x.log() + pivot_y.log()) / 2)
-        valid = pair.valid & inside
+        end = step_from(pair, offset, epsilon, gradient)
+        step = end.likelihood if distance_scale is None else torch.log1p(end.square / (2 * distance_scale**2))
+        determinant = second_weight * (math.log(2 * math.pi) - end.log_determinant / 2)
+        valid = pair.valid & end.inside
         loss = weighted_mean(step + determinant, pair.weight, valid)
     with torch.no_grad():
         parts = {
             "step": weighted_mean(step, pair.weight, valid),
             "determinant": weighted_mean(determinant, pair.weight, valid),
-            "converged": weighted_mean((square < 0.5**2).to(step.dtype), torch.ones_like(step), valid),
+            "converged": weighted_mean((end.square < 0.5**2).to(step.dtype), torch.ones_like(step), valid),
         }
     return loss, parts
+
+
+class StepEnd(NamedTuple):
+    """Where the step of each point (B, N) ends, from u_b + δ to μ, see `gauss_newton_loss`.
+
+    `square` |u_b − μ|², `likelihood` ½(u_b − μ)ᵀH(u_b − μ), `log_determinant` log det H, and `inside`, whether the
+    start has its whole stencil in the map.
+    """
+
+    square: Tensor
+    likelihood: Tensor
+    log_determinant: Tensor
+    inside: Tensor
+
+
+def step_from(pair: LevelPair, offset: Tensor, damping: float, gradient: Gradient) -> StepEnd:
+    """The step −H⁻¹Jᵀr with H = JᵀJ + damping · I of each point from `offset` (B, N, 2) level pixels off u_b."""
+    stacked, inside = sample_stacked(pair.map_b, pair.xy_b + offset, gradient)
+    value, jacobian_x, jacobian_y = stacked.unbind(-2)  # each [B, N, C]
+    residual = value - pair.descriptors_a
+    pivot_x = jacobian_x.square().sum(-1) + damping
+    ratio = (jacobian_x * jacobian_y).sum(-1) / pivot_x
+    rest = jacobian_y - ratio[..., None] * jacobian_x  # the part of ∂F/∂y that ∂F/∂x does not explain
+    pivot_y = rest.square().sum(-1) + damping * (1 + ratio.square())
+    # u_b − μ = H⁻¹Jᵀr − δ, in the coordinates (x + ratio·y, y) where H is diagonal.
+    delta_x, delta_y = offset.unbind(-1)
+    error_y = (rest * residual).sum(-1) / pivot_y - delta_y
+    error_x = (jacobian_x * residual).sum(-1) / pivot_x - delta_x - ratio * delta_y
+    square = (error_x - ratio * error_y).square() + error_y.square()
+    likelihood = (pivot_x * error_x.square() + pivot_y * error_y.square()) / 2
+    return StepEnd(square, likelihood, pivot_x.log() + pivot_y.log(), inside)
 
 
 @dataclass(eq=False, kw_only=True)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gnnet.geometry.interpolation import Gradient, sample_stacked
-from gnnet.losses.gauss_newton import gauss_newton_loss
+from gnnet.geometry.interpolation import Gradient
+from gnnet.losses.gauss_newton import gauss_newton_loss, step_from
 from gnnet.losses.term import LevelPair, Loss, Term, rows_at, uniform, weighted_mean
 
 
@@ -22,37 +22,26 @@ def descent_loss(
     offset: Tensor,
     damping: float = 2.0,
     margin: float = 0.1,
-    epsilon: float = 1e-5,
     gradient: Gradient = "central",
 ) -> Loss:
     """max(0, ‖x′ − u_b‖² − ‖x − u_b‖² + δ): a strongly damped step from x = u_b + offset must lead towards u_b.
 
-    x′ = x − (H + λ diag H + εI)⁻¹ Jᵀr with r = F_b(x) − F_a(u_a), J = ∂F_b/∂x and H = JᵀJ. The damping is relative
-    to diag H, as in refinement, so that it does not depend on the features' scale.
+    x′ = x − (H + λI)⁻¹ Jᵀr with r = F_b(x) − F_a(u_a), J = ∂F_b/∂x and H = JᵀJ.
 
     Args:
         pair: the correspondences.
         offset: (B, N, 2) in level pixels.
         damping: λ; with a large one the step follows the gradient.
         margin: δ in squared level pixels.
-        epsilon: ε, see `gauss_newton_loss`.
         gradient: how ∂F_b/∂x is computed, see `sample_with_gradient`.
 
     Returns:
         The weighted mean over points that are valid and whose start has its whole stencil in the map, and the part
         `nearer`: the share of these whose step ends nearer to u_b.
     """
-    stacked, inside = sample_stacked(pair.map_b, pair.xy_b + offset, gradient)
-    value, jacobian_x, jacobian_y = stacked.unbind(-2)  # each [B, N, C]
-    residual = value - pair.descriptors_a
-    xx, yy = ((1 + damping) * j.square().sum(-1) + epsilon for j in (jacobian_x, jacobian_y))
-    xy = (jacobian_x * jacobian_y).sum(-1)
-    bx, by = ((j * residual).sum(-1) for j in (jacobian_x, jacobian_y))
-    # With λ of one or more the products differ by a factor of four: nothing cancels.
-    determinant = xx * yy - xy.square()
-    move = torch.stack([yy * bx - xy * by, xx * by - xy * bx], -1) / determinant[..., None]
-    change = (offset - move).square().sum(-1) - offset.square().sum(-1)
-    valid = pair.valid & inside
+    end = step_from(pair, offset, damping, gradient)
+    change = end.square - offset.square().sum(-1)
+    valid = pair.valid & end.inside
     loss = weighted_mean((change + margin).relu(), pair.weight, valid)
     with torch.no_grad():
         nearer = weighted_mean((change < 0).to(change.dtype), torch.ones_like(change), valid)
@@ -68,11 +57,14 @@ class LevenbergMarquardt(Term):
     - far from the true place: E_GD = `descent_loss`, from up to `far` level pixels on each axis;
     - near to it: E_GN = `gauss_newton_loss`, from up to `near` level pixels.
 
+    λ, δ, M and both distances are LM-Reloc's. Our own are w_GD and w_GN, the weight of the determinant's term (there
+    one), and that no wrong place is drawn near the true one.
+
     Args:
         margin: M, a squared feature distance.
         exclusion: a fraction of the map's larger side; a cell drawn nearer to the true place counts for nothing.
         far: level pixels.
-        damping: λ of the steps from far, 1 or more.
+        damping: λ of the steps from far.
         descent_margin: δ, squared level pixels by which such a step must come nearer.
         descent_weight: w_GD.
         near: level pixels.
@@ -82,7 +74,7 @@ class LevenbergMarquardt(Term):
         weight, start_step, ramp_steps, levels: see `Scheduled`.
 
     Raises:
-        ValueError: if `damping` is below 1, or `epsilon` is not positive.
+        ValueError: if `damping` or `epsilon` is not positive.
     """
 
     margin: float = 1.0
@@ -99,10 +91,9 @@ class LevenbergMarquardt(Term):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.damping < 1:
-            raise ValueError(f"LevenbergMarquardt.damping is {self.damping}; expected 1 or more")
-        if self.epsilon <= 0:
-            raise ValueError(f"LevenbergMarquardt.epsilon is {self.epsilon}; expected more than zero")
+        for key in ("damping", "epsilon"):
+            if getattr(self, key) <= 0:
+                raise ValueError(f"LevenbergMarquardt.{key} is {getattr(self, key)}; expected more than zero")
 
     def forward(self, pair: LevelPair, *, step: int, generator: torch.Generator | None = None) -> Loss:
         """See `Term.forward`."""
@@ -122,9 +113,8 @@ class LevenbergMarquardt(Term):
         positive = weighted_mean(true, pair.weight, pair.valid)
         negative = weighted_mean((self.margin - wrong).relu(), pair.weight, pair.valid & away)
         descent, descent_parts = descent_loss(
-            pair, offset=far, damping=self.damping, margin=self.descent_margin, epsilon=self.epsilon,
-            gradient=self.gradient,
-        )  # fmt: skip
+            pair, offset=far, damping=self.damping, margin=self.descent_margin, gradient=self.gradient
+        )
         newton, newton_parts = gauss_newton_loss(
             pair, offset=near, epsilon=self.epsilon, second_weight=self.second_weight, gradient=self.gradient
         )
