@@ -124,9 +124,9 @@ def test_matching_finds_the_cells_that_descriptors_came_from(values_at_once):
 SETTINGS = {"widths": [16, 32, 32], "channels": 16, "strides": [4, 2]}
 
 
-def untrained() -> UNet:
+def untrained(**settings) -> UNet:
     torch.manual_seed(0)
-    return UNet(**SETTINGS).eval()
+    return UNet(**SETTINGS, **settings).eval()
 
 
 @pytest.fixture(scope="module")
@@ -180,6 +180,21 @@ def test_sparse_to_dense_finds_a_reference_by_the_others(town, middle, dense, re
         assert list(result.seconds) == stages and all(s >= 0 for s in result.seconds.values())
         if result.refined:
             assert result.final_cost <= result.initial_cost and result.covariance.shape == (6, 6)
+
+
+def test_confidence_that_is_the_same_everywhere_changes_nothing_and_another_does(scene, town, middle, tmp_path):
+    plain = localize(localizer().on(untrained(), town), middle[1])
+    network = untrained(confidence=True)
+    found = localizer().on(network, compile_map(tmp_path / "new.gnmap", scene, network, points=500, progress=False))
+    result = localize(found, middle[1])  # a new head gives 0.5 everywhere
+    assert plain.refined and result.inliers == plain.inliers
+    torch.testing.assert_close(result.cam_from_world.matrix(), plain.cam_from_world.matrix(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(result.covariance, plain.covariance, rtol=0.02, atol=1e-9)
+    for head in network.confidence_heads:
+        torch.nn.init.normal_(head.weight, std=3)
+    found = localizer().on(network, compile_map(tmp_path / "other.gnmap", scene, network, points=500, progress=False))
+    other = localize(found, middle[1])
+    assert other.status == Status.LOCALIZED and not torch.allclose(other.covariance, plain.covariance, rtol=0.02)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from gnnet.localization.rig import Rig, RigImage
 from gnnet.localization.robust import Robust
 from gnnet.models.unet import UNet
 from gnnet.scenes.layouts.robotcar import load_robotcar
-from tests.localization.test_refinement import MODELS, element, level_of, problem
+from tests.localization.test_refinement import MODELS, element, level_of, problem, with_confidences
 
 DOUBLE = torch.float64
 
@@ -44,9 +44,10 @@ def test_the_adjoint_takes_a_step_to_the_other_side(shape):
 # --- normal equations and refinement
 
 
-def rig_problem(points: int | None = None, **settings) -> tuple[list[View], Pose, Pose]:
+def rig_problem(points: int | None = None, *, confident: bool = False, **settings) -> tuple[list[View], Pose, Pose]:
     """Two views of one instant, with so many valid points each, and the true and the initial pose of the rig."""
     arguments, truth = problem(batch=2, models=MODELS[1:3], **settings)
+    arguments = with_confidences(arguments) if confident else arguments
     rig_from_world = random_poses(1, seed=5)
     views = []
     for i in range(2):
@@ -56,15 +57,16 @@ def rig_problem(points: int | None = None, **settings) -> tuple[list[View], Pose
             valid[:, points:] = False
         views.append(View(
             one["pyramid"], one["descriptors"], one["descriptor_valid"], one["points"], valid, one["camera"],
-            cam_from_rig=(truth[i : i + 1] @ rig_from_world.inverse())[0],
+            cam_from_rig=(truth[i : i + 1] @ rig_from_world.inverse())[0], confidences=one.get("confidences"),
         ))  # fmt: skip
     start = perturb(rig_from_world, 0.03, 0.3, torch.Generator().manual_seed(2))
     return views, rig_from_world, start
 
 
 @pytest.mark.parametrize("robust", [Robust(), Robust("cauchy", scale=0.05)], ids=str)
-def test_normal_equations_of_a_rig_against_autograd(robust):
-    views, _, start = rig_problem()
+@pytest.mark.parametrize("confident", [False, True])
+def test_normal_equations_of_a_rig_against_autograd(robust, confident):
+    views, _, start = rig_problem(confident=confident)
     levels = tuple(level_of(view._asdict(), robust=robust) for view in views)
     poses = Pose.stack([view.cam_from_rig for view in views])
     found = linearise(RigLevel(levels, poses), start)
@@ -80,7 +82,8 @@ def test_normal_equations_of_a_rig_against_autograd(robust):
     keep = found.valid[0]
     r, jacobian = residual(zero)[0, keep], torch.func.jacrev(residual)(zero)[0, keep][:, :, 0]
     cost, weight = robust.cost_and_weight(r.square().sum(-1))
-    assert keep.sum() > 100
+    assert keep.sum() > 100 and (found.confidence[0, keep].std() > 0.1) == confident
+    weight = weight * found.confidence[0, keep]
     torch.testing.assert_close(found.cost[0, keep], cost)
     torch.testing.assert_close(found.hessian[0], torch.einsum("n,nci,ncj->ij", weight, jacobian, jacobian))
     torch.testing.assert_close(found.gradient[0], torch.einsum("n,nci,nc->i", weight, jacobian, r))
@@ -107,14 +110,16 @@ def test_images_with_too_few_points_each_fix_the_pose_together():
     assert both.converged.all() and position < 1e-3 and rotation < 1e-2 and int(both.valid_count) == 16
 
 
-def test_a_batch_of_rigs_is_as_one_by_one():
-    views, _, start = rig_problem(strides=(8, 4))
+@pytest.mark.parametrize("confident", [False, True])
+def test_a_batch_of_rigs_is_as_one_by_one(confident):
+    views, _, start = rig_problem(strides=(8, 4), confident=confident)
     starts = Pose.stack([start[0], perturb(start[0], 0.02, 0.2, torch.Generator().manual_seed(9))])
 
     def twice(view: View) -> View:
         two = lambda x: x.expand(2, *x.shape[1:])  # noqa: E731
         return view._replace(
             descriptors=tuple(map(two, view.descriptors)), descriptor_valid=tuple(map(two, view.descriptor_valid)),
+            confidences=view.confidences and tuple(map(two, view.confidences)),
             points=two(view.points), valid=two(view.valid), camera=Camera.stack([view.camera[0]] * 2),
         )  # fmt: skip
 
