@@ -428,12 +428,18 @@ def test_bfloat16_features_under_autocast():
     assert pose_errors(rounded.cam_from_world, truth)[0].max() < 0.01
 
 
-def test_covariance_agrees_with_the_scatter_of_noisy_estimates():
+@pytest.mark.parametrize("confident", [False, True])
+def test_covariance_agrees_with_the_scatter_of_noisy_estimates(confident):
+    """With confidences where the noise's variance is σ²/c."""
     sigma, draws = 0.02, 200
     arguments, truth = problem(channels=16)
     generator = torch.Generator().manual_seed(11)
     noise = sigma * torch.randn(draws, POINTS, 16, generator=generator, dtype=torch.float64)
     many = {key: arguments[key][[0] * draws] for key in ("points", "valid", "camera", "initial")}
+    if confident:
+        confidence = 0.05 + 0.95 * torch.rand(POINTS, generator=generator, dtype=torch.float64)
+        noise = noise / confidence[:, None].sqrt()
+        many |= {"confidences": (0.3 * confidence.expand(draws, -1),)}  # of any scale
     many |= {
         "descriptors": (arguments["descriptors"][0] + noise,),
         "descriptor_valid": (arguments["descriptor_valid"][0].expand(draws, -1),),
@@ -456,6 +462,12 @@ def test_covariance_agrees_with_the_scatter_of_noisy_estimates():
         (lambda a: {"valid": a["valid"][:, :-1]}, r"valid has shape \(2, 59\); expected \(2, 60\)"),
         (lambda a: {"descriptors": (a["descriptors"][0][..., 1:],)}, r"descriptors\[0\] has shape \(2, 60, 11\)"),
         (lambda a: {"camera": a["camera"][0]}, r"camera has shape \(\); expected \(2,\)"),
+        (lambda a: {"confidences": ()}, "0 levels of confidences for a pyramid of 1 maps"),
+        (lambda a: {"confidences": (a["valid"][:, 1:],)}, r"confidences\[0\] has shape \(2, 59\)"),
+        (
+            lambda a: {"pyramid": a["pyramid"]._replace(confidences=a["pyramid"].maps)},
+            r"pyramid\.confidences\[0\] has shape \(2, 12, 32, 40\); expected \(2, 1, 32, 40\)",
+        ),
         (lambda a: {"iterations": (5, 5)}, "one count for each of 1 levels"),
         (lambda a: {"min_points": 2}, "min_points >= 3"),
         (lambda a: {"initial_damping": -1.0}, "found 12 and -1.0"),
