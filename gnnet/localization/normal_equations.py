@@ -199,14 +199,20 @@ def linearise(level: Level | RigLevel, pose: Pose) -> NormalEquations:
 
 
 def _with_matches(equations: NormalEquations, matches: MatchTerm, level: Level, pose: Pose) -> NormalEquations:
-    """The normal equations with the matches' reprojection errors added to those of the features."""
+    """The normal equations with the matches' reprojection errors added to those of the features.
+
+    A match has the points' mean confidence, so that the scale of confidences changes nothing here either.
+    """
     points_cam = pose.transform(matches.points)
     xy, projection, in_view = level.camera.project_with_jacobian(points_cam)
     residual = xy - matches.keypoints
     squared = residual.square().sum(-1)
     valid = in_view & (matches.weight > 0) & squared.isfinite()
     cost, weight = matches.robust.cost_and_weight(torch.where(valid, squared, 0))
-    weight = torch.where(valid, weight * matches.weight, 0)
+    counted = equations.valid.sum(-1, keepdim=True)
+    trusted = (equations.confidence * equations.valid).sum(-1, keepdim=True) / counted.clamp(min=1)
+    trusted = torch.where(counted > 0, trusted, 1)
+    weight = torch.where(valid, weight * matches.weight * trusted, 0)
     residual = torch.where(valid[..., None], residual, 0)
     turned = torch.linalg.cross(points_cam[..., None, :].expand_as(projection), projection)
     jacobian = torch.where(valid[..., None, None], torch.cat([projection, turned], -1), 0)
@@ -216,7 +222,7 @@ def _with_matches(equations: NormalEquations, matches: MatchTerm, level: Level, 
         xy=torch.cat([equations.xy, xy / level.stride], 1),
         cost=torch.cat([equations.cost, torch.where(valid, cost * matches.weight, 0)], 1),
         valid=torch.cat([equations.valid, valid], 1),
-        confidence=torch.cat([equations.confidence, torch.ones_like(weight)], 1),
+        confidence=torch.cat([equations.confidence, trusted.expand_as(weight)], 1),
         hessian=equations.hessian + normal[..., :6],
         gradient=equations.gradient + normal[..., 6],
         weighted_square=equations.weighted_square + (weight * squared).where(valid, 0).sum(-1),

@@ -159,8 +159,11 @@ def test_confidences_weigh_the_equations_and_are_constant_within_a_step(shared):
     torch.testing.assert_close(found.weighted_square, (weight * r.square().sum(-1)).sum(-1))
 
 
-def test_confidences_of_one_are_none_and_their_scale_changes_nothing():
-    plain, _ = problem(batch=3, strides=(8, 4), robust=Robust("cauchy", scale=0.3))
+@pytest.mark.parametrize("matched", [False, True])
+def test_confidences_of_one_are_none_and_their_scale_changes_nothing(matched):
+    plain, truth = problem(batch=3, strides=(8, 4), robust=Robust("cauchy", scale=0.3))
+    if matched:
+        plain["matches"] = match_term(plain, truth, noise=0.5)
     plain["descriptors"] = tuple(d + 0.05 * torch.randn(d.shape, dtype=d.dtype) for d in plain["descriptors"])
     expected = refine_pose(**plain)
 
