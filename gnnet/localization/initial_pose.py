@@ -101,23 +101,51 @@ class PoseFromMatches:
     Args:
         matcher: finds the observations in the query: in its feature maps, or among its own local features.
         solver: finds a pose from matches.
+        turn: references that are matched at a time, the best of retrieval first; None matches all at once, and so do
+            local features, which cost little. In a kitchen, poses from the four first of ten references are nearer to
+            the truth than those from the four with most matches, which may be wrong ones.
+        certain: inliers of a pose with which no further references are matched.
+
+    Raises:
+        ValueError: if a number is less than one.
     """
 
     matcher: Matcher | LocalFeatures = field(default_factory=lambda: Matcher(ratio=0.9))
     solver: PoseSolver = field(default_factory=PoseSolver)
+    turn: int | None = 4
+    certain: int = 200
     name: ClassVar[str] = "PnP"
     takes_initial: ClassVar[bool] = False
     companion: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        if (self.turn is not None and self.turn < 1) or self.certain < 1:
+            raise ValueError(f"turn {self.turn}, certain {self.certain}; expected 1 or more")
 
     @property
     def local_features(self) -> LocalFeatures | None:
         return self.matcher.local_features
 
     def propose(self, views: Sequence[View], best: int, watch: Stopwatch) -> Proposal:
-        observations, map = [view.references.observations for view in views], views[0].references.map
-        each = [self.matcher.match_query(o, v.query, map.image_sizes) for o, v in zip(observations, views, strict=True)]
-        matched = Matched.of(each, observations, rig_of(views))
-        watch.lap("matching")
+        longest = max(len(view.references.rows) for view in views)
+        step = longest if self.turn is None or self.local_features is not None else self.turn
+        seen, found = [], []
+        for start in range(0, longest, step):
+            for view in views:
+                rows = view.references.rows[start : start + step]
+                seen.append(view.references.observed_by(rows))
+                found.append(self.matcher.match_query(seen[-1], view.query, view.references.map.image_sizes))
+            order = [k for i in range(len(views)) for k in range(i, len(seen), len(views))]  # image by image
+            view_of = torch.tensor([k % len(views) for k in order])
+            matched = Matched.of([found[k] for k in order], [seen[k] for k in order], rig_of(views), view_of)
+            watch.lap("matching")
+            proposal = self._solve(views, matched, best, watch)
+            if proposal.hypotheses and proposal.hypotheses[0].count >= self.certain:
+                break
+        return proposal
+
+    def _solve(self, views: Sequence[View], matched: Matched, best: int, watch: Stopwatch) -> Proposal:
+        map = views[0].references.map
         kept = matched.matches.kept
         if not kept.any():
             return Proposal(Status.NO_MATCHES, "nothing matches", matched=matched)

@@ -278,6 +278,10 @@ class References:
         """All that they observe, (M,)."""
         return self.map.observations(self.rows, excluded=self.excluded)
 
+    def observed_by(self, rows: Tensor) -> Observations:
+        """What some of them, rows (K,) of the map, observe."""
+        return self.observations.select(torch.isin(self.observations.reference, rows))
+
 
 def made_with(
     network: FeatureNetwork, local_features: str | None, retrieval_network: nn.Module | None

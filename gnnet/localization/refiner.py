@@ -33,7 +33,7 @@ class Refiner:
         iterations: limit on each level.
         min_points: fewer valid points fail a query.
         levels: pyramid levels to use, by position; 0 is the coarsest. None uses all. Where matches of local features
-            take part, only the last of them is used.
+            take part, the last of them alone is tried first.
         points: limit on the points that one refinement uses of each image.
         hypotheses: limit on the clusters of covisible references that are refined; that with most inliers wins.
         match_weight: squared residual of features of length one that a squared pixel of a match is worth; 0 leaves
@@ -92,7 +92,7 @@ class Refiner:
             pyramids: maps of each image, a batch of one.
             rig: cameras of the images; one for a query that is one image.
             matched: matches that take part in the cost beside the features; None: features alone.
-            exact: whether they are so exact that only the finest level is needed.
+            exact: whether they are so exact that the finest level alone is tried first.
 
         Returns:
             Poses (H,) in the map's world, float64 on the CPU; the covariance holds errors that points share, too, see
@@ -131,6 +131,8 @@ class Refiner:
             chosen.append((i, seen, index, valid))
         initial = poses.shifted(origin).to(device=device, dtype=torch.float32)
         refined = self._refine(views, initial, finest=exact and matched is not None)
+        if exact and not refined.converged.all():  # the pose was farther off than the finest level reaches
+            refined = self._refine(views, initial)
         back = refined.cam_from_world.to(device="cpu", dtype=torch.float64)
         # A float32 rotation is no rotation to the digits of float64, which far from the origin are metres.
         back = Pose.from_quaternion(back.quaternion(), back.translation)

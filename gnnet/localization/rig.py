@@ -68,9 +68,12 @@ class Matched:
     rig: Rig
 
     @classmethod
-    def of(cls, matches: Sequence[Matches], observations: Sequence[Observations], rig: Rig) -> Matched:
-        """What was matched with each of V images."""
+    def of(
+        cls, matches: Sequence[Matches], observations: Sequence[Observations], rig: Rig, view_of: Tensor | None = None
+    ) -> Matched:
+        """What was matched with each of V images, or with the images `view_of`, one for each part."""
         view = torch.repeat_interleave(torch.tensor([len(m.kept) for m in matches]))
+        view = view if view_of is None else view_of[view]
         if len(matches) == 1:
             return cls(matches[0], observations[0], view, rig)
         return cls(Matches(*map(torch.cat, zip(*matches, strict=True))), Observations.cat(observations), view, rig)
