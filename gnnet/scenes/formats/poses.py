@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -185,7 +185,7 @@ def read_query_names(path: str | Path) -> dict[str, None]:
         FileNotFoundError, ValueError: no such file, or no text.
     """
     lines = (text for _, (text,), _ in read_lines(Path(path), "an image's name a line", last=0))
-    return {found[1] if (found := _CAMERA.fullmatch(text)) else text: None for text in lines}
+    return {_relative(found[1] if (found := _CAMERA.fullmatch(text)) else text): None for text in lines}
 
 
 def read_query_list(path: str | Path) -> dict[str, Camera | ValueError]:
@@ -209,7 +209,7 @@ def read_query_list(path: str | Path) -> dict[str, Camera | ValueError]:
     for file in files or [path]:
         for _, (text,), source in read_lines(file, _QUERY, last=0):
             found = _CAMERA.fullmatch(text)
-            name = found[1] if found else text.split()[0]
+            name = _relative(found[1] if found else text.split()[0])
             try:
                 camera: Camera | ValueError = _camera(text, source)
             except ValueError as error:
@@ -222,6 +222,11 @@ def read_query_list(path: str | Path) -> dict[str, Camera | ValueError]:
         why = kinds_of_problems(errors)[0][0] if errors else f"{path} holds no query; expected {_QUERY}"
         raise ValueError(why)
     return queries
+
+
+def _relative(name: str) -> str:
+    """A path as it is written without `\\`, `//` and `./`."""
+    return str(PurePosixPath(name.replace("\\", "/")))
 
 
 def _camera(text: str, source: str) -> Camera:
