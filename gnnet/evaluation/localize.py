@@ -26,7 +26,7 @@ from gnnet.geometry.pose import Pose
 from gnnet.localization.compile import references_of
 from gnnet.localization.localizer import Localizer
 from gnnet.localization.result import Localization, Status
-from gnnet.localization.retrieval import InitialPoseRetrieval, PairsRetrieval
+from gnnet.localization.retrieval import DescriptorRetrieval, InitialPoseRetrieval, PairsRetrieval
 from gnnet.localization.rig import RigImage
 from gnnet.models.pyramid import FeatureNetwork
 from gnnet.progress import track
@@ -231,7 +231,7 @@ def _match(
     listed = given.listed
     queries, unusable = (queries_of_scene(scene), {}) if listed is None else queries_of_list(listed, scene)
     names, initial = [query.name for query in queries], None
-    if isinstance(settings.retrieval, PairsRetrieval):
+    if isinstance(settings.retrieval, (PairsRetrieval, DescriptorRetrieval)):
         references = [reference.name for reference in references_of(scene)]
         settings = replace(settings, retrieval=settings.retrieval.of(names, references))
     if given.initial is not None:
