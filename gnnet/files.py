@@ -72,6 +72,22 @@ def alike(name: str) -> str:
     return unicodedata.normalize("NFC", unquote(name)).casefold()
 
 
+def results_folder(path: Path) -> Path:
+    """Make a folder for results and see that files can be written into it, before what takes long.
+
+    Raises:
+        ValueError: if it cannot be made or written into.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        problem = None if os.access(path, os.W_OK) else "no permission"
+    except OSError as error:
+        problem = error.strerror
+    if problem is not None:
+        raise ValueError(f"{path.absolute()} cannot take results ({problem}); name another folder (paths.output_dir)")
+    return path
+
+
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Hold a lock that one process at a time can hold; the system frees it if the process dies.

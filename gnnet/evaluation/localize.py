@@ -22,6 +22,7 @@ from gnnet.evaluation.records import make_localization_report, to_record
 from gnnet.evaluation.report.page import write_html_report
 from gnnet.evaluation.submission import format_of, write_submission
 from gnnet.evaluation.tables import Setting, Table, print_table, write_table
+from gnnet.files import results_folder
 from gnnet.geometry.pose import Pose
 from gnnet.localization.compile import references_of
 from gnnet.localization.localizer import Localizer
@@ -199,7 +200,7 @@ def localize_validations(
     prepared = []
     for validation in localizable:
         format_of(submit_as or validation.scene.dataset)
-        (output / validation.name).mkdir(parents=True, exist_ok=True)
+        results_folder(output / validation.name)
         prepared.append(_match(settings, validation.scene, given, max_queries))
     done = []
     for validation, (matched, queries, initial, unusable, rigs) in zip(localizable, prepared, strict=True):
