@@ -6,11 +6,14 @@ import fcntl
 import json
 import os
 import shutil
+import unicodedata
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -30,6 +33,59 @@ def below(root: Path, name: str, source: str) -> Path:
     if not path.parts or "\0" in name or path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
         raise ValueError(f"{source} names {name[:80]!r}; expected a path inside {root}")
     return root / path
+
+
+def found_below(root: Path, name: str, source: str) -> Path:
+    """`below`, or where there is no such file, the only one whose name is alike: see `alike`.
+
+    Raises:
+        ValueError: as `below`, and if the system cannot have a file of this name.
+    """
+    path = below(root, name, source)
+    found = root
+    try:
+        for part in path.relative_to(root).parts:
+            if not (found / part).exists() and found.is_dir():
+                others = _by_likeness(found, found.stat().st_mtime_ns).get(alike(part), [])
+                part = others[0] if len(others) == 1 else part
+            found /= part
+    except OSError as error:  # such as a name that is too long
+        raise ValueError(f"{source} names {name[:80]!r}, which cannot be looked for ({error.strerror})") from None
+    return found
+
+
+@lru_cache(maxsize=32)
+def _by_likeness(folder: Path, changed: int) -> dict[str, list[str]]:
+    """Names in a folder by what is `alike` in them; `changed` makes the folder be listed again when it has changed."""
+    names: dict[str, list[str]] = {}
+    for name in os.listdir(folder):
+        names.setdefault(alike(name), []).append(name)
+    return names
+
+
+def alike(name: str) -> str:
+    """What a file's name has in common with those that other systems make of it.
+
+    Windows and macOS hold `A.JPG` and `a.jpg` for one, macOS writes `é` as two characters, and a browser writes a space
+    as `%20`.
+    """
+    return unicodedata.normalize("NFC", unquote(name)).casefold()
+
+
+def results_folder(path: Path) -> Path:
+    """Make a folder for results and see that files can be written into it, before what takes long.
+
+    Raises:
+        ValueError: if it cannot be made or written into.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        problem = None if os.access(path, os.W_OK) else "no permission"
+    except OSError as error:
+        problem = error.strerror
+    if problem is not None:
+        raise ValueError(f"{path.absolute()} cannot take results ({problem}); name another folder (paths.output_dir)")
+    return path
 
 
 @contextmanager

@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from gnnet.files import below, new_file, new_folder, parse_numbers, read_lines, read_text, write_json
+from gnnet.files import (
+    below,
+    found_below,
+    new_file,
+    new_folder,
+    parse_numbers,
+    read_lines,
+    read_text,
+    results_folder,
+    write_json,
+)
 from gnnet.scenes.formats.poses import read_pairs_file, read_pose_file
 
 
@@ -57,6 +67,35 @@ def test_names_that_lead_out_are_refused(tmp_path: Path, name: str):
     with pytest.raises(ValueError, match="list line 1 names"):
         below(tmp_path, name, "list line 1")
     assert below(tmp_path, "a\\b", "list") == tmp_path / "a" / "b"
+
+
+@pytest.mark.cases
+def test_a_folder_that_cannot_take_results_is_said_before_there_are_any(tmp_path: Path, monkeypatch):
+    assert results_folder(tmp_path / "a b" / "é").is_dir()
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ValueError, match=rf"{path} cannot take results \(.*paths.output_dir"):
+            results_folder(path)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(ValueError, match="no permission"):
+        results_folder(tmp_path)
+
+
+@pytest.mark.cases
+def test_a_file_is_found_under_the_name_that_another_system_gave_it(tmp_path: Path):
+    on_disk = tmp_path / "Night" / "caf\u00e9 1.JPG"
+    on_disk.parent.mkdir()
+    on_disk.touch()
+    for name in ("Night/caf\u00e9 1.JPG", "night/cafe\u0301 1.jpg", r".\Night\caf%C3%A9%201.jpg"):
+        assert found_below(tmp_path, name, "list") == on_disk
+    assert found_below(tmp_path, "night/other.jpg", "list") == tmp_path / "Night" / "other.jpg"
+    (tmp_path / "Night" / "CAF\u00c9 1.jpg").touch()  # now which one is meant is not certain
+    assert not found_below(tmp_path, "Night/caf\u00e9 1.jpg", "list").exists()
+    assert found_below(tmp_path, "Night/caf\u00e9 1.JPG", "list") == on_disk
+    with pytest.raises(ValueError, match=r"list names '../x'"):
+        found_below(tmp_path, "../x", "list")
+    with pytest.raises(ValueError, match=r"list names 'xxx.*which cannot be looked for \(File name too long\)"):
+        found_below(tmp_path, 300 * "x", "list")
 
 
 def test_a_file_appears_when_it_is_complete(tmp_path: Path):

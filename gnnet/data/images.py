@@ -14,10 +14,10 @@ from torchvision.transforms.v2.functional import resize
 
 from gnnet.geometry.camera import Camera
 from gnnet.sampling import turns
-from gnnet.scenes.formats.images import eight_bits, open_image, orientation_needed, turned
+from gnnet.scenes.formats.images import eight_bits, open_image, orientation_needed, stored_size
 from gnnet.scenes.scene import SceneImage
 
-_LARGE = 50e6  # pixels from which a JPEG is shrunk while it is decoded
+_LARGE = 50e6  # pixels from which an image is shrunk as it is decoded: a JPEG by its decoder, others strip by strip
 
 
 class ImageView(NamedTuple):
@@ -83,7 +83,7 @@ def read_image(path: Path, camera: Camera | None = None) -> Tensor:
 
 
 def read_pixels(path: Path, camera: Camera | None = None, largest_side: int | None = None) -> ImageView:
-    """An image shrunk to `largest_side` pixels, without its camera; a very large JPEG is shrunk while it is decoded.
+    """An image shrunk to `largest_side` pixels, without its camera; a very large one in little memory.
 
     Args:
         path: the file.
@@ -95,32 +95,18 @@ def read_pixels(path: Path, camera: Camera | None = None, largest_side: int | No
     """
     camera_size = None if camera is None else tuple(camera.size.round().tolist())
     with open_image(path) as image:
-        turn = orientation_needed(image, camera_size)
-        if image.format == "JPEG":
-            shrunk = _shrunk_while_decoding(image, largest_side, turn)
-            if shrunk is not None:
-                return shrunk
+        turn, size = orientation_needed(image, camera_size), stored_size(image)
+        if largest_side is not None and size[0] * size[1] >= _LARGE and max(size) > largest_side:
+            small = _limited(size, largest_side)
+            factors = np.array(small) / size
+            pixels = _as_tensor(eight_bits(image, camera_size, small))
+            return ImageView(pixels, None, factors if turn < 5 else factors[::-1].copy())
         if image.format == "JPEG" and turn == 1:
             pixels = decode_image(str(path), mode=ImageReadMode.RGB)
         else:  # not by torchvision, which ends the process on a damaged PNG
             pixels = _as_tensor(eight_bits(image, camera_size))
-    small, factors = limit_size(pixels, largest_side)
-    return ImageView(small, None, factors)
-
-
-def _shrunk_while_decoding(image: Image.Image, largest_side: int | None, turn: int) -> ImageView | None:
-    """A JPEG so large that whole it would take much memory, turned by the orientation tag `turn`; None for others."""
-    width, height = image.size
-    if largest_side is None or width * height < _LARGE:
-        return None
-    small = _limited(image.size, largest_side)
-    drafted = image.draft("RGB", (2 * small[0], 2 * small[1]))  # the decoder shrinks by 2, 4 or 8, never below this
-    if drafted is None or image.size == (width, height):
-        return None
-    box = drafted[1]  # what the whole image covers of the drafted one, which ends with a whole pixel
-    shrunk = turned(image.convert("RGB").resize(small, Image.Resampling.BILINEAR, box=box), turn)
-    factors = np.array([small[0] / width, small[1] / height])
-    return ImageView(_as_tensor(shrunk), None, factors if shrunk.size == small else factors[::-1].copy())
+    small_pixels, factors = limit_size(pixels, largest_side)
+    return ImageView(small_pixels, None, factors)
 
 
 def _as_tensor(image: Image.Image) -> Tensor:

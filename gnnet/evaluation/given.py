@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gnnet.data.observed_points import observes
-from gnnet.files import below
+from gnnet.files import found_below
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.scenes.formats.poses import read_pose_file, read_query_list, read_query_names
@@ -123,7 +123,8 @@ def queries_of_list(listed: QueryList, scene: Scene) -> tuple[list[SceneImage], 
         try:
             if isinstance(camera, ValueError):
                 raise camera
-            queries.append(SceneImage(name, below(listed.images, name, "the list of queries"), camera=camera))
+            path = found_below(listed.images, name, "the list of queries")
+            queries.append(SceneImage(name, path, camera=camera))
         except ValueError as error:
             queries.append(SceneImage(name, listed.images))
             unusable[name] = str(error)

@@ -22,11 +22,12 @@ from gnnet.evaluation.records import make_localization_report, to_record
 from gnnet.evaluation.report.page import write_html_report
 from gnnet.evaluation.submission import format_of, write_submission
 from gnnet.evaluation.tables import Setting, Table, print_table, write_table
+from gnnet.files import results_folder
 from gnnet.geometry.pose import Pose
 from gnnet.localization.compile import references_of
 from gnnet.localization.localizer import Localizer
 from gnnet.localization.result import Localization, Status
-from gnnet.localization.retrieval import InitialPoseRetrieval, PairsRetrieval
+from gnnet.localization.retrieval import DescriptorRetrieval, InitialPoseRetrieval, PairsRetrieval
 from gnnet.localization.rig import RigImage
 from gnnet.models.pyramid import FeatureNetwork
 from gnnet.progress import track
@@ -199,7 +200,7 @@ def localize_validations(
     prepared = []
     for validation in localizable:
         format_of(submit_as or validation.scene.dataset)
-        (output / validation.name).mkdir(parents=True, exist_ok=True)
+        results_folder(output / validation.name)
         prepared.append(_match(settings, validation.scene, given, max_queries))
     done = []
     for validation, (matched, queries, initial, unusable, rigs) in zip(localizable, prepared, strict=True):
@@ -231,7 +232,7 @@ def _match(
     listed = given.listed
     queries, unusable = (queries_of_scene(scene), {}) if listed is None else queries_of_list(listed, scene)
     names, initial = [query.name for query in queries], None
-    if isinstance(settings.retrieval, PairsRetrieval):
+    if isinstance(settings.retrieval, (PairsRetrieval, DescriptorRetrieval)):
         references = [reference.name for reference in references_of(scene)]
         settings = replace(settings, retrieval=settings.retrieval.of(names, references))
     if given.initial is not None:

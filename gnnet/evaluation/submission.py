@@ -141,6 +141,10 @@ def validate_submission(
         source = f"{path} line {line.number}"
         if wrong := form.name_error(line.name, source):
             found.errors.append(wrong)
+        elif len(line.name.split()) > 1:
+            found.errors.append(
+                f"{source} names {line.name!r}, and a line is split at its spaces; leave it out, or rename the image"
+            )
         length = float(np.linalg.norm(line.quaternion))
         if not abs(length - 1) <= _UNIT:
             found.errors.append(

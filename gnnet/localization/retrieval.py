@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -57,7 +57,17 @@ class PositionPrior:
     def __init__(self, file: str | Path, radius: float) -> None:
         if not radius > 0:
             raise ValueError(f"the radius around a position is {radius}; expected a length above 0")
-        self.positions, self.radius = read_positions(file), radius
+        self.file, self.positions, self.radius = str(file), read_positions(file, on_bad="skip"), radius
+
+    def of(self, queries: Iterable[str]) -> PositionPrior:
+        """The same positions by the names of queries, which the file may write otherwise.
+
+        Raises:
+            ValueError: if the file names none of the queries.
+        """
+        matched = copy(self)
+        matched.positions = by_known_name(self.positions, queries, source=self.file, what="queries")
+        return matched
 
     def near(self, query: Query, map: Map) -> Tensor:
         """(R,) which references lie within the radius; all for a query without a position."""
@@ -89,6 +99,10 @@ class DescriptorRetrieval:
     def name(self) -> str:
         name = "global descriptor" if self.network is None else type(self.network).__name__
         return name if self.prior is None else f"{name} within {self.prior.radius:g} of a position"
+
+    def of(self, queries: Iterable[str], references: Iterable[str]) -> DescriptorRetrieval:
+        """The same retrieval with the prior by the names of queries, see `PositionPrior.of`."""
+        return self if self.prior is None else replace(self, prior=self.prior.of(queries))
 
     def find(self, query: Query, map: Map, count: int) -> Tensor:
         if self.network is None:

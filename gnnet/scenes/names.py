@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
+from gnnet.files import alike
+
 _SHOWN = 3  # names of a kind in a message
 _log = logging.getLogger(__name__)
 Value = TypeVar("Value")
@@ -17,7 +19,7 @@ class NameMatch(NamedTuple):
 
     Args:
         given: the file's name by the known one.
-        by_ending: known names that match by their ending only.
+        by_ending: known names that match by their ending only, or whose names are merely `alike`.
         ambiguous: names of the file that could be several known ones, or of which several could be the same one.
     """
 
@@ -31,12 +33,34 @@ def match_names(given: Iterable[str], known: Iterable[str]) -> NameMatch:
 
     One name must be the ending of the other: `rear/a.jpg` matches `night/rear/a.jpg` and `a.jpg`, not `left/a.jpg`.
     A known name is taken once, by an exact name first. Where some names are exact, a file's longer name is of another
-    image.
+    image. What is left is matched in the same way but for what `alike` leaves out.
 
     Args:
         given: names of a file.
         known: names of a scene's images.
     """
+    given, known = list(dict.fromkeys(given)), list(dict.fromkeys(known))
+    match = _match(given, known)
+    taken = {*match.given.values(), *match.ambiguous}
+    theirs = _alone(name for name in given if name not in taken)
+    ours = _alone(name for name in known if name not in match.given)
+    if match.given:  # names are whole here
+        again = {name: theirs[key] for key, name in ours.items() if key in theirs}
+    else:
+        again = {ours[key]: theirs[other] for key, other in _match(theirs, ours).given.items()}
+    return NameMatch(match.given | again, (*match.by_ending, *again), match.ambiguous)
+
+
+def _alone(names: Iterable[str]) -> dict[str, str]:
+    """Names by what is `alike` in them, without those of which several are alike."""
+    groups: defaultdict[str, list[str]] = defaultdict(list)
+    for name in names:
+        groups[alike("/".join(_parts(name)))].append(name)
+    return {key: group[0] for key, group in groups.items() if len(group) == 1}
+
+
+def _match(given: Iterable[str], known: Iterable[str]) -> NameMatch:
+    """As `match_names`, but for names that are merely alike."""
     given, known = list(dict.fromkeys(given)), list(dict.fromkeys(known))
     exact = set(known).intersection(given)
     found = {name: name for name in known if name in exact}
@@ -87,6 +111,8 @@ def by_known_name(
         ValueError: if none of the file's names is known.
     """
     known = list(known)
+    if not found:
+        raise ValueError(f"{source} holds no name; expected those of the {what}")
     match = match_names(found, known)
     if not match.given:
         ours = f"the {what} are called {_some(known)}" if known else f"there are no {what}"
@@ -98,7 +124,7 @@ def by_known_name(
     if match.by_ending:
         name = match.by_ending[0]
         _log.warning(
-            "%s: %d of %d %s are matched by the ending of their names, as %s in the file is %s",
+            "%s: %d of %d %s are matched by the ending or the likeness of their names, as %s in the file is %s",
             source, len(match.by_ending), len(known), what, match.given[name], name,
         )  # fmt: skip
     if match.ambiguous:

@@ -123,7 +123,8 @@ def write_town(home: Path, places: list[PlaceFiles], camera: Camera) -> None:
     write_lines(home / "extrinsics" / "rear_extrinsics.txt", car_from_rear)
     models = home / "3D-models" / "individual" / "colmap_reconstructions"
     for files in places:
-        _write_colmap(models / f"{files.place + 1:03d}_aligned", files, camera)
+        names = [_model_name(name) for name in files.reference_names]
+        write_colmap(models / f"{files.place + 1:03d}_aligned", names, files.references, files.seen, camera)
     _write_nvm(home / "3D-models" / "all-merged" / "all.nvm", places, fx)
     lines = []
     for files in places:
@@ -147,22 +148,25 @@ def _model_name(name: str) -> str:
     return name.removesuffix(".jpg") + ".png"  # the models of the dataset say .png, its images are .jpg
 
 
-def _write_colmap(folder: Path, files: PlaceFiles, camera: Camera) -> None:
-    width, height = (int(s) for s in camera.size)
-    write_lines(folder / "cameras.txt", [f"{_CAMERA_ID} PINHOLE {width} {height} {_numbers(camera.parameters[:4])}"])
-    poses, lines = Pose.from_matrix(torch.from_numpy(files.references)), []
+def write_colmap(
+    folder: Path, names: Sequence[str], cam_from_world: np.ndarray, seen: Observations, camera: Camera
+) -> None:
+    """Write a COLMAP model as text; the points of `seen`, and the poses (R, 4, 4), are of the world."""
+    model, width, height, parameters = camera.to_colmap()
+    write_lines(folder / "cameras.txt", [f"{_CAMERA_ID} {model} {width} {height} {_numbers(parameters)}"])
+    poses, lines = Pose.from_matrix(torch.from_numpy(cam_from_world)), []
     quaternions = poses.quaternion()
-    for index, name in enumerate(files.reference_names):
+    for index, name in enumerate(names):
         pose = f"{_numbers(quaternions[index])} {_numbers(poses.translation[index])}"
-        lines.append(f"{index + 1} {pose} {_CAMERA_ID} {_model_name(name)}")
-        pixels, rows = files.seen.keypoints[index].tolist(), files.seen.rows[index].tolist()
+        lines.append(f"{index + 1} {pose} {_CAMERA_ID} {name}")
+        pixels, rows = seen.keypoints[index].tolist(), seen.rows[index].tolist()
         lines.append(" ".join(f"{x:.9g} {y:.9g} {row + 1}" for (x, y), row in zip(pixels, rows, strict=True)))
     write_lines(folder / "images.txt", lines)
     lines = []
-    for row, (point, track) in enumerate(zip(files.seen.points.tolist(), files.seen.tracks(), strict=True)):
-        seen = " ".join(f"{image + 1} {position}" for image, position in track)
-        if seen:
-            lines.append(f"{row + 1} {_numbers(point)} 128 128 128 0 {seen}")
+    for row, (point, track) in enumerate(zip(seen.points.tolist(), seen.tracks(), strict=True)):
+        where = " ".join(f"{image + 1} {position}" for image, position in track)
+        if where:
+            lines.append(f"{row + 1} {_numbers(point)} 128 128 128 0 {where}")
     write_lines(folder / "points3D.txt", lines)
 
 

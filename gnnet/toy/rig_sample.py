@@ -1,4 +1,4 @@
-"""Photographs of a toy town by a rig of three cameras, with its `rig_config.json`, a query list and the true poses."""
+"""A toy town as a rig of three cameras sees it: a COLMAP model as a map, and a drive in other weather to localize."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose, so3_exp
 from gnnet.scenes.formats.poses import write_pose_file
 from gnnet.toy.camera import toy_camera
-from gnnet.toy.layout import cam_from_world, write_image, write_lines
-from gnnet.toy.light import WEATHERS, light_street, paint_street
+from gnnet.toy.layout import cam_from_world, in_world, write_colmap, write_image, write_lines
+from gnnet.toy.light import WEATHERS, LitStreet, light_street, paint_street
 from gnnet.toy.render import render_frame
 from gnnet.toy.streets import build_street, drive
-from gnnet.toy.town import TownSettings
+from gnnet.toy.town import CONDITIONS, REFERENCE, TownSettings
+from gnnet.toy.truth import Observations, observe_points
 
 # Degrees by which a camera looks to the right of the front camera, and its centre in that camera's frame in metres.
 CAMERAS = {"front": (0.0, (0.0, 0.0, 0.0)), "left": (-40.0, (-0.4, 0.0, -0.2)), "right": (40.0, (0.4, 0.0, -0.2))}
@@ -24,8 +26,15 @@ CAMERAS = {"front": (0.0, (0.0, 0.0, 0.0)), "left": (-40.0, (-0.4, 0.0, -0.2)), 
 
 @dataclass(frozen=True)
 class RigSample:
-    """Files of a rig sample: the folder of the images, the list of queries, the rig's file, and the true poses."""
+    """Files of a rig sample.
 
+    Args:
+        map: folder of a COLMAP model and its photographs, whose references are of all cameras: `dataset.root`.
+        images: folder of the photographs to localize.
+        queries, rig, truth: their list, the rig's file, and the true poses.
+    """
+
+    map: Path
     images: Path
     queries: Path
     rig: Path
@@ -42,39 +51,60 @@ def toy_rig() -> dict[str, Pose]:
 
 
 def write_rig_sample(root: str | Path, town: TownSettings, *, condition: str = "rain", instants: int = 2) -> RigSample:
-    """Render one drive of the rig through each street of a town; the same settings give the same files.
+    """Render two drives of the rig through each street of a town; the same settings give the same files.
 
     Args:
         root: folder to write to.
-        town: settings of the town, whose map the images are to be localized on.
-        condition: weather of the drive.
-        instants: photographs of each camera in each place.
+        town: the streets, and the number and size of the references of each camera in each.
+        condition: weather of the drive that is to be localized.
+        instants: photographs of each camera in each place that are to be localized.
     """
-    root, camera, rig = Path(root), toy_camera(town.image_size), toy_rig()
+    root, camera = Path(root), toy_camera(town.image_size)
+    sample = RigSample(root, root / "queries", root / "queries.txt", root / "rig_config.json", root / "truth.txt")
     model, width, height, parameters = camera.to_colmap()
-    poses, lines = {}, []
+    references: dict[str, Pose] = {}
+    queries: dict[str, Pose] = {}
+    seen = []
     for place in range(town.places):
         street = build_street(place, town.seed)
         painted = paint_street(street, np.random.default_rng([town.seed, place, 1]), coarseness=256 / town.image_size)
-        rng = np.random.default_rng([town.seed, place, 3, list(WEATHERS).index(condition)])
-        rig_from_place = drive(frames=instants, reference_frames=town.frames, rng=rng)
+        rng = np.random.default_rng([town.seed, place, 2, CONDITIONS.index(REFERENCE)])
+        on_drive = drive(frames=town.frames, reference_frames=town.frames, rng=rng)
+        lit = light_street(painted, WEATHERS[REFERENCE], rng)
+        poses, images = _photographs(lit, camera, on_drive, f"{place:03d}", rng)
+        seen.append(in_world(street, observe_points(street, camera, Pose.stack(list(poses.values())), images)))
+        for (name, pose), image in zip(poses.items(), images, strict=True):
+            references[f"reference/{name}"] = cam_from_world(street, pose)
+            write_image(root / "images" / "reference" / name, image)
+
+        rng = np.random.default_rng([town.seed, place, 3, CONDITIONS.index(condition)])
+        on_drive = drive(frames=instants, reference_frames=town.frames, rng=rng)
         lit = light_street(painted, WEATHERS[condition], rng)
-        for instant in range(instants):
-            for name, cam_from_rig in rig.items():
-                pose = cam_from_rig @ rig_from_place[instant]
-                file = f"{name}/{place:03d}_{instant}.jpg"
-                write_image(root / "images" / file, render_frame(lit, camera, pose, rng))
-                poses[file] = cam_from_world(street, pose)
-                lines.append(" ".join(map(str, (file, model, width, height, *parameters))))
-    sample = RigSample(root / "images", root / "queries.txt", root / "rig_config.json", root / "truth.txt")
-    write_lines(sample.queries, lines)
-    write_pose_file(sample.truth, poses)
+        poses, images = _photographs(lit, camera, on_drive, f"{place:03d}", rng)
+        for (name, pose), image in zip(poses.items(), images, strict=True):
+            queries[name] = cam_from_world(street, pose)
+            write_image(sample.images / name, image)
+    matrices = Pose.stack(list(references.values())).matrix().numpy()
+    write_colmap(root / "sparse", list(references), matrices, Observations.cat(seen), camera)
+    write_lines(sample.queries, [" ".join(map(str, (n, model, width, height, *parameters))) for n in queries])
+    write_pose_file(sample.truth, queries)
     cameras = [
         {"image_prefix": f"{name}/", "ref_sensor": True} if name == "front" else {
             "image_prefix": f"{name}/", "cam_from_rig_rotation": pose.quaternion().tolist(),
             "cam_from_rig_translation": pose.translation.tolist(),
         }
-        for name, pose in rig.items()
+        for name, pose in toy_rig().items()
     ]  # fmt: skip
     sample.rig.write_text(json.dumps([{"cameras": cameras}], indent=2) + "\n")
     return sample
+
+
+def _photographs(
+    lit: LitStreet, camera: Camera, rig_from_place: Pose, place: str, rng: np.random.Generator
+) -> tuple[dict[str, Pose], list[np.ndarray]]:
+    """`camera_from_place` by name, and the images, that the rig takes where it has the poses `rig_from_place` (N,)."""
+    poses = {
+        f"{name}/{place}_{instant}.jpg": cam_from_rig @ rig_from_place[instant]
+        for name, cam_from_rig in toy_rig().items() for instant in range(rig_from_place.shape[0])
+    }  # fmt: skip
+    return poses, [render_frame(lit, camera, pose, rng) for pose in poses.values()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +32,14 @@ class Observations(NamedTuple):
     points: np.ndarray
     rows: list[np.ndarray]
     keypoints: list[np.ndarray]
+
+    @classmethod
+    def cat(cls, parts: Sequence[Observations]) -> Observations:
+        """Points and images of several parts, which have none in common, one after another."""
+        starts = np.cumsum([0, *(len(part.points) for part in parts)])
+        rows = [rows + start for part, start in zip(parts, starts, strict=False) for rows in part.rows]
+        points = np.concatenate([part.points for part in parts])
+        return cls(points, rows, [keypoints for part in parts for keypoints in part.keypoints])
 
     def tracks(self) -> list[list[tuple[int, int]]]:
         """For each point, the images that see it and its positions in their keypoints."""

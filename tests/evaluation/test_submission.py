@@ -337,6 +337,19 @@ def test_a_name_that_a_benchmark_does_not_know_is_left_out_and_told(tmp_path):
 
 
 @pytest.mark.cases
+def test_a_name_with_a_space_is_left_out_and_in_a_file_an_error(tmp_path):
+    """hloc and visuallocalization.net split a line at its spaces."""
+    path = tmp_path / "results.txt"
+    both = [localized("a 1.jpg"), localized("b.jpg")]
+    assert write_submission(path, both, dataset="colmap") == (1, 0, 0, ("a 1.jpg",))
+    assert validate_submission(path, dataset="colmap").errors == []
+    for dataset in ("colmap", "aachen"):
+        write_lines(path, "a 1.jpg 1 0 0 0 1 2 3", "b.jpg 1 0 0 0 1 2 3")
+        [error] = validate_submission(path, dataset=dataset).errors
+        assert "line 1 names 'a 1.jpg', and a line is split at its spaces" in error
+
+
+@pytest.mark.cases
 def test_eth3d_wants_a_trajectory_from_camera_to_world(tmp_path):
     poses = [perturb(Pose.identity(dtype=torch.float64), 5.0, 60.0, torch.Generator().manual_seed(i)) for i in (0, 1)]
     path = tmp_path / "cables_1.txt"

@@ -39,6 +39,7 @@ from gnnet.models.grey import GreyValues
 from gnnet.models.pyramid import FeaturePyramid
 from gnnet.models.unet import UNet
 from gnnet.scenes.formats.poses import write_pose_file
+from gnnet.scenes.formats.positions import read_positions
 from gnnet.scenes.layouts.robotcar import load_robotcar
 
 
@@ -374,7 +375,7 @@ def test_references_near_a_known_position(town, middle, tmp_path, poses):
     assert localize(empty, image).status == Status.NO_REFERENCE
 
 
-def test_broken_positions_are_said(tmp_path):
+def test_broken_positions_are_said(tmp_path, caplog):
     file = tmp_path / "gps.txt"
     for text, message in (
         ("a.jpg 1 2", r"line 1 has 3 words .* expected name x y z"),
@@ -383,9 +384,25 @@ def test_broken_positions_are_said(tmp_path):
     ):
         file.write_text(text)
         with pytest.raises(ValueError, match=message):
-            PositionPrior(file, 1.0)
+            read_positions(file)
     with pytest.raises(ValueError, match="radius"):
         PositionPrior(file, 0.0)
+    with pytest.raises(ValueError, match="line 1 has the position"):
+        PositionPrior(file, 1.0)
+
+
+@pytest.mark.cases
+def test_positions_are_of_queries_and_one_bad_line_does_not_end_the_rest(tmp_path, caplog):
+    file = tmp_path / "gps.txt"
+    file.write_text("name x y z\nIMG 1.jpg 1 2 3\ndb/b.jpg 4 5 6\nc.jpg nan nan nan\n")
+    prior = PositionPrior(file, 1.0)
+    assert "gps.txt: 2 lines are left out" in caplog.text
+    positions = DescriptorRetrieval(prior=prior).of(["q/IMG 1.jpg", "db/b.jpg"], []).prior.positions
+    assert {name: p.tolist() for name, p in positions.items()} == {"db/b.jpg": [4, 5, 6], "q/IMG 1.jpg": [1, 2, 3]}
+    with pytest.raises(ValueError, match=r"gps\.txt has names as IMG 1\.jpg, .* the queries are called x\.jpg: none"):
+        DescriptorRetrieval(prior=prior).of(["x.jpg"], [])
+    file.write_text("name qw qx qy qz tx ty tz\na b.jpg 1 0 0 0 1 2 3\nc.jpg 1 0 0 0 1 2 3\n")
+    assert PositionPrior(file, 1.0).positions["a b.jpg"].tolist() == [-1, -2, -3]
 
 
 def test_references_of_a_pairs_file(town, middle, tmp_path):

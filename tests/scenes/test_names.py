@@ -29,6 +29,13 @@ pytestmark = pytest.mark.cases
         (["day/a", "a"], ["day/a", "night/b"], {"day/a": "day/a"}, ()),  # each is taken once
         ([r"db\day\a"], ["db/day/a"], {"db/day/a": r"db\day\a"}, ()),
         (["./a"], ["a"], {"a": "./a"}, ()),
+        (["db/IMG_1.JPG"], ["db/img_1.jpg"], {"db/img_1.jpg": "db/IMG_1.JPG"}, ()),  # as Windows sees it
+        (["A.JPG"], ["db/a.jpg", "db/b.jpg"], {"db/a.jpg": "A.JPG"}, ()),
+        (["cafe\u0301.jpg", "b"], ["caf\u00e9.jpg", "b"], {"b": "b", "caf\u00e9.jpg": "cafe\u0301.jpg"}, ()),  # macOS
+        (["a%20b"], ["a b"], {"a b": "a%20b"}, ()),
+        (["A"], ["a", "%61"], {}, ()),  # which of them is not certain
+        (["A", "a"], ["a"], {"a": "a"}, ()),
+        (["x/A", "b"], ["a", "b"], {"b": "b"}, ()),
         ([], ["a"], {}, ()),
         (["a"], [], {}, ()),
     ],
@@ -43,7 +50,8 @@ def test_exactly_else_by_the_longest_ending_that_leaves_one_choice(given, known,
 def test_a_file_is_told_by_the_names_that_are_known(caplog):
     found = by_known_name({"a": 1, "b": 2, "c": 3}, ["x/a", "x/b", "y/b"], source="poses.txt", what="queries")
     assert found == {"x/a": 1}
-    assert "poses.txt: 1 of 3 queries are matched by the ending of their names, as a in the file is x/a" in caplog.text
+    how = "matched by the ending or the likeness of their names, as a in the file is x/a"
+    assert f"poses.txt: 1 of 3 queries are {how}" in caplog.text
     assert "1 names could be several of the queries, and are left out: b" in caplog.text
     caplog.clear()
     assert by_known_name({"a": 1, "z": 2}, ["a", "b"], source="poses.txt", what="queries") == {"a": 1}
@@ -55,7 +63,7 @@ def test_a_file_is_told_by_the_names_that_are_known(caplog):
     [
         (["db/1", "db/2"], ["q/1", "q/2"], "poses.txt has names as db/1, db/2, and the queries are called q/1, q/2"),
         (["a"], ["x/a", "y/a"], "none is the same (a could be several of them)"),
-        ([], ["x/a"], "poses.txt has names as , and the queries are called x/a"),
+        ([], ["x/a"], "poses.txt holds no name; expected those of the queries"),
         (["a"], [], "there are no queries"),
     ],
 )

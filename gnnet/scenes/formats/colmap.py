@@ -24,7 +24,7 @@ _KEYPOINT = np.dtype([("xy", "<f8", 2), ("point", "<u8")])
 _POINT = np.dtype([("id", "<u8"), ("xyz", "<f8", 3), ("rgb", "u1", 3), ("error", "<f8"), ("length", "<u8")])
 _LENGTH_AT = _POINT.itemsize - 8  # byte of the track's length in a point
 _NO_POINT = np.uint64(2**64 - 1)
-FARTHEST = 1e8  # metres; greater coordinates are damage
+FARTHEST = 1e11  # greater coordinates are damage, in metres as in millimetres from the middle of the earth
 LARGEST = 100_000  # pixels of an image's side; more are damage
 
 
@@ -74,7 +74,8 @@ def read_model(folder: Path, bad: BadInput) -> Model:
         FileNotFoundError: if one of the three files is missing.
         ValueError: naming the file, if it is cut off or no such file, and as `bad` says.
     """
-    if any(folder.glob("*.bin")):
+    text = (folder / "images.txt").is_file() and not (folder / "images.bin").is_file()
+    if any(folder.glob("*.bin")) and not text:  # some file of another kind may end so, too
         return _read_binary(folder, folder, ".bin", bad)
     with tempfile.TemporaryDirectory() as binary:
         models = {name: (number, count) for number, (name, count) in enumerate(COLMAP_MODELS)}

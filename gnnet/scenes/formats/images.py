@@ -52,9 +52,11 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 _STRIPS = ((273, 324), (279, 325))  # TIFF's tags: where strips or tiles begin, and their lengths in bytes
+_STRIP = 4e6  # pixels that are converted at once while an image is shrunk
 _PIECES, _PIECE = 16, 512  # number and bytes of the pieces of a file that are hashed
 _LOOKED_AT = 5  # images that tell the usual size
-_TAIL = 4096  # bytes at a file's end that hold its end mark; some cameras write notes after it
+_TAIL = 4096  # bytes at a file's end that are looked at first for its end mark
+_PIXELS_A_BYTE = 512  # of a JPEG, at most: a bit at least for each block of 64 pixels
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -122,7 +124,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
             reader = _reader(file)
             file.seek(0)
             with reader(file) as image:
-                _require_readable(image)
+                _require_readable(image, path.stat().st_size)
                 yield image
     except _Refused as error:
         raise ValueError(f"{told} {error}") from None
@@ -150,7 +152,7 @@ def _reader(file: BinaryIO) -> Callable[[BinaryIO], Image.Image]:
     raise _Refused(f"cannot be read (it {found}); {_FETCH}")
 
 
-def _require_readable(image: Image.Image) -> None:
+def _require_readable(image: Image.Image, length: int) -> None:
     width, height = stored_size(image)
     limit = float(os.environ.get(LIMIT) or _MEGAPIXELS)
     if width * height > limit * 1e6:
@@ -158,6 +160,8 @@ def _require_readable(image: Image.Image) -> None:
             f"is {width}×{height} = {width * height / 1e6:.0f} megapixels, more than the limit of {limit:g}; "
             f"shrink it with its camera, or raise the limit (environment variable {LIMIT})"
         )
+    if isinstance(image, JpegImageFile) and width * height > _PIXELS_A_BYTE * length:
+        raise _Refused(f"is too short for the {width}×{height} pixels that its header tells; {_FETCH}")
     if image.mode not in _MODES and not image.mode.startswith("I;16"):
         kind = "32-bit floating-point numbers" if image.mode == "F" else f"the kind {image.mode}"
         raise _Refused(f"has pixels of {kind}, which are not read; {_CONVERT}")
@@ -233,7 +237,9 @@ def usual_size(paths: Sequence[Path]) -> tuple[int, int]:
     return max(sizes, key=sizes.count)
 
 
-def eight_bits(image: Image.Image, camera_size: tuple[float, float] | None = None) -> Image.Image:
+def eight_bits(
+    image: Image.Image, camera_size: tuple[float, float] | None = None, size: tuple[int, int] | None = None
+) -> Image.Image:
     """The pixels of an opened image in 8 bits a colour, grey (L) or RGB, turned as `image_size` tells.
 
     Grey of 16 bits is scaled by the bits that it uses: cameras of 10, 12 and 14 bits write into 16. Alpha is dropped.
@@ -242,23 +248,60 @@ def eight_bits(image: Image.Image, camera_size: tuple[float, float] | None = Non
         image: from `open_image`, whose block tells what is refused here: pixels of more than 16 bits, and colours of
             16 bits that use the lower ones only.
         camera_size: width and height that the camera says.
+        size: width and height that the image as it is stored is shrunk to, taking little more memory than its decoded
+            pixels do; None keeps its size.
     """
     wanted = orientation_needed(image, camera_size)
     given = orientation(image) if isinstance(image, TiffImageFile) else 1  # Pillow turns TIFF alone as it reads it
     deep_colour = any(";16" in str(tile) for tile in image.tile)  # type: ignore[attr-defined]
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() >= 1 << _BITS[-1]:
-            raise _Refused(f"holds numbers from {values.min()} to {values.max()}, deeper than 16 bits; {_CONVERT}")
-        bits = next(bits for bits in _BITS if values.max() < 1 << bits)
-        found = Image.fromarray((values >> (bits - 8)).astype(np.uint8))
+    if size is None:
+        found = _converted(image, 1, deep_colour)
     else:
-        found = image.convert("L" if image.mode in ("1", "L") else "RGB")
-        # Pillow keeps the upper 8 bits of a colour: 12 bits of 16 would be almost black.
-        if deep_colour and max(high for _, high in found.getextrema()) < 16:  # type: ignore[misc]
-            raise _Refused(f"has 16 bits a colour, of which it uses the lower 12 only; {_CONVERT}")
+        drafted = image.draft("RGB", (2 * size[0], 2 * size[1]))  # a JPEG's decoder shrinks by 2, 4 or 8
+        image.load()
+        size = size[::-1] if given >= 5 else size
+        step = max(1, min(image.width // (2 * size[0]), image.height // (2 * size[1])))
+        right, bottom = drafted[1][2:] if drafted else image.size  # where the stored image ends in the decoded one
+        found = _converted(image, step, deep_colour)
+        found = found.resize(size, Image.Resampling.BILINEAR, box=(0, 0, right / step, bottom / step))
     if wanted != given:
         found = turned(found, wanted if given == 1 else {6: 8, 8: 6}.get(given, given))
+    return found
+
+
+def _converted(image: Image.Image, step: int, deep_colour: bool) -> Image.Image:
+    """An image in 8 bits, L or RGB, in which a pixel is the mean of `step` by `step`.
+
+    Several are made strip by strip, as a conversion of all would take as much memory again.
+
+    Args:
+        deep_colour: whether the file has 16 bits a colour, of which Pillow gives the upper 8.
+    """
+    width, height = image.size
+    rows = height if step == 1 else max(1, int(_STRIP / (width * step))) * step
+    strips = [(0, top, width, min(top + rows, height)) for top in range(0, height, rows)]
+    crop = image.crop if len(strips) > 1 else lambda box: image
+    deep, bits, brightest = image.mode.startswith("I"), 8, 0
+    if deep:
+        extrema = [(values.min(), values.max()) for values in (np.asarray(crop(box)) for box in strips)]
+        low, high = min(low for low, _ in extrema), max(high for _, high in extrema)
+        if low < 0 or high >= 1 << _BITS[-1]:
+            raise _Refused(f"holds numbers from {low} to {high}, deeper than 16 bits; {_CONVERT}")
+        bits = next(bits for bits in _BITS if high < 1 << bits)
+    mode = "L" if deep or image.mode in ("1", "L") else "RGB"
+    parts = []
+    for strip in map(crop, strips):
+        part = Image.fromarray((np.asarray(strip) >> (bits - 8)).astype(np.uint8)) if deep else strip.convert(mode)
+        if deep_colour and not deep:
+            brightest = max(brightest, *(high for _, high in part.getextrema()))  # type: ignore[misc]
+        parts.append(part if step == 1 else part.reduce(step))
+    if deep_colour and not deep and brightest < 16:  # 12 bits of 16 would be almost black
+        raise _Refused(f"has 16 bits a colour, of which it uses the lower 12 only; {_CONVERT}")
+    if len(parts) == 1:
+        return parts[0]
+    found = Image.new(mode, (-(-width // step), -(-height // step)))
+    for part, (_, top, _, _) in zip(parts, strips, strict=True):
+        found.paste(part, (0, top // step))
     return found
 
 
@@ -329,9 +372,13 @@ def _scan_start(file: BinaryIO) -> int:
 
 
 def _has_end(file: BinaryIO, mark: bytes, *, start: int) -> bool:
-    """Whether the mark is in the last bytes, after `start`."""
-    file.seek(max(start, file.seek(0, 2) - _TAIL))
-    return mark in file.read()
+    """Whether the mark comes after `start`: in the last bytes, or before what phones append, as a short film."""
+    length = file.seek(0, 2)
+    for first in (max(start, length - _TAIL), start):
+        file.seek(first)
+        if mark in file.read():
+            return True
+    return False
 
 
 def sample_digest(path: Path) -> str:

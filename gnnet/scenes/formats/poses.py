@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +24,7 @@ _POSE = "name qw qx qy qz tx ty tz a line: cam_from_world, translation (not cent
 _PAIR = "query reference a line (hloc), or query, reference, score (kapture)"
 _QUERY = "name MODEL width height params… a line, as r.jpg PINHOLE 1024 768 868.9 866.1 525.9 420.0"
 _NO_ROTATION = 1e-3  # largest difference between an entry of RᵀR and of the identity
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf)", re.ASCII | re.IGNORECASE)
+NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf)", re.ASCII | re.IGNORECASE)
 _SUFFIX = re.compile(r"\.[A-Za-z]\w{2,3}(?=\s|$)", re.ASCII)
 _CAMERA = re.compile(r"(.*\S)\s+([A-Z][A-Z0-9_]+)\s+(\S+)\s+(\S+)((?:\s+\S+)+)")
 _log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def read_pose_file(path: str | Path, *, on_bad: OnBad = "raise") -> dict[str, Po
     """
     bad = BadInput(on_bad)
     lines = read_pose_lines(path, bad)
-    _say_left_out(path, bad, len(lines))
+    say_left_out(path, bad, len(lines))
     if not lines:
         return {}
     quaternions = np.stack([line.quaternion for line in lines])
@@ -101,7 +101,7 @@ def can_stand_in_file(name: str) -> bool:
     words = name.split()
     return (
         bool(words) and name == name.strip() and not name.startswith("#") and not set(name) & set("\n\r\ufeff")
-        and (len(words) == 1 or _NUMBER.fullmatch(words[-1]) is None)
+        and (len(words) == 1 or NUMBER.fullmatch(words[-1]) is None)
     )  # fmt: skip
 
 
@@ -160,7 +160,7 @@ def read_pairs_file(path: str | Path, *, on_bad: OnBad = "raise") -> dict[str, t
         with bad.skipping():
             query, reference = _pair(text, source)
             pairs.setdefault(query, {})[reference] = None
-    _say_left_out(path, bad, len(pairs))
+    say_left_out(path, bad, len(pairs))
     return {query: tuple(references) for query, references in pairs.items()}
 
 
@@ -173,7 +173,7 @@ def _pair(text: str, source: str) -> tuple[str, str]:
     if len(ends) == 2 and ends[1] == len(text):
         return text[: ends[0]], text[ends[0] :].strip()
     fields = [field.strip() for field in text.split(",")]
-    if all(fields) and (len(fields) == 2 or (len(fields) == 3 and _NUMBER.fullmatch(fields[2]))):
+    if all(fields) and (len(fields) == 2 or (len(fields) == 3 and NUMBER.fullmatch(fields[2]))):
         return fields[0], fields[1]
     raise ValueError(f"{source} has {len(words)} words ({text[:80]!r}); expected {_PAIR}")
 
@@ -185,7 +185,7 @@ def read_query_names(path: str | Path) -> dict[str, None]:
         FileNotFoundError, ValueError: no such file, or no text.
     """
     lines = (text for _, (text,), _ in read_lines(Path(path), "an image's name a line", last=0))
-    return {found[1] if (found := _CAMERA.fullmatch(text)) else text: None for text in lines}
+    return {_relative(found[1] if (found := _CAMERA.fullmatch(text)) else text): None for text in lines}
 
 
 def read_query_list(path: str | Path) -> dict[str, Camera | ValueError]:
@@ -209,7 +209,7 @@ def read_query_list(path: str | Path) -> dict[str, Camera | ValueError]:
     for file in files or [path]:
         for _, (text,), source in read_lines(file, _QUERY, last=0):
             found = _CAMERA.fullmatch(text)
-            name = found[1] if found else text.split()[0]
+            name = _relative(found[1] if found else text.split()[0])
             try:
                 camera: Camera | ValueError = _camera(text, source)
             except ValueError as error:
@@ -222,6 +222,11 @@ def read_query_list(path: str | Path) -> dict[str, Camera | ValueError]:
         why = kinds_of_problems(errors)[0][0] if errors else f"{path} holds no query; expected {_QUERY}"
         raise ValueError(why)
     return queries
+
+
+def _relative(name: str) -> str:
+    """A path as it is written without `\\`, `//` and `./`."""
+    return str(PurePosixPath(name.replace("\\", "/")))
 
 
 def _camera(text: str, source: str) -> Camera:
@@ -248,7 +253,7 @@ def _equal(a: Camera | ValueError, b: Camera | ValueError) -> bool:
     return torch.equal(a.size, b.size) and torch.equal(a.parameters, b.parameters)
 
 
-def _say_left_out(path: str | Path, bad: BadInput, kept: int) -> None:
+def say_left_out(path: str | Path, bad: BadInput, kept: int) -> None:
     """Log how many lines were left out; ValueError if no other was there."""
     if not bad.problems:
         return

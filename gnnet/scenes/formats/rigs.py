@@ -51,6 +51,8 @@ def _cameras(cameras: list[dict], path: str | Path) -> dict[str, Pose]:
     poses: dict[str, Pose] = {}
     for camera in cameras:
         prefix = camera["image_prefix"]
+        if isinstance(prefix, str):
+            prefix = prefix.replace("\\", "/").removeprefix("./")
         if not isinstance(prefix, str) or prefix in poses:
             raise ValueError(f"{path} has the image_prefix {prefix!r} twice, or no text; expected {_EXPECTED}")
         source = f"{path}, camera {prefix!r}"

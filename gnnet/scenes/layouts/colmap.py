@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from gnnet.files import below
+from gnnet.files import found_below
 from gnnet.scenes.formats.colmap import Model, read_model
 from gnnet.scenes.formats.images import subfolders
 from gnnet.scenes.pairing import centers_of, covisible_pairs, stretches_of
@@ -74,7 +74,7 @@ def _images_on_disk(model: Model, model_dir: Path, image_dir: Path, bad: BadInpu
     missing = []
     for image in sorted(model.images, key=lambda image: image.name):
         with bad.skipping():
-            path = below(image_dir, image.name, f"{model_dir}, images")
+            path = found_below(image_dir, image.name, f"{model_dir}, images")
             if image.name in found:
                 raise ValueError(f"{model_dir} has image {image.name} twice; take one of them out of the model")
             if not path.is_file():

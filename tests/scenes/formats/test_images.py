@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
+from gnnet.scenes.formats import images
 from gnnet.scenes.formats.images import LIMIT, eight_bits, exif_focal_length, image_size, in_order, open_image
 
 
@@ -38,6 +39,8 @@ def with_thumbnail() -> bytes:
         picture("PNG"),
         with_thumbnail(),
         picture() + b"a camera's note" * 20,
+        picture() + b"a film of three seconds" * 1000,
+        picture("PNG") + bytes(10_000),
     ],
 )
 def test_whole_images(tmp_path: Path, content: bytes):
@@ -172,6 +175,59 @@ def test_the_limit_on_pixels_is_a_setting(tmp_path: Path, monkeypatch):
     monkeypatch.setenv(LIMIT, "100")
     with pytest.raises(ValueError, match=r"14000×13000 = 182 megapixels, more than the limit of 100; .*MAX_MEGAPIXELS"):
         image_size(large)
+
+
+@pytest.mark.cases
+def test_a_header_that_tells_more_pixels_than_the_file_can_hold_is_named(tmp_path: Path):
+    """The decoder would fill gigabytes with grey."""
+    content, path = bytearray(picture()), tmp_path / "x.jpg"
+    at = content.find(b"\xff\xc0") + 5
+    content[at : at + 4] = (12_000).to_bytes(2, "big") * 2
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.jpg .*is too short for the 12000×12000 pixels that its header tells"):
+        image_size(path)
+    Image.new("L", (1600, 1200), 255).save(path, quality=10, optimize=True, progressive=True)  # nothing is shorter
+    assert image_size(path) == (1600, 1200)
+
+
+def tiff_of_big_numbers(path: Path, grey: np.ndarray) -> Path:
+    """A TIFF of 16 bits whose numbers begin with the upper byte, which Pillow does not write."""
+    height, width = grey.shape
+    values = {256: width, 257: height, 258: 16, 259: 1, 262: 1, 273: 8, 277: 1, 278: height, 279: 2 * grey.size}
+    entries = b"".join(struct.pack(">HHII", tag, 4, 1, value) for tag, value in values.items())
+    directory = struct.pack(">H", len(values)) + entries + bytes(4)
+    path.write_bytes(b"MM\0*" + struct.pack(">I", 8 + 2 * grey.size) + grey.astype(">u2").tobytes() + directory)
+    return path
+
+
+@pytest.mark.cases
+@pytest.mark.parametrize("tag", [1, 6, 7])
+def test_an_image_shrunk_strip_by_strip_is_as_one_shrunk_whole(tmp_path: Path, monkeypatch, tag: int):
+    x, y = np.meshgrid(np.arange(403), np.arange(301))
+    colour = np.stack([x * 255 / 403, y * 255 / 301, 128 + 100 * np.sin(x / 40) * np.cos(y / 30)], -1).astype(np.uint8)
+    grey, exif = colour[..., 2], Image.Exif()
+    exif[0x0112] = tag
+    files = [
+        saved(tmp_path / "grey.png", grey, exif=exif),
+        saved(tmp_path / "deep.png", grey.astype(np.uint16) << 4, exif=exif),
+        saved(tmp_path / "alpha.png", np.dstack([colour, grey]), exif=exif),
+        saved(tmp_path / "colour.tif", colour, exif=exif),
+        saved(tmp_path / "colour.jpg", colour, exif=exif, quality=98),
+    ]
+    Image.fromarray(colour).convert("P").save(tmp_path / "palette.png", exif=exif)
+    files.append(tmp_path / "palette.png")
+    if tag == 1:
+        files.append(tiff_of_big_numbers(tmp_path / "big.tif", grey.astype(np.uint16) << 8))
+        files.append(png_of_16_bits(tmp_path / "deep_colour.png", colour.astype(np.uint16) * 257, 2))
+    monkeypatch.setattr(images, "_STRIP", 3000)
+    camera, small = ((403, 301), (50, 37)) if tag == 1 else ((301, 403), (37, 50))
+    for path in files:
+        with open_image(path) as image:
+            whole = eight_bits(image, camera).convert("RGB").resize(small, Image.Resampling.BILINEAR)
+        with open_image(path) as image:
+            shrunk = eight_bits(image, camera, (50, 37)).convert("RGB")
+        off = np.abs(np.asarray(shrunk, np.float64) - np.asarray(whole))
+        assert shrunk.size == small and off.mean() < 0.6 and off.max() <= 4, path
 
 
 @pytest.mark.cases

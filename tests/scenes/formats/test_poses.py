@@ -20,6 +20,7 @@ from gnnet.scenes.formats.poses import (
     read_pose_file,
     read_pose_lines,
     read_query_list,
+    read_query_names,
     write_pose_file,
 )
 from gnnet.scenes.problems import BadInput
@@ -179,6 +180,12 @@ def test_several_lists_are_read_as_one_by_hlocs_pattern(tmp_path):
     assert list(read_query_list(tmp_path / "*_queries.txt")) == ["a.jpg", "b.jpg"]
     with pytest.raises(FileNotFoundError, match=r"\*_lists.txt does not exist"):
         read_query_list(tmp_path / "*_lists.txt")
+
+
+@pytest.mark.cases
+def test_names_of_a_query_list_are_paths(tmp_path):
+    path = written(tmp_path, "./a.jpg PINHOLE 64 48 50 50 32 24\nnight\\rear//b c.jpg PINHOLE 64 48 50 50 32 24\n")
+    assert list(read_query_list(path)) == list(read_query_names(path)) == ["a.jpg", "night/rear/b c.jpg"]
 
 
 def test_query_lists_give_the_cameras_of_pycolmap(tmp_path):

@@ -75,3 +75,11 @@ def test_robotcars_cameras_relative_to_the_rear_one(tmp_path):
     np.testing.assert_allclose(found["night/left/5.jpg"].cam_from_rig.matrix(), np.linalg.inv(left) @ rear, atol=1e-9)
     np.testing.assert_allclose(found["night/rear/5.jpg"].cam_from_rig.matrix(), np.eye(4), atol=1e-9)
     assert found["night/rear/5.jpg"].instant == found["night/left/5.jpg"].instant != found["dusk/rear/5.jpg"].instant
+
+
+@pytest.mark.cases
+def test_a_file_from_windows_is_read_alike(tmp_path):
+    path = tmp_path / "rig_config.json"
+    content = json.dumps(RIG).replace("front/", ".\\\\front\\\\").replace("left/", "left\\\\")
+    path.write_bytes(b"\xef\xbb\xbf" + content.replace(", ", ",\r\n").encode())
+    assert images_on_rigs(["front/1.jpg", "left/1.jpg"], path).keys() == {"front/1.jpg", "left/1.jpg"}

@@ -141,6 +141,16 @@ def test_names_with_spaces_are_found(copy, binary):
 
 
 @pytest.mark.cases
+def test_a_text_model_beside_other_binary_files_and_photographs_with_other_endings(copy):
+    expected = load_colmap(copy, progress=False)
+    (copy / "sparse" / "rigs.bin").write_bytes(b"of a newer COLMAP")
+    for path in (copy / "images").rglob("*.jpg"):
+        path.rename(path.with_suffix(".JPG"))
+    found = load_colmap(copy, progress=False)
+    assert list(found.images) == list(expected.images) and all(i.path.suffix == ".JPG" for i in found.images.values())
+
+
+@pytest.mark.cases
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
 def test_text_models_as_windows_writes_them(copy, encoding):
     expected = load_colmap(copy, progress=False)
