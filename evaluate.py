@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import hydra
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
@@ -25,7 +24,8 @@ from gnnet.localization.localizer import Localizer
 from gnnet.models.checkpoint import read_checkpoint
 from gnnet.models.pyramid import FeatureNetwork
 from gnnet.models.weights import PACKAGED
-from gnnet.training.checkpoints import networks_of
+from gnnet.processes import Devices, devices_of
+from gnnet.training.checkpoints import find_checkpoint, networks_of
 from gnnet.training.launch import MENDABLE, message_only, quote_paths, refuse_several_processes
 from gnnet.training.sweep import Job, job_folder, job_status
 
@@ -38,7 +38,7 @@ class Prepared(NamedTuple):
     networks: dict[str, FeatureNetwork]
     data: DataModule
     steps: int
-    device: torch.device
+    devices: Devices
     localizer: Localizer
 
 
@@ -76,6 +76,7 @@ def prepare(cfg: DictConfig) -> Prepared:
     """Load networks and data; nothing is evaluated yet. Raises as `run`."""
     if cfg.checkpoint is None or cfg.weights not in (None, cfg.checkpoint):
         raise ValueError(f"give either weights=NAME ({', '.join(PACKAGED)}) or checkpoint=FILE, which train.py wrote")
+    cfg.checkpoint = str(find_checkpoint(cfg.checkpoint, runs=cfg.paths.runs_dir))
     checkpoint = read_checkpoint(cfg.checkpoint)
     networks = networks_of(checkpoint, untrained=cfg.baselines, allow=cfg.allow)
     # What the user asks for is built by Hydra; what a file asks for never is.
@@ -83,19 +84,18 @@ def prepare(cfg: DictConfig) -> Prepared:
     data = make(cfg.dataset) if cfg.get("dataset") else checkpoint.dataset(**index)
     localizer = replace(make(cfg.localizer), estimate_focal=cfg.camera is not None)
     from_truth = cfg.poses is None and localizer.pose.takes_initial
-    if from_truth and not (cfg.queries is None and cfg.truth is None):
+    if from_truth and not (cfg.queries is None and cfg.truth is None and cfg.devices == 1 and cfg.resume is None):
         raise ValueError(
-            "queries=FILE and truth=FILE need poses=FILE where the localizer refines initial poses (localizer=refine); "
-            "give it, or take localizer=sparse_to_dense"
+            "queries=FILE and truth=FILE need poses=FILE where the localizer refines initial poses (localizer=refine), "
+            "and so do devices=N and resume=RUN; give it, or take localizer=sparse_to_dense"
         )
     data.setup_evaluation(mapped=not from_truth, whole=cfg.queries is not None)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if cfg.device == "auto" else cfg.device
-    return Prepared(networks, data, checkpoint.step, torch.device(device), localizer)
+    return Prepared(networks, data, checkpoint.step, devices_of(cfg.device, cfg.devices), localizer)
 
 
 def refine(cfg: DictConfig, prepared: Prepared) -> Results:
     """Refine initial poses around the truth, or the references' poses, with each network: tables and figures."""
-    networks, data, steps, device, localizer = prepared
+    networks, data, steps, (device,), localizer = prepared
     return evaluate_networks(
         networks, data, refiner=localizer.refiner, starts=make(cfg.starts), device=device,
         output=Path(cfg.paths.output_dir), settings={"checkpoint": str(cfg.checkpoint), "steps": steps},
@@ -105,14 +105,12 @@ def refine(cfg: DictConfig, prepared: Prepared) -> Results:
 
 def localize(cfg: DictConfig, prepared: Prepared, given: Given, name: str = "") -> list[LocalizedQueries]:
     """Localize the queries of each validation set, or of a list, on its map: tables, result files, reports."""
-    network, map_file = prepared.networks["trained"].to(prepared.device), None if cfg.map is None else Path(cfg.map)
     return localize_validations(
-        prepared.data, network, prepared.localizer, Path(cfg.paths.output_dir), device=prepared.device,
-        maps=MapSettings(Path(cfg.paths.map_dir), map_file, points=cfg.map_points),
-        thresholds=THRESHOLDS[cfg.thresholds],
-        given=given, max_queries=cfg.max_queries, submit_as=cfg.submit_as, colmap_model=cfg.colmap_model,
-        about={"run": name, "checkpoint": str(cfg.checkpoint)},
-        command=shlex.join(["python", *sys.argv]),
+        prepared.data, prepared.networks["trained"], prepared.localizer, Path(cfg.resume or cfg.paths.output_dir),
+        device=prepared.devices, resume=cfg.resume is not None, given=given, max_queries=cfg.max_queries,
+        maps=MapSettings(Path(cfg.paths.map_dir), cfg.map and Path(cfg.map), points=cfg.map_points),
+        thresholds=THRESHOLDS[cfg.thresholds], submit_as=cfg.submit_as, colmap_model=cfg.colmap_model,
+        about={"run": name, "checkpoint": str(cfg.checkpoint)}, command=shlex.join(["python", *sys.argv]),
     )  # fmt: skip
 
 

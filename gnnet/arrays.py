@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -104,6 +104,9 @@ class ArrayFile:
     def __getitem__(self, name: str) -> np.ndarray:
         return self.mapped(name, "r")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _same_file, (self.path, os.fstat(self._file.fileno()).st_ino)
+
     def __contains__(self, name: str) -> bool:
         return name in self._places
 
@@ -131,6 +134,18 @@ class ArrayFile:
     def close(self) -> None:
         """End reading and writing; arrays that were given out stay as they are."""
         self._file.close()
+
+
+def _same_file(path: Path, inode: int) -> ArrayFile:
+    """What an open file becomes in another process.
+
+    Raises:
+        ValueError: if another file has taken its place.
+    """
+    file = ArrayFile(path)
+    if os.fstat(file._file.fileno()).st_ino != inode:
+        raise ValueError(f"{path} was replaced by another file while it was in use; start again")
+    return file
 
 
 def _place(kind: str, shape: list[int], offset: int) -> tuple[np.dtype, tuple[int, ...], int]:

@@ -20,7 +20,10 @@ from tests import walls
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml", "hydra": "hydra-core", "pytorch_lightning": "pytorch-lightning"}
+DISTRIBUTIONS = {
+    "PIL": "pillow", "yaml": "pyyaml", "hydra": "hydra-core", "pytorch_lightning": "pytorch-lightning",
+    "faiss": "faiss-cpu",
+}  # fmt: skip
 
 
 def name(requirement: str) -> str:
@@ -37,7 +40,8 @@ def test_requirements_are_those_of_localizing_and_training():
 def test_every_imported_package_is_required_and_every_required_one_imported():
     needed = {i.package for i in walls.imports()} - {"gnnet", *walls.SCRIPTS} - sys.stdlib_module_names
     needed = {DISTRIBUTIONS.get(package, package) for package in needed}
-    listed = PROJECT["project"]["dependencies"] + PROJECT["project"]["optional-dependencies"]["train"]
+    extras = PROJECT["project"]["optional-dependencies"]
+    listed = PROJECT["project"]["dependencies"] + extras["train"] + extras["index"]
     by_config = {"wandb", "tensorboard"}  # Lightning's loggers import them, see conf/logger
     listed = {name(requirement) for requirement in listed}
     assert needed <= listed and listed - needed <= by_config

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,13 +17,14 @@ from gnnet.data.images import ImageView, read_pixels
 from gnnet.data.queries import LocalizationDataset
 from gnnet.evaluation.colmap_export import write_colmap_model
 from gnnet.evaluation.given import Given, on_rigs, queries_of_list, queries_of_scene, same_images
-from gnnet.evaluation.maps import MapSettings, prepare_localizer
+from gnnet.evaluation.journal import JOURNAL, Journal, from_line, plain, to_line
+from gnnet.evaluation.maps import MapSettings, maps_are_made_of, prepare_localizer
 from gnnet.evaluation.metrics import Thresholds
 from gnnet.evaluation.records import make_localization_report, to_record
 from gnnet.evaluation.report.page import write_html_report
 from gnnet.evaluation.submission import format_of, write_submission
 from gnnet.evaluation.tables import Setting, Table, print_table, write_table
-from gnnet.files import results_folder
+from gnnet.files import results_folder, write_at_once
 from gnnet.geometry.pose import Pose
 from gnnet.localization.compile import references_of
 from gnnet.localization.localizer import Localizer
@@ -30,6 +32,7 @@ from gnnet.localization.result import Localization, Status
 from gnnet.localization.retrieval import DescriptorRetrieval, InitialPoseRetrieval, PairsRetrieval
 from gnnet.localization.rig import RigImage
 from gnnet.models.pyramid import FeatureNetwork
+from gnnet.processes import Devices, share_out
 from gnnet.progress import track
 from gnnet.sampling import evenly
 from gnnet.scenes.formats.images import exif_focal_length
@@ -158,8 +161,9 @@ def localize_validations(
     output: Path,
     *,
     maps: MapSettings,
-    device: torch.device | str,
+    device: Devices,
     thresholds: Thresholds,
+    resume: bool = False,
     given: Given | None = None,
     max_queries: int | None = None,
     submit_as: str | None = None,
@@ -175,8 +179,9 @@ def localize_validations(
         settings: a localizer without network and map.
         output: folder to write into, one below it for each validation set that has a name.
         maps: where maps are kept, and their settings.
-        device: where the network runs.
+        device: where the network runs; several share references and queries, a process each.
         thresholds: of recall.
+        resume: go on with the queries that an interrupted run into `output` has not done.
         given: files of queries and poses.
         max_queries: limit on the queries of a set, or on the instants of a rig, spread evenly; None localizes all.
         submit_as: dataset whose result format `submission.txt` has; None takes the set's own.
@@ -186,8 +191,8 @@ def localize_validations(
 
     Raises:
         FileNotFoundError, ValueError: if no set has references, one map file is named for several sets, a map does
-            not fit, `submit_as` is not known, or nothing that is given fits the queries. What can be known beforehand
-            is said before a map is compiled.
+            not fit, `submit_as` is not known, nothing that is given fits the queries, or there is no run to go on with,
+            or one with other settings. What can be known beforehand is said before a map is compiled.
     """
     localizable = [v for v in data.validations if isinstance(v, LocalizationDataset)]
     if not localizable:
@@ -197,15 +202,31 @@ def localize_validations(
         raise ValueError(f"map={maps.file} is one file, and there are {len(localizable)} maps ({names}); leave map out")
     given = given or Given()
     _check_use(given.initial is not None, settings)
+    if resume and not any((output / v.name / JOURNAL).is_file() for v in localizable):
+        raise FileNotFoundError(
+            f"{output.absolute()} holds no {JOURNAL} (resume=); expected the folder of an interrupted run of "
+            "evaluate.py that localizes on a map"
+        )
     prepared = []
     for validation in localizable:
         format_of(submit_as or validation.scene.dataset)
         results_folder(output / validation.name)
-        prepared.append(_match(settings, validation.scene, given, max_queries))
-    done = []
-    for validation, (matched, queries, initial, unusable, rigs) in zip(localizable, prepared, strict=True):
-        scene, folder = validation.scene, output / validation.name
+        matched, queries, initial, unusable, rigs = _match(settings, validation.scene, given, max_queries)
         of_set = replace(maps, largest_side=validation.largest_side, on_bad=validation.on_bad)
+        asked = {
+            "queries": [(q.name, q.path, q.condition, q.place, q.camera, q.cam_from_world) for q in queries],
+            "initial": initial, "unusable": unusable, "rigs": rigs,
+        }  # fmt: skip
+        follows_from = plain(matched, "localizer") | plain(asked, "queries and what is given of them")
+        for made_of in maps_are_made_of(matched, network, validation.scene, of_set):
+            follows_from |= {f"map's {key}": value for key, value in made_of.items()}
+        journal = Journal(output / validation.name / JOURNAL, follows_from, resume=resume)
+        prepared.append((of_set, matched, queries, initial, unusable, rigs, journal))
+    done = []
+    for validation, (of_set, matched, queries, initial, unusable, rigs, journal) in zip(
+        localizable, prepared, strict=True
+    ):
+        scene, folder = validation.scene, output / validation.name
         localizer = prepare_localizer(matched, network, scene, of_set, device=device)
         title = (
             f"Localization on {validation.name or scene.name}: {len(queries)} queries, "
@@ -214,7 +235,7 @@ def localize_validations(
         result = localize_dataset(
             localizer, queries, folder, scene=scene, dataset=submit_as or scene.dataset, title=title,
             thresholds=thresholds, initial=initial, settings={**(about or {}), "map": str(localizer.map.path)},
-            colmap_model=colmap_model, command=command, unusable=unusable, rigs=rigs,
+            colmap_model=colmap_model, command=command, unusable=unusable, rigs=rigs, device=device, journal=journal,
         )  # fmt: skip
         print_table(result.report)
         print(f"Poses, records, submission.txt, report.html and figures are in {folder}", flush=True)
@@ -261,25 +282,35 @@ def localize_dataset(
     command: str = "",
     unusable: Mapping[str, str] | None = None,
     rigs: Mapping[str, OnRig] | None = None,
+    device: Devices = "cpu",
+    journal: Journal | None = None,
 ) -> LocalizedQueries:
     """Localize queries and write the results into `output`.
 
-    Written are `localizations.jsonl` (a record for each query, as it is made), `poses.txt` (hloc's format, the scene's
-    names), `localization.json` (the table), `report.html` with pictures, and then, as far as the names allow,
-    `submission.txt` (as the dataset's benchmark wants it) and, if asked for, `colmap/`. What could not be written is a
-    note of the table.
+    The networks run on a device, or on several, which share the queries, a process each: the results are the same.
+    What the journal has is not done again; each query is written into it as soon as it is done.
+
+    Written are `localizations.jsonl` (a record for each query), `poses.txt` (hloc's format, the scene's names),
+    `localization.json` (the table), `report.html` with pictures, and then, as far as the names allow, `submission.txt`
+    (as the dataset's benchmark wants it) and, if asked for, `colmap/`. What could not be written is a note of the
+    table.
     """
     output.mkdir(parents=True, exist_ok=True)
-    found: list[Localization] = []
-    queries = [query for group in together(queries, rigs or {}) for query in group]
+    groups = together(queries, rigs or {})
+    queries = [query for group in groups for query in group]
     same = same_images([query.path for query in queries], scene)
     itself = {query.name: same[query.path] for query in queries if query.path in same}
-    with (output / "localizations.jsonl").open("w") as file:
-        results = localize_queries(localizer, queries, initial=initial, itself=itself, unusable=unusable, rigs=rigs)
-        for result, query in zip(track(results, description="Localizing", total=len(queries)), queries, strict=True):
-            found.append(result)
-            file.write(json.dumps(to_record(result, query.cam_from_world)) + "\n")
-            file.flush()
+    done = {} if journal is None else dict(journal.done)
+    waiting = [group for group in groups if any(query.name not in done for query in group)]
+    given = {"initial": initial, "itself": itself, "unusable": unusable, "rigs": rigs}
+    shared = share_out(partial(_localizing, localizer, given), waiting, device)
+    for _, lines in track(shared, description="Localizing", total=len(waiting)):
+        if journal is not None:
+            journal.add(lines)
+        done |= {result.name: result for result in map(from_line, lines)}
+    found = [done[query.name] for query in queries]
+    records = [to_record(result, query.cam_from_world) for result, query in zip(found, queries, strict=True)]
+    write_at_once(output / "localizations.jsonl", "".join(json.dumps(r) + "\n" for r in records).encode())
     report = make_localization_report(
         localizer, found, queries, title=title, thresholds=thresholds, settings=dict(settings or {})
     )
@@ -308,6 +339,16 @@ def localize_dataset(
         report = replace(report, notes=(*report.notes, *filter(None, notes)))
         write_table(report, output / "localization.json")
     return LocalizedQueries(found, report, bool(localized))
+
+
+def _localizing(
+    localizer: Localizer, given: dict[str, Any], device: torch.device
+) -> Callable[[Sequence[SceneImage]], list[str]]:
+    """What localizes queries that belong together, and gives a line of the journal for each."""
+    localizer.network.to(device)
+    if localizer.retrieval.network is not None:
+        localizer.retrieval.network.to(device)
+    return lambda queries: [to_line(result) for result in localize_queries(localizer, queries, **given)]
 
 
 def _left_out(file: str, names: Sequence[str]) -> str:

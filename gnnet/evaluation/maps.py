@@ -9,13 +9,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gnnet.localization.compile import compile_map, what_it_is_made_of
 from gnnet.localization.local_features import LocalFeatures
 from gnnet.localization.localizer import Localizer
 from gnnet.localization.map import Map
 from gnnet.models.pyramid import FeatureNetwork
+from gnnet.processes import Devices
 from gnnet.scenes.problems import OnBad
 from gnnet.scenes.scene import Scene
 
@@ -40,9 +39,11 @@ class MapSettings:
 
 
 def prepare_localizer(
-    settings: Localizer, network: FeatureNetwork, scene: Scene, map: MapSettings, *, device: torch.device | str
+    settings: Localizer, network: FeatureNetwork, scene: Scene, map: MapSettings, *, device: Devices
 ) -> Localizer:
     """The localizer with its network and the scene's map (or two), compiled first or, if it is there, opened.
+
+    Several devices share the compilation, see `compile_map`.
 
     Raises:
         FileNotFoundError, ValueError: from scene or map, see `compile_map`.
@@ -61,19 +62,12 @@ def prepare_localizer(
 
 def _compiled(
     settings: Localizer, network: FeatureNetwork, scene: Scene, map: MapSettings, local: LocalFeatures | None,
-    device: torch.device | str,
+    device: Devices,
 ) -> Map:  # fmt: skip
     """The map of a scene whose points are described by local features, or by the network where `local` is None."""
-    retrieval_network = settings.retrieval.network
     if local is not None:
         local.load()
-    if retrieval_network is not None:
-        retrieval_network.eval().to(device)
-    choices: dict[str, Any] = {
-        "points": map.points if local is None else local.count, "largest_side": map.largest_side,
-        "local_features": local, "retrieval_network": retrieval_network,
-    }  # fmt: skip
-    file = map.file
+    choices, file = _choices(settings, map, local), map.file
     if file is None:  # scenes of one name have different contents
         made_of = json.dumps(what_it_is_made_of(scene, network, **choices), sort_keys=True)
         digest = hashlib.sha256(made_of.encode()).hexdigest()[:12]
@@ -82,3 +76,16 @@ def _compiled(
     return compile_map(file, scene, network, device=device, on_bad=map.on_bad, **choices)
 
 
+def maps_are_made_of(settings: Localizer, network: FeatureNetwork, scene: Scene, map: MapSettings) -> list[dict]:
+    """What tells the maps of `prepare_localizer` from others, before they are compiled; see `what_it_is_made_of`."""
+    described_by = [settings.pose.local_features, *filter(None, [settings.pose.companion])]
+    return [what_it_is_made_of(scene, network.eval(), **_choices(settings, map, local)) for local in described_by]
+
+
+def _choices(settings: Localizer, map: MapSettings, local: LocalFeatures | None) -> dict[str, Any]:
+    """Arguments of `compile_map`."""
+    retrieval = settings.retrieval.network
+    return {
+        "points": map.points if local is None else local.count, "largest_side": map.largest_side,
+        "local_features": local, "retrieval_network": None if retrieval is None else retrieval.eval(),
+    }  # fmt: skip

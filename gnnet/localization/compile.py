@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from gnnet.localization.map import NEIGHBOURS, Map, Observations, check_layout, 
 from gnnet.localization.refinement import sample_confidences, sample_descriptors
 from gnnet.models.pyramid import FeatureNetwork
 from gnnet.models.weights import unwrapped
+from gnnet.processes import Devices, as_list, share_out
 from gnnet.progress import track
 from gnnet.sampling import evenly
 from gnnet.scenes.formats.images import sample_digest
@@ -50,7 +53,7 @@ def compile_map(
     retrieval_network: nn.Module | None = None,
     dimensions: int = 256,
     seed: int = 0,
-    device: torch.device | str = "cpu",
+    device: Devices = "cpu",
     on_bad: OnBad = "raise",
     progress: bool = True,
 ) -> Map:
@@ -71,7 +74,7 @@ def compile_map(
         retrieval_network: images to global descriptors (B, D); None takes the network's own.
         dimensions: limit on the dimensions of the global descriptor after whitening.
         seed: seed of the points chosen.
-        device: where the networks run.
+        device: where the networks run; several share the references, a process each, and the file is the same.
         on_bad: `skip` leaves a reference whose image or depth map cannot be read without observations, and says so.
         progress: show a bar.
 
@@ -81,10 +84,10 @@ def compile_map(
     """
     references = references_of(scene)
     poses, cameras = _poses_and_cameras(references)
-    work = _Work(
-        scene, network.to(device), points, largest_side, local_features,
-        None if retrieval_network is None else retrieval_network.to(device), seed, device,
-    )  # fmt: skip
+    only_points = Scene(scene.name, {}, (), scene.points)  # all that is asked of it; other processes get a copy
+    work = _Work(only_points, network, points, largest_side, local_features, retrieval_network, seed)
+    if len(devices := as_list(device)) == 1:
+        work = work.on(devices[0])
     made_of = what_it_is_made_of(
         scene, network, points=points, largest_side=largest_side, local_features=local_features,
         retrieval_network=retrieval_network, dimensions=dimensions, seed=seed,
@@ -107,15 +110,15 @@ def compile_map(
                 "Take the network and the settings that it was made with, name another file, or delete it"
             )
         if not file["finished"][0]:
-            waiting = np.flatnonzero(file["done"] == 0).tolist()
-            title, bad = f"Compiling {len(waiting)} references", BadInput(on_bad)
-            for row in track(waiting, description=title, show=progress):
-                with bad.skipping():
-                    _write(file, row, *work.describe(references[row], row))
-            if len(bad.problems) == len(references):
-                raise ValueError(f"{scene.name} has no reference that can be read; {describe_problems(bad.problems)}")
-            if bad.problems:
-                _log.warning("left out of the map: %s", describe_problems(bad.problems))
+            waiting = [(row, references[row]) for row in np.flatnonzero(file["done"] == 0).tolist()]
+            title = f"Compiling {len(waiting)} references"
+            shared = share_out(partial(_writing, work, path, on_bad), waiting, devices)
+            shared = track(shared, description=title, total=len(waiting), show=progress)
+            problems = [problem for _, problem in sorted((row, problem) for row, bad in shared for problem in bad)]
+            if len(problems) == len(references):
+                raise ValueError(f"{scene.name} has no reference that can be read; {describe_problems(problems)}")
+            if problems:
+                _log.warning("left out of the map: %s", describe_problems(problems))
             _finish(file, references, poses, cameras)
         file.close()
     return Map.open(path)
@@ -179,7 +182,12 @@ class _Work:
     local_features: LocalFeatures | None
     retrieval_network: nn.Module | None
     seed: int
-    device: torch.device | str
+    device: torch.device | str = "cpu"
+
+    def on(self, device: torch.device) -> _Work:
+        """The same on a device; the networks themselves are moved there."""
+        retrieval = None if self.retrieval_network is None else self.retrieval_network.to(device)
+        return replace(self, network=self.network.to(device), retrieval_network=retrieval, device=device)
 
     @torch.no_grad()
     def global_dimensions(self) -> int:
@@ -248,6 +256,21 @@ def _create(
     for part, values in zip(Tracks._fields, tracks, strict=True):
         file.write(f"tracks/{part}", 0, values)
     file.close()
+
+
+def _writing(
+    work: _Work, path: Path, on_bad: OnBad, device: torch.device
+) -> Callable[[tuple[int, SceneImage]], list[str]]:
+    """What writes a reference, with its row, into the map, and gives what was wrong with it."""
+    file, work = ArrayFile(path, writable=True), work.on(device)
+
+    def describe(waiting: tuple[int, SceneImage]) -> list[str]:
+        (row, reference), bad = waiting, BadInput(on_bad)
+        with bad.skipping():
+            _write(file, row, *work.describe(reference, row))
+        return bad.problems
+
+    return describe
 
 
 def _write(file: ArrayFile, row: int, observed: Observations, global_descriptor: Tensor) -> None:

@@ -5,24 +5,32 @@ To add one, write a class with `name`, `network` and `find`, and a file beside `
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gnnet.data.queries import nearest_by_pose
+from gnnet.files import locked, new_file
 from gnnet.geometry.pose import Pose
 from gnnet.localization.global_descriptors import gem, nearest_references
 from gnnet.localization.map import Map
 from gnnet.localization.query import Query
+from gnnet.sampling import evenly
 from gnnet.scenes.formats.poses import read_pairs_file
 from gnnet.scenes.formats.positions import read_positions
 from gnnet.scenes.names import by_known_name, match_names
 
+_TRAIN = 64  # descriptors for each cluster that its centre is fitted on, at most
+_AT_ONCE = 1 << 16  # descriptors read together
 _SAME_CAMERA = 0.01  # share by which focal lengths and centre of one camera may differ
 
 
@@ -110,11 +118,16 @@ class DescriptorRetrieval:
         else:
             descriptor = self.network(query.image[None].to(query.pyramid.maps[0].device))
         whitened = map.whitening.apply(descriptor[0].float().cpu())
-        return nearest_references(whitened, map.global_descriptors, count, allowed=self._allowed(query, map))[0]
+        return self._nearest(whitened, map, count, self._allowed(query, map))
+
+    def _nearest(self, descriptor: Tensor, map: Map, count: int, allowed: Tensor) -> Tensor:
+        return nearest_references(descriptor, map.global_descriptors, count, allowed=allowed)[0]
 
     def _allowed(self, query: Query, map: Map) -> Tensor:
         """(R,) references other than the query itself, of its place, camera and surroundings as far as asked for."""
-        allowed = torch.tensor([name != query.itself for name in map.names])
+        allowed = torch.ones(len(map.names), dtype=torch.bool)
+        if query.itself in map.rows:
+            allowed[map.rows[query.itself]] = False
         if self.prior is not None:
             allowed &= self.prior.near(query, map)
         within = map.retrieve_within
@@ -125,6 +138,62 @@ class DescriptorRetrieval:
             alike = allowed & ((others - own).abs() <= _SAME_CAMERA * own.abs()).all(-1)
             allowed = alike if self.same_camera or alike.any() else allowed
         return allowed
+
+
+@dataclass(frozen=True, eq=False)
+class IndexedRetrieval(DescriptorRetrieval):
+    """The same by an inverted file (faiss), which compares a query with a part of a large map: it may miss a reference.
+
+    The index is made with the first query on a map, and kept beside it. Among a few references none is missed.
+
+    Args:
+        probes: clusters of references that are searched, of 4 √R; more miss fewer.
+        few: number of references up to which all are compared with, as without an index.
+    """
+
+    probes: int = 64
+    few: int = 20_000
+
+    @property
+    def name(self) -> str:
+        return f"{super().name}, indexed"
+
+    def _nearest(self, descriptor: Tensor, map: Map, count: int, allowed: Tensor) -> Tensor:
+        rows = allowed.nonzero().squeeze(1)
+        if len(rows) > self.few:
+            faiss, index = _inverted_file(map)
+            selector = faiss.IDSelectorBitmap(np.packbits(allowed.numpy(), bitorder="little"))
+            parameters = faiss.SearchParametersIVF(sel=selector, nprobe=self.probes)
+            found = torch.from_numpy(index.search(descriptor[None].numpy(), count, params=parameters)[1][0])
+            rows = found[found >= 0].sort().values
+        return rows[nearest_references(descriptor, map.global_descriptors[rows.numpy()], count)[0]]
+
+
+@lru_cache(maxsize=2)
+def _inverted_file(map: Map) -> tuple[Any, Any]:
+    """The package faiss, and the index of a map's global descriptors, which is made if it is not beside the map.
+
+    Raises:
+        ValueError: if faiss is not installed.
+    """
+    try:
+        import faiss  # an optional package
+    except ImportError as error:
+        raise ValueError("retrieval by an index needs faiss: pip install 'gnnet[index]'") from error
+    made_of = hashlib.sha256(json.dumps(map.about, sort_keys=True).encode()).hexdigest()[:12]
+    path = map.path.with_name(f"{map.path.name}.{made_of}.faiss")
+    with locked(path.with_name(f".{path.name}.lock")):  # of several processes one makes it
+        if not path.exists():
+            known = np.flatnonzero(np.isfinite(map.global_descriptors[:, 0]))  # but those that were left out
+            width, clusters = map.global_descriptors.shape[1], max(1, round(4 * len(known) ** 0.5))
+            index = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, clusters, faiss.METRIC_INNER_PRODUCT)
+            index.train(map.global_descriptors[known[evenly(len(known), _TRAIN * clusters)]])
+            for start in range(0, len(known), _AT_ONCE):
+                part = known[start : start + _AT_ONCE]
+                index.add_with_ids(map.global_descriptors[part], part)
+            with new_file(path) as partial:
+                faiss.write_index(index, str(partial))
+    return faiss, faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
 
 
 class PairsRetrieval:

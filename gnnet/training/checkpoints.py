@@ -15,7 +15,7 @@ from torch import nn
 from gnnet.files import new_file
 from gnnet.models.checkpoint import Checkpoint, read_checkpoint, with_current_names
 from gnnet.models.pyramid import FeatureNetwork
-from gnnet.models.weights import load_weights
+from gnnet.models.weights import PACKAGED, load_weights
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -101,7 +101,8 @@ def find_checkpoint(given: str | Path, *, runs: str | Path) -> Path:
     """The file that `checkpoint=` means.
 
     Args:
-        given: a file, the folder of a run, whose `last.ckpt` is meant, or `last`: the newest run's.
+        given: a file, a name of weights in the package, the folder of a run, whose `last.ckpt` is meant, or `last`: the
+            newest run's.
         runs: the folder that runs are below, for `last`.
 
     Raises:
@@ -111,11 +112,11 @@ def find_checkpoint(given: str | Path, *, runs: str | Path) -> Path:
         found = sorted(Path(runs).glob("**/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
         if not found:
             raise FileNotFoundError(
-                f"no run in {Path(runs).absolute()} has left checkpoints/last.ckpt (checkpoint=last); give the folder "
-                "of a run elsewhere, or leave checkpoint out"
+                f"no run in {Path(runs).absolute()} has left checkpoints/last.ckpt (checkpoint=last); give a file, or "
+                "the folder of a run elsewhere"
             )
         return found[-1]
-    if not Path(given).is_dir():
+    if str(given) in PACKAGED or not Path(given).is_dir():
         return Path(given)  # whether it is a checkpoint is said where it is read
     path = Path(given) / "checkpoints" / "last.ckpt"
     if not path.is_file():

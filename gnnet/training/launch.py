@@ -101,8 +101,8 @@ def refuse_several_processes(script: str) -> None:
     count = os.environ.get("WORLD_SIZE", "1")
     if count != "1":
         raise ValueError(
-            f"{script} runs on one process, and torchrun (WORLD_SIZE) started {count}, which would write the same "
-            f"files; start it with: python {script} …"
+            f"{script} runs on one process, and torchrun or SLURM (WORLD_SIZE) started {count}, which would write the "
+            f"same files; start it with: python {script} … devices={count}, and it starts the other processes itself"
         )
 
 

@@ -32,6 +32,7 @@ from gnnet.localization.map import Map, Observations
 from gnnet.localization.refinement import sample_confidences, sample_descriptors
 from gnnet.models.pyramid import FeaturePyramid
 from gnnet.models.unet import UNet
+from gnnet.processes import devices_of
 from gnnet.scenes.layouts.rgbd import load_rgbd
 from gnnet.scenes.layouts.robotcar import load_robotcar
 from gnnet.scenes.pairing import shared_points
@@ -300,6 +301,17 @@ def test_it_goes_on_where_it_was_interrupted_and_ends_the_same(scene, town, tmp_
     again = Counting(small_unet())
     compiled(path, scene, again, points=500)
     assert len(again._calls) == 0
+
+
+@pytest.mark.slow
+def test_several_processes_write_what_one_writes(scene, own_photographs, town, tmp_path, caplog):
+    found = compiled(tmp_path / "two", scene, small_unet(), points=500, device=devices_of("cpu", 2))
+    assert found.path.read_bytes() == town.path.read_bytes()
+    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:200])
+    compiled(tmp_path / "broken", own_photographs, small_unet(), device=devices_of("cpu", 2), on_bad="skip")
+    assert "left out of the map: 1 problems" in caplog.text
+    compiled(tmp_path / "one", own_photographs, small_unet(), on_bad="skip")
+    assert (tmp_path / "broken").read_bytes() == (tmp_path / "one").read_bytes()
 
 
 KILLED = """

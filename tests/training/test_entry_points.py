@@ -436,6 +436,36 @@ def test_evaluate_takes_either_weights_or_a_checkpoint(tmp_path, given):
 
 
 @pytest.mark.slow
+def test_evaluate_takes_a_run_or_the_newest_one_as_training_does(finished_run, tmp_path):
+    run, _ = finished_run
+    expected = str(run / "checkpoints" / "last.ckpt")
+    for given in ([f"checkpoint={run}"], ["checkpoint=last", f"paths.runs_dir={run.parent}"]):
+        cfg = configure(tmp_path, *given, "localizer=nearest", name="evaluate")
+        evaluate.prepare(cfg)
+        assert cfg.checkpoint == expected
+    with pytest.raises(FileNotFoundError, match=r"no run in .* has left checkpoints/last\.ckpt"):
+        evaluate.prepare(configure(tmp_path, "checkpoint=last", f"paths.runs_dir={tmp_path}", name="evaluate"))
+    for given in ("devices=2", f"resume={tmp_path}"):
+        with pytest.raises(ValueError, match=r"so do devices=N and resume=RUN; give it"):
+            evaluate.prepare(configure(tmp_path, f"checkpoint={run}", given, name="evaluate"))
+
+
+@pytest.mark.slow
+def test_evaluate_with_two_processes_writes_what_one_writes_and_goes_on(finished_run, tmp_path):
+    run, _ = finished_run
+    shared = [f"checkpoint={run}", "localizer=nearest", f"paths.map_dir={tmp_path}/maps", "max_queries=3"]
+    for devices in (1, 2):
+        evaluate.run(configure(tmp_path / str(devices), *shared, f"devices={devices}", name="evaluate"))
+    journal = tmp_path / "2" / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-20])
+    (tmp_path / "2" / "poses.txt").unlink()
+    evaluate.run(configure(tmp_path / "else", *shared, f"resume={tmp_path / '2'}", name="evaluate"))
+    assert not (tmp_path / "else").exists()
+    for name in ("poses.txt", "submission.txt"):
+        assert (tmp_path / "1" / name).read_text() == (tmp_path / "2" / name).read_text()
+
+
+@pytest.mark.slow
 def test_weights_in_the_package_are_evaluated_on_a_dataset_that_is_given(tmp_path):
     street = ["weights=gnnet-small", "localizer=hybrid", f"paths.index_dir={tmp_path}", "baselines=false"]
     with pytest.raises(ValueError, match="no settings of a dataset"):
