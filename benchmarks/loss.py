@@ -80,7 +80,7 @@ def one_direction(pyramid_a: FeaturePyramid, pyramid_b: FeaturePyramid, batch: P
             map_a, map_b, xy_a=batch.keypoints_a / stride, xy_b=batch.keypoints_b / stride,
             weight=batch.weight, valid=batch.valid,
         )  # fmt: skip
-        total = total + sum(term.weight * term(pair, step=STEP)[0] for term in terms) / len(LEVELS)
+        total = total + sum(term.weight * term(pair, *term.draw(pair), step=STEP)[0] for term in terms) / len(LEVELS)
     total.backward()
 
 

@@ -23,7 +23,7 @@ from gnnet.localization.refinement import refine_pose, sample_descriptors
 from gnnet.losses.contrastive import Contrastive
 from gnnet.losses.cross_entropy import CrossEntropy
 from gnnet.losses.gauss_newton import GaussNewton
-from gnnet.losses.mining import mine_hardest
+from gnnet.losses.mining import draw_candidates, mine_hardest
 from gnnet.losses.pair_loss import PairLoss
 from gnnet.losses.term import LevelPair, PyramidPair
 from gnnet.models.grey import GreyValues
@@ -133,11 +133,11 @@ def test_loss_and_gradients_are_the_same():
 @pytest.mark.parametrize("candidates", ["all", 200])
 def test_mining_finds_the_same_cells(candidates):
     pair = make_pair(points=30, height=24, width=32)
-    settings = {"hardest": 5, "candidates": candidates}
-    found = [
-        mine_hardest(LevelPair(*(x.to(device) for x in pair)), generator=torch.Generator().manual_seed(0), **settings)
-        for device in (torch.device("cpu"), DEVICE)
-    ]
+    found = []
+    for device in (torch.device("cpu"), DEVICE):
+        here = LevelPair(*(x.to(device) for x in pair))
+        drawn = draw_candidates(here, candidates, torch.Generator().manual_seed(0))
+        found.append(mine_hardest(here, *drawn, hardest=5))
     assert torch.equal(found[0][1], found[1][1].cpu())
     # Cells of almost the same distance may change places among the hardest.
     assert (found[0][0] == found[1][0].cpu()).float().mean() > 0.9

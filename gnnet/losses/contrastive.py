@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from gnnet.losses.mining import hardest_count, mine_hardest
+from gnnet.losses.mining import draw_candidates, hardest_count, mine_hardest
 from gnnet.losses.term import LevelPair, Loss, Term, rows_at, weighted_mean
 
 
@@ -81,14 +81,16 @@ class Contrastive(Term):
                 "expected 0 < hardest_min <= hardest_start"
             )
 
-    def forward(self, pair: LevelPair, *, step: int, generator: torch.Generator | None = None) -> Loss:
+    def draw(self, pair: LevelPair, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
+        return draw_candidates(pair, self.candidates, generator)
+
+    def forward(self, pair: LevelPair, *drawn: Tensor, step: int) -> Loss:
         """See `Term.forward`."""
         negatives, found = mine_hardest(
             pair,
+            *drawn,
             hardest=hardest_count(step, start=self.hardest_start, minimum=self.hardest_min, decay=self.hardest_decay),
             exclusion=self.exclusion,
-            candidates=self.candidates,
-            generator=generator,
         )
         return double_margin_contrastive_loss(
             pair,

@@ -125,20 +125,22 @@ class CrossEntropy(Term):
                 "left; expected a larger window"
             )
 
-    def forward(self, pair: LevelPair, *, step: int, generator: torch.Generator | None = None) -> Loss:
-        """See `Term.forward`."""
+    def draw(self, pair: LevelPair, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
         height, width = pair.map_b.shape[-2:]
-        dense = height * width <= self.dense_cells
+        if height * width <= self.dense_cells:
+            return ()
+        return (uniform((*pair.valid.shape, self.window_candidates, 2), like=pair.map_b, generator=generator),)
+
+    def forward(self, pair: LevelPair, *drawn: Tensor, step: int) -> Loss:
+        """See `Term.forward`."""
         return correspondence_cross_entropy(
             pair,
-            window=None if dense else self._draw_window(pair, generator),
+            window=self._window(pair, *drawn) if drawn else None,
             other_points=self.other_points,
             temperature=self.temperature,
             exclusion=self.exclusion,
         )
 
-    def _draw_window(self, pair: LevelPair, generator: torch.Generator | None) -> Tensor:
-        shape = (*pair.valid.shape, self.window_candidates, 2)
-        draw = uniform(shape, like=pair.map_b, generator=generator)
-        offset = (draw * (2 * self.window + 1)).floor().long() - self.window
+    def _window(self, pair: LevelPair, drawn: Tensor) -> Tensor:
+        offset = (drawn * (2 * self.window + 1)).floor().long() - self.window
         return pair.xy_b.floor().long()[..., None, :] + offset

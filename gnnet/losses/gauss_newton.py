@@ -128,12 +128,14 @@ class GaussNewton(Term):
                 f"GaussNewton.distance_scale is {self.distance_scale}; expected more than zero level pixels"
             )
 
-    def forward(self, pair: LevelPair, *, step: int, generator: torch.Generator | None = None) -> Loss:
+    def draw(self, pair: LevelPair, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
+        return (uniform(pair.xy_b.shape, like=pair.map_b, generator=generator),)
+
+    def forward(self, pair: LevelPair, *drawn: Tensor, step: int) -> Loss:
         """See `Term.forward`."""
-        offset = (2 * uniform(pair.xy_b.shape, like=pair.map_b, generator=generator) - 1) * self.vicinity
         return gauss_newton_loss(
             pair,
-            offset=offset,
+            offset=(2 * drawn[0] - 1) * self.vicinity,
             epsilon=self.epsilon,
             second_weight=self.second_weight,
             distance_scale=self.distance_scale,

@@ -95,14 +95,14 @@ class LevenbergMarquardt(Term):
             if getattr(self, key) <= 0:
                 raise ValueError(f"LevenbergMarquardt.{key} is {getattr(self, key)}; expected more than zero")
 
-    def forward(self, pair: LevelPair, *, step: int, generator: torch.Generator | None = None) -> Loss:
+    def draw(self, pair: LevelPair, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
+        return tuple(uniform(pair.xy_b.shape, like=pair.map_b, generator=generator) for _ in range(3))
+
+    def forward(self, pair: LevelPair, *drawn: Tensor, step: int) -> Loss:
         """See `Term.forward`."""
-        far, near = (
-            (2 * uniform(pair.xy_b.shape, like=pair.map_b, generator=generator) - 1) * reach
-            for reach in (self.far, self.near)
-        )
+        far, near = (2 * drawn[0] - 1) * self.far, (2 * drawn[1] - 1) * self.near
         height, width = pair.map_b.shape[-2:]
-        x, y = uniform((*pair.valid.shape, 2), like=pair.map_b, generator=generator).unbind(-1)
+        x, y = drawn[2].unbind(-1)
         x, y = ((v * side).floor().clamp(max=side - 1) for v, side in ((x, width), (y, height)))
         cells = (y * width + x).long()
         away = (torch.stack([x, y], -1) + 0.5 - pair.xy_b).norm(dim=-1) > self.exclusion * max(height, width)

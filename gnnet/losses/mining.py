@@ -38,14 +38,31 @@ def exclusion_penalty(
     return torch.threshold_(square, radius**2, near).clamp_(max=0)
 
 
+def draw_candidates(
+    pair: LevelPair, candidates: int | Literal["all"] = "all", generator: torch.Generator | None = None
+) -> tuple[Tensor, ...]:
+    """The random numbers of `mine_hardest`: what chooses for each point, (B, N), and a subset of the cells, if any.
+
+    Args:
+        pair: the correspondences.
+        candidates: `all` takes every cell, the paper's rule. A number takes a random subset of that many cells.
+        generator: source of the draws; None is torch's global one.
+    """
+    cells, like = pair.map_b.shape[-2] * pair.map_b.shape[-1], pair.map_b
+    if candidates == "all" or candidates >= cells:
+        return (uniform(pair.valid.shape, like=like, generator=generator),)
+    subset = uniform((cells,), like=like, generator=generator).topk(candidates, sorted=False).indices
+    return uniform(pair.valid.shape, like=like, generator=generator), subset
+
+
 @torch.no_grad()
 def mine_hardest(
     pair: LevelPair,
+    draw: Tensor,
+    subset: Tensor | None = None,
     *,
     hardest: int,
     exclusion: float = 0.2,
-    candidates: int | Literal["all"] = "all",
-    generator: torch.Generator | None = None,
     chunk_elements: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """For each point of a, draw one of the `hardest` cells of b, all with the same probability.
@@ -55,12 +72,10 @@ def mine_hardest(
 
     Args:
         pair: the correspondences.
+        draw, subset: of `draw_candidates`. With a subset of the cells, M shrinks by its share, so that negatives are
+            as hard as those among all cells.
         hardest: M; a point with fewer candidates draws among all of its own.
         exclusion: fraction of the larger side of the map.
-        candidates: `all` takes every cell, the paper's rule. A number takes a random subset of that many
-            cells, drawn once for the call; M shrinks by the same share, so that negatives are as hard as
-            those among all cells.
-        generator: source of all random draws; None is torch's global one.
         chunk_elements: number of distances held in memory at once; None takes what suits the device.
 
     Returns:
@@ -69,14 +84,11 @@ def mine_hardest(
     features = pair.map_b.detach()
     height, width = features.shape[-2:]
     x, y = cell_centers(features)
-    columns, subset = features.flatten(2), None  # [B, C, cells]
-    if candidates != "all" and candidates < height * width:
-        order = uniform((height * width,), like=features, generator=generator)
-        subset = order.topk(candidates, sorted=False).indices
-        hardest = max(1, round(hardest * candidates / (height * width)))
+    columns = features.flatten(2)  # [B, C, cells]
+    if subset is not None:
+        hardest = max(1, round(hardest * len(subset) / (height * width)))
         columns = columns.index_select(2, subset)
         x, y = x[:, subset % width], y[subset // width].mT
-    draw = uniform(pair.valid.shape, like=features, generator=generator)
     half_square = torch.linalg.vector_norm(columns, dim=1).square_().div_(2)  # [B, cells]
     cells = torch.zeros_like(pair.valid, dtype=torch.long)
     found = torch.zeros_like(pair.valid)

@@ -75,17 +75,21 @@ class PairLoss(nn.Module):
         logged: dict[str, list[Tensor]] = defaultdict(list)
         with torch.autocast(pair.a.maps[0].device.type, enabled=False):
             levels = zip(level_names(strides), strides, pair.a.maps, pair.b.maps, strict=True)
+            summands: list[tuple[str, str, Term, LevelPair]] = []  # of one level and direction, in order
             for position, (level, stride, map_a, map_b) in enumerate(levels):
                 xy_a, xy_b = batch.keypoints_a / stride, batch.keypoints_b / stride
                 forth = LevelPair.from_maps(map_a, map_b, xy_a=xy_a, xy_b=xy_b, weight=batch.weight, valid=batch.valid)
                 here = {name: self.terms[name] for name in active if position in positions[name]}
                 terms = [(name, term) for name, term in here.items() if isinstance(term, Term)]
-                for (name, term), one_way in product(terms, (forth, forth.swap())):
-                    loss, parts = term(one_way, step=step, generator=generator)
-                    losses[name].append(loss)
-                    for key, value in {"": loss.detach(), **{f"/{k}": v for k, v in parts.items()}}.items():
-                        logged[f"{name}{key}"].append(value)
-                        logged[f"{name}/{level}{key}"].append(value)
+                ways = product(terms, (forth, forth.swap()))
+                summands += [(name, level, term, one_way) for (name, term), one_way in ways]
+            drawn = _draw([(term, one_way) for _, _, term, one_way in summands], generator)
+            for (name, level, term, one_way), numbers in zip(summands, drawn, strict=True):
+                loss, parts = term(one_way, *numbers, step=step)
+                losses[name].append(loss)
+                for key, value in {"": loss.detach(), **{f"/{k}": v for k, v in parts.items()}}.items():
+                    logged[f"{name}{key}"].append(value)
+                    logged[f"{name}/{level}{key}"].append(value)
             for name in active:
                 whole = self.terms[name]
                 if isinstance(whole, PyramidTerm):
@@ -95,6 +99,12 @@ class PairLoss(nn.Module):
                         logged[f"{name}{key}"].append(value)
             total = torch.stack([weights[name] * torch.stack(losses[name]).mean() for name in active]).sum()
         return total, {name: torch.stack(values).mean() for name, values in logged.items()}
+
+
+@torch.compiler.disable  # all draws are here, so that a compiled step is two graphs and not many
+def _draw(summands: Sequence[tuple[Term, LevelPair]], generator: torch.Generator | None) -> list[tuple[Tensor, ...]]:
+    """The random numbers of all summands."""
+    return [term.draw(pair, generator) for term, pair in summands]
 
 
 def _positions(name: str, levels: Sequence[int] | None, strides: Sequence[int]) -> set[int]:

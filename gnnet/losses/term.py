@@ -112,13 +112,20 @@ class Scheduled(nn.Module):
 class Term(Scheduled):
     """A summand that compares maps of one level at corresponding points: most kinds of loss are subclasses."""
 
-    def forward(self, pair: LevelPair, *, step: int, generator: torch.Generator | None = None) -> Loss:
+    def draw(self, pair: LevelPair, generator: torch.Generator | None = None) -> tuple[Tensor, ...]:
+        """The random numbers of one call of `forward`, by `uniform`; none unless a subclass says which.
+
+        They are drawn apart because a generator ends a graph of `torch.compile`.
+        """
+        return ()
+
+    def forward(self, pair: LevelPair, *drawn: Tensor, step: int) -> Loss:
         """Unweighted loss in one direction.
 
         Args:
             pair: the correspondences.
+            drawn: what `draw` gave for this pair.
             step: global step, for settings that change while training.
-            generator: source of all random draws; None is torch's global one.
         """
         raise NotImplementedError
 

@@ -60,16 +60,19 @@ def test_gradient_is_finite_where_features_coincide():
 def test_term_mines_with_the_curriculum_of_its_step(monkeypatch):
     seen = []
 
-    def spy(pair, **settings):
+    def spy(pair, *drawn, **settings):
         seen.append(settings)
-        return mine_hardest(pair, **settings)
+        return mine_hardest(pair, *drawn, **settings)
 
     monkeypatch.setattr("gnnet.losses.contrastive.mine_hardest", spy)
-    term = Contrastive(exclusion=0.3, hardest_start=100, hardest_min=7)
+    pair, term = make_pair(), Contrastive(exclusion=0.3, hardest_start=100, hardest_min=7)
     for step in (0, 10_000, 10**6):
-        term(make_pair(), step=step)
+        term(pair, *term.draw(pair), step=step)
     assert [s["hardest"] for s in seen] == [100, 55, 7]
-    assert seen[0]["exclusion"] == 0.3 and seen[0]["candidates"] == "all"
+    assert seen[0]["exclusion"] == 0.3
+    assert len(term.draw(pair)) == 1  # no subset of the cells
+    _, subset = Contrastive(candidates=9).draw(pair)
+    assert len(subset.unique()) == 9
 
 
 def test_bad_settings_are_named():

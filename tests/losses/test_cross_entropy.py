@@ -70,8 +70,8 @@ def test_coarse_maps_use_every_cell_and_fine_maps_a_window(monkeypatch):
     )
     pair = make_pair(points=50)
     source = torch.Generator().manual_seed(0)
-    CrossEntropy(dense_cells=180)(pair, step=0, generator=source)
-    CrossEntropy(dense_cells=179, window=3, window_candidates=9)(pair, step=0, generator=source)
+    for term in (CrossEntropy(dense_cells=180), CrossEntropy(dense_cells=179, window=3, window_candidates=9)):
+        term(pair, *term.draw(pair, source), step=0)
     assert windows[0] is None
     offset = windows[1] - pair.xy_b.floor().long()[:, :, None]
     assert offset.shape == (2, 50, 9, 2)

@@ -144,7 +144,8 @@ def test_starts_are_drawn_within_the_vicinity(monkeypatch):
     monkeypatch.setattr(
         "gnnet.losses.gauss_newton.gauss_newton_loss", lambda pair, *, offset, **_: seen.update(offset=offset)
     )
-    GaussNewton(vicinity=1.5)(pair, step=0, generator=torch.Generator().manual_seed(0))
+    term = GaussNewton(vicinity=1.5)
+    term(pair, *term.draw(pair, torch.Generator().manual_seed(0)), step=0)
     offset = seen["offset"]
     assert offset.shape == pair.xy_b.shape
     assert offset.abs().max() <= 1.5

@@ -59,7 +59,7 @@ def test_on_a_linear_map_the_damped_step_goes_a_known_share_of_the_way():
 
 def test_the_four_cases_add_up():
     pair, term = make_pair(points=40), LevenbergMarquardt(exclusion=0.2, descent_weight=0.7, newton_weight=0.3)
-    total, parts = term(pair, step=0, generator=torch.Generator().manual_seed(3))
+    total, parts = term(pair, *term.draw(pair, torch.Generator().manual_seed(3)), step=0)
     generator = torch.Generator().manual_seed(3)
 
     def draw(reach):
@@ -90,14 +90,14 @@ def test_the_four_cases_add_up():
 def test_without_a_valid_point_loss_and_gradient_are_zero():
     pair = make_pair(requires_grad=True)
     pair = pair._replace(valid=torch.zeros_like(pair.valid))
-    loss, _ = LevenbergMarquardt()(pair, step=0)
+    loss, _ = (term := LevenbergMarquardt())(pair, *term.draw(pair), step=0)
     loss.backward()
     assert loss == 0 and not pair.map_b.grad.any()
 
 
 def test_float32_survives_flat_maps():
     pair = linear_pair(0.0, 1e-6, dtype=torch.float32)
-    loss, _ = LevenbergMarquardt()(pair, step=0)
+    loss, _ = (term := LevenbergMarquardt())(pair, *term.draw(pair), step=0)
     assert loss.isfinite()
 
 

@@ -2,7 +2,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gnnet.losses.mining import _draw_among_largest, exclusion_penalty, hardest_count, mine_hardest
+from gnnet.losses.mining import (
+    _draw_among_largest,
+    draw_candidates,
+    exclusion_penalty,
+    hardest_count,
+    mine_hardest,
+)
 from gnnet.losses.term import LevelPair
 
 from .conftest import make_pair
@@ -10,6 +16,10 @@ from .conftest import make_pair
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def mine(pair, *, candidates="all", generator=None, **settings):
+    return mine_hardest(pair, *draw_candidates(pair, candidates, generator), **settings)
 
 
 def distances_and_candidates(pair, exclusion):
@@ -44,7 +54,7 @@ def test_draws_are_uniform_among_the_hardest_candidates(normalize, hardest):
     rounds = 150
     source = generator()
     for _ in range(rounds):
-        cells, found = mine_hardest(pair, hardest=hardest, exclusion=0.3, generator=source)
+        cells, found = mine(pair, hardest=hardest, exclusion=0.3, generator=source)
         assert found.all()
         assert far.gather(-1, cells[..., None]).all()
         seen.scatter_add_(-1, ranks.gather(-1, cells[..., None]), torch.ones(*cells.shape, 1))
@@ -79,7 +89,7 @@ def test_two_stage_selection_draws_among_the_same_values_as_a_sort(total, count)
 
 def test_points_without_a_candidate_are_reported():
     pair = make_pair()
-    _, found = mine_hardest(pair, hardest=5, exclusion=2.0, generator=generator())
+    _, found = mine(pair, hardest=5, exclusion=2.0, generator=generator())
     assert not found.any()
 
 
@@ -87,15 +97,15 @@ def test_points_without_a_candidate_are_reported():
 def test_chunks_do_not_change_the_draws(candidates):
     pair = make_pair(points=9)
     settings = {"hardest": 6, "exclusion": 0.2, "candidates": candidates}
-    whole = mine_hardest(pair, **settings, generator=generator())
+    whole = mine(pair, **settings, generator=generator())
     for chunk_elements in (1, 400, 2000):
-        chunked = mine_hardest(pair, **settings, generator=generator(), chunk_elements=chunk_elements)
+        chunked = mine(pair, **settings, generator=generator(), chunk_elements=chunk_elements)
         assert torch.equal(chunked[0], whole[0]) and torch.equal(chunked[1], whole[1])
 
 
 def test_one_seed_gives_one_result_and_another_seed_another():
     pair = make_pair(points=30)
-    draws = [mine_hardest(pair, hardest=40, generator=generator(seed))[0] for seed in (1, 1, 2)]
+    draws = [mine(pair, hardest=40, generator=generator(seed))[0] for seed in (1, 1, 2)]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
 
@@ -106,7 +116,7 @@ def test_a_subset_is_as_hard_as_all_cells():
     ranks = torch.where(far, distance, torch.inf).argsort(-1).argsort(-1)
     source, drawn = generator(), []
     for _ in range(10):
-        cells, found = mine_hardest(pair, hardest=120, candidates=300, generator=source)
+        cells, found = mine(pair, hardest=120, candidates=300, generator=source)
         assert found.all() and far.gather(-1, cells[..., None]).all()
         drawn.append(ranks.gather(-1, cells[..., None]))
     mean = torch.stack(drawn).double().mean().item()
@@ -115,7 +125,7 @@ def test_a_subset_is_as_hard_as_all_cells():
 
 def test_mining_carries_no_gradient():
     pair = make_pair(requires_grad=True)
-    cells, found = mine_hardest(pair, hardest=5)
+    cells, found = mine(pair, hardest=5)
     assert not cells.requires_grad and not found.requires_grad
 
 
@@ -123,7 +133,7 @@ def test_mining_carries_no_gradient():
 def test_a_device_with_more_memory_takes_all_at_once(device, products):
     pair = LevelPair(*(x.to(device) for x in make_pair(points=256, batch=1, height=256, width=256)))
     with CountProducts() as count:
-        mine_hardest(pair, hardest=5)
+        mine(pair, hardest=5)
     assert count.products == products
 
 
@@ -131,7 +141,7 @@ def test_a_device_with_more_memory_takes_all_at_once(device, products):
 def test_numbers_drawn_on_the_host_do_not_make_it_wait(candidates, no_host_numbers):
     pair, source = LevelPair(*(x.to("meta") for x in make_pair())), generator()
     with no_host_numbers:
-        mine_hardest(pair, hardest=5, candidates=candidates, generator=source)
+        mine(pair, hardest=5, candidates=candidates, generator=source)
 
 
 class CountProducts(TorchDispatchMode):

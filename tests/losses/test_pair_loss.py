@@ -5,6 +5,7 @@ from gnnet.data.batches import PairBatch
 from gnnet.losses.contrastive import Contrastive
 from gnnet.losses.cross_entropy import CrossEntropy
 from gnnet.losses.gauss_newton import GaussNewton
+from gnnet.losses.levenberg_marquardt import LevenbergMarquardt
 from gnnet.losses.pair_loss import PairLoss
 from gnnet.losses.term import LevelPair, PyramidPair
 from gnnet.models.pyramid import FeaturePyramid
@@ -69,7 +70,7 @@ def test_total_is_the_weighted_sum_of_means_over_levels_and_directions():
             common = {"weight": batch.weight, "valid": batch.valid}
             forth = LevelPair.from_maps(map_a, map_b, xy_a=xy_a, xy_b=xy_b, **common)
             back = LevelPair.from_maps(map_b, map_a, xy_a=xy_b, xy_b=xy_a, **common)
-            losses.append((term(forth, step=0)[0] + term(back, step=0)[0]) / 2)
+            losses.append(sum(term(pair, *term.draw(pair), step=0)[0] for pair in (forth, back)) / 2)
         for level, loss in zip(("stride8", "stride8_2", "stride2"), losses, strict=True):
             torch.testing.assert_close(parts[f"{name}/{level}"], loss)
         torch.testing.assert_close(parts[name], sum(losses) / 3)
@@ -223,3 +224,20 @@ def test_bad_input_is_explained():
         PairLoss(terms={"gn": GaussNewton(start_step=10)})
     with pytest.raises(ValueError, match=r"strides \(8, 8, 2\) and \(8, 2\)"):
         PairLoss(terms={"gn": GaussNewton()})(PyramidPair(a, b.select([0, 2]), batch), step=0)
+
+
+def test_a_compiled_loss_is_two_graphs_although_it_draws_from_a_generator():
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    def step(pair, source):
+        return loss(pair, step=0, generator=source)[0]
+
+    pair = PyramidPair(*make_inputs())
+    loss = PairLoss(terms={**all_terms(), "lm": LevenbergMarquardt()}, levels=[2])
+    found = torch.compile(step, backend=backend)(pair, generator())
+    assert len(graphs) == 2
+    torch.testing.assert_close(found, step(pair, generator()))
