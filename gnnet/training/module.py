@@ -73,6 +73,9 @@ class FeatureLearning(pl.LightningModule):
         self.config = config
         self.max_skipped_steps = max_skipped_steps
         self.skipped_steps = 0
+        self.asked_to_end = False  # this process; told by a callback
+        self.all_end = False  # some process was, as of the last step; all of them know
+        self._asked = torch.zeros(())  # the share of processes that were, as of the last batch
         # Of each batch since the last step: loss, its mean over the processes first, and index of the pairs.
         self._since_step: list[tuple[Tensor, Tensor, Tensor]] = []
 
@@ -90,7 +93,9 @@ class FeatureLearning(pl.LightningModule):
             for name, value in {"loss": loss, **parts}.items():
                 means[name] = means.get(name, 0) + value * (len(batch.index) / len(index))
         total = means["loss"]
-        logged = self.trainer.strategy.reduce(torch.stack([mean.detach() for mean in means.values()]), reduce_op="mean")
+        asked = total.new_full((), float(self.asked_to_end))  # goes with the losses, as no process can end alone
+        means_here = torch.stack([*(mean.detach() for mean in means.values()), asked])
+        *logged, self._asked = self.trainer.strategy.reduce(means_here, reduce_op="mean")
         for name, value in zip(means, logged, strict=True):
             self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=len(index))
         self._since_step.append((logged[0], total.detach(), index))
@@ -111,7 +116,7 @@ class FeatureLearning(pl.LightningModule):
         norm = get_total_norm([p.grad for p in self.parameters() if p.grad is not None]).to(self.device)
         means_finite = torch.stack([mean for mean, _, _ in batches]).isfinite().all()
         self.log("train/gradient_norm", norm)
-        finite = bool(means_finite & norm.isfinite())
+        finite, self.all_end = torch.stack([means_finite & norm.isfinite(), self._asked > 0]).tolist()
         self.log("train/skipped_steps", float(not finite), reduce_fx="sum", on_step=False, on_epoch=True)
         if finite:
             return

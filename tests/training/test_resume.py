@@ -21,6 +21,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
+from pytorch_lightning.strategies import SingleDeviceStrategy
+from torch.multiprocessing import ProcessExitedException
 
 from gnnet.data.datamodule import CorrespondenceData, DataModule
 from gnnet.data.mixture import MixtureData
@@ -129,15 +131,39 @@ def test_a_run_that_was_killed_goes_on_with_the_next_batch_of_the_epoch(
 def test_two_processes_go_on_each_with_its_own_share(photographs, tmp_path):
     data = partial(make_data, photographs, pairs_per_epoch=20)
     saved, copy = tmp_path / "whole" / "checkpoints" / "last.ckpt", tmp_path / "copy.ckpt"
-    ddp = OmegaConf.load(ROOT / "conf" / "trainer" / "ddp.yaml").strategy
-
-    def train(name: str, watch: Watch, **settings) -> FeatureLearning:
-        strategy = instantiate(ddp, start_method="spawn")
-        return fit(data(), tmp_path / name, watch, devices=2, strategy=strategy, **settings)
-
-    whole = train("whole", Watch(3, partial(shutil.copy, saved, copy)))
+    whole = fit_two(data(), tmp_path / "whole", Watch(3, partial(shutil.copy, saved, copy)))
     assert torch.load(copy, weights_only=True)["global_step"] == 2
-    assert_same(whole, train("again", Watch(), resume=copy))
+    assert_same(whole, fit_two(data(), tmp_path / "again", Watch(), resume=copy))
+
+
+def fit_two(data: DataModule, folder: Path, watch: Watch, **settings) -> FeatureLearning:
+    """`fit` on two processes."""
+    strategy = instantiate(OmegaConf.load(ROOT / "conf" / "trainer" / "ddp.yaml").strategy, start_method="spawn")
+    return fit(data, folder, watch, devices=2, strategy=strategy, **settings)
+
+
+def ask_the_second() -> None:
+    if torch.distributed.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.slow
+def test_two_processes_end_at_the_same_step_although_only_the_second_is_asked(photographs, tmp_path):
+    data = partial(make_data, photographs, pairs_per_epoch=20)
+    with pytest.raises(ProcessExitedException) as ended:
+        fit_two(data(), tmp_path / "run", Watch(3, ask_the_second))
+    assert ended.value.exit_code == 143
+    saved = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert torch.load(saved, weights_only=True)["global_step"] == 4
+    whole = fit_two(data(), tmp_path / "whole", Watch())
+    assert_same(whole, fit_two(data(), tmp_path / "again", Watch(), resume=saved))
+
+
+def test_no_step_asks_all_processes_whether_to_end(photographs, tmp_path, monkeypatch):
+    asked: list[bool] = []
+    monkeypatch.setattr(SingleDeviceStrategy, "reduce_boolean_decision", lambda _, own, **__: asked.append(own))
+    fit(make_data(photographs), tmp_path, Watch())
+    assert asked == [False] * 3  # before both epochs, and at the end
 
 
 @pytest.mark.slow
