@@ -23,6 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DISTRIBUTIONS = {
     "PIL": "pillow", "yaml": "pyyaml", "hydra": "hydra-core", "pytorch_lightning": "pytorch-lightning",
     "faiss": "faiss-cpu",
+    "kornia_rs": "kornia-rs",
 }  # fmt: skip
 
 

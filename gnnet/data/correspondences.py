@@ -26,6 +26,7 @@ class PairPoints:
         size: width and height in pixels of a fixed camera's images; None reads them from the file.
         structure: gives the map of a place by its name, see `lasting_structure`; None weighs all pixels of
             a fixed camera alike.
+        images: the pair's images a and b; None looks them up.
 
     Raises:
         FileNotFoundError, ValueError: if a file is missing or malformed, or the pair has no source.
@@ -38,8 +39,9 @@ class PairPoints:
         *,
         size: tuple[int, int] | None = None,
         structure: Callable[[str], np.ndarray] | None = None,
+        images: tuple[SceneImage, SceneImage] | None = None,
     ) -> None:
-        a, b = scene.images[pair.image_a], scene.images[pair.image_b]
+        a, b = images or (scene.images[pair.image_a], scene.images[pair.image_b])
         self._draw: Callable[..., Correspondences] | None = None
         if pair.correspondences is not None:
             self._all = read_correspondence_file(pair.correspondences)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import kornia_rs
 import numpy as np
 import torch
 from PIL import Image
@@ -23,8 +24,7 @@ _TRIES = 3  # random pixels tried in each cell
 _LIFTS = 10  # iterations that find where a ray meets the surface
 _MARCH = 2.0  # pixels of the depth map between two steps of the search for what hides a point
 Window = tuple[float, float, float, float]  # left, top, right, bottom, in pixels of an image
-_NEIGHBOURS = np.array([(x, y) for y in (-1, 0, 1) for x in (-1, 0, 1)])
-_CENTRE = len(_NEIGHBOURS) // 2
+_NEIGHBOURS = np.array([[-1], [0], [1]])
 
 
 def read_depth(path: Path, scale: float = 1000.0) -> np.ndarray:
@@ -38,8 +38,26 @@ def read_depth(path: Path, scale: float = 1000.0) -> np.ndarray:
         FileNotFoundError: no such file.
         ValueError: if the file is no readable 16-bit image of one channel.
     """
+    return _in_metres(_read_units(path), scale)
+
+
+def _in_metres(units: np.ndarray, scale: float) -> np.ndarray:
+    """Depths of a file in metres, float32, 0 where unknown."""
+    metres = units * np.float32(1 / scale)
+    metres[units == _UNKNOWN] = 0
+    return metres
+
+
+def _read_units(path: Path) -> np.ndarray:
+    """The depths (H, W) of a file, uint16 in its own unit; errors as `read_depth`."""
     if not path.is_file():
         raise FileNotFoundError(f"depth map {path} does not exist; expected a 16-bit PNG")
+    try:
+        return kornia_rs.io.read_image_png_u16(str(path), "mono")[..., 0]  # twice as fast as Pillow
+    except (
+        Exception
+    ):  # all its errors; Pillow reads some damaged files, and says what is wrong with others
+        pass
     try:
         with Image.open(path) as image:  # not torchvision, which ends the process on a damaged PNG
             raw, mode, channels = np.array(image), image.mode, len(image.getbands())
@@ -53,9 +71,7 @@ def read_depth(path: Path, scale: float = 1000.0) -> np.ndarray:
             f"depth map {path} has {channels} channels of {8 * raw.dtype.itemsize} bits; "
             "expected a 16-bit PNG of one channel"
         )
-    metres = raw * np.float32(1 / scale)
-    metres[raw == _UNKNOWN] = 0
-    return metres
+    return raw
 
 
 def depth_correspondences(
@@ -121,12 +137,12 @@ def lift_keypoints(image: SceneImage, keypoints: np.ndarray) -> tuple[np.ndarray
     """
     view = read_depth_view(image)
     rays = _rays(view.image_camera, torch.from_numpy(np.asarray(keypoints, dtype=np.float64)))
-    known = view.metres[view.metres > 0]
+    known = view.sample()
     depth = torch.full((len(rays),), float(np.median(known)) if known.size else 1.0, dtype=torch.float64)
     for _ in range(_LIFTS):
         previous = depth
         xy, inside = _project(view.camera, view.to_depth(rays * depth[:, None]))
-        patch = _patch(view.metres, xy)
+        patch = _patch(view, xy)
         surface = np.where(patch.middle > 0, patch.middle, np.where(patch.any, (patch.near + patch.far) / 2, 1.0))
         depth = view.to_image(_rays(view.camera, xy) * torch.from_numpy(surface).double()[:, None])[:, 2]
         depth = depth.clamp(min=1e-2)
@@ -140,7 +156,8 @@ class DepthView:
 
     Args:
         path: the depth map's file.
-        metres: (H, W) float32 depth along the optical axis; 0 is unknown.
+        units: (H, W) uint16 depth along the optical axis as the file has it; 0 and 65535 are unknown.
+        scale: units in a metre. Only the pixels that are needed are converted.
         camera: took the depth map.
         image_from_depth: maps points of the depth camera to the image's camera; None: they are one.
         image_camera: took the image.
@@ -148,11 +165,26 @@ class DepthView:
     """
 
     path: Path
-    metres: np.ndarray
+    units: np.ndarray
+    scale: float
     camera: Camera
     image_from_depth: Pose | None
     image_camera: Camera
     cam_from_world: Pose
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the depth map in pixels."""
+        return self.units.shape[1], self.units.shape[0]
+
+    def at(self, rows: np.ndarray) -> np.ndarray:
+        """Depths in metres, float32, of pixels at flat indices y·W + x; 0 where unknown."""
+        return _in_metres(self.units.take(rows), self.scale)
+
+    def sample(self, step: int = 1) -> np.ndarray:
+        """The known depths (N,) in metres of the pixels in every `step`-th row and column."""
+        metres = _in_metres(self.units[::step, ::step], self.scale)
+        return metres[metres > 0]
 
     def to_image(self, points: Tensor) -> Tensor:
         return points if self.image_from_depth is None else self.image_from_depth.transform(points)
@@ -171,14 +203,17 @@ def read_depth_view(image: SceneImage) -> DepthView:
     if depth is None or image_camera is None or cam_from_world is None:
         missing = "depth map" if depth is None else "camera" if image_camera is None else "pose"
         raise ValueError(f"{image.name} has no {missing}; points from depth need depth map, camera and pose")
-    metres, camera = read_depth(depth.path, depth.scale), depth.camera or image_camera
+    camera = depth.camera or image_camera
+    view = DepthView(
+        depth.path, _read_units(depth.path), depth.scale, camera, depth.image_from_depth, image_camera, cam_from_world
+    )
     size = tuple(camera.size.round().int().tolist())
-    if size != metres.shape[::-1]:
+    if size != view.size:
         raise ValueError(
-            f"depth map {depth.path} is {metres.shape[1]}×{metres.shape[0]} pixels, its camera says "
+            f"depth map {depth.path} is {view.size[0]}×{view.size[1]} pixels, its camera says "
             f"{size[0]}×{size[1]}; expected them alike"
         )
-    return DepthView(depth.path, metres, camera, depth.image_from_depth, image_camera, cam_from_world)
+    return view
 
 
 @dataclass(frozen=True)
@@ -200,13 +235,15 @@ class _Patch:
         return self.any & (self.far - self.near <= _LARGEST_STEP * self.far)
 
 
-def _patch(metres: np.ndarray, xy: Tensor) -> _Patch:
-    """The patches around points (N, 2) in pixels of a depth map (H, W), which goes on as its border beyond it."""
-    limit = np.array(metres.shape[::-1]) - 1
-    pixel = np.floor(np.clip(xy.numpy(), 0, limit)).astype(np.intp)
-    x, y = (np.clip(pixel[:, i, None] + _NEIGHBOURS[:, i], 0, limit[i]) for i in (0, 1))
-    depths = metres[y, x]
-    return _Patch(depths[:, _CENTRE], np.where(depths > 0, depths, np.inf).min(1), depths.max(1))
+def _patch(view: DepthView, xy: Tensor) -> _Patch:
+    """The patches around points (N, 2) in pixels of a depth map, which goes on as its border beyond it."""
+    width, height = view.size
+    x, y = (
+        np.clip(np.floor(np.clip(column, 0, side - 1)).astype(np.intp) + _NEIGHBOURS, 0, side - 1)  # [3, N]
+        for column, side in zip(xy.numpy().T, (width, height), strict=True)
+    )
+    depths = view.at((y[:, None] * width + x).reshape(9, -1))
+    return _Patch(depths[4], np.where(depths > 0, depths, np.inf).min(0), depths.max(0))
 
 
 def _rays(camera: Camera, xy: Tensor) -> Tensor:
@@ -238,26 +275,26 @@ def _surface_points(
     width, height = right - left, bottom - top
     rows = min(height, max(1, round((cells * height / width) ** 0.5)))
     columns = min(width, -(-cells // rows))
-    cell = np.tile(np.arange(rows * columns), _TRIES)
-    corner = np.stack([cell % columns, cell // columns], 1)
-    pixel = np.floor((corner + generator.random(corner.shape)) * (width / columns, height / rows)).astype(np.intp)
-    pixel = np.minimum(pixel, (width - 1, height - 1)) + np.array([left, top])
-    known = np.flatnonzero(view.metres[pixel[:, 1], pixel[:, 0]] > 0)
-    xy = torch.from_numpy(pixel[known] + 0.5)
-    patch = _patch(view.metres, xy)
-    smooth = np.flatnonzero(patch.smooth)
-    smooth = smooth[np.unique(cell[known][smooth], return_index=True)[1]]  # the first try of each cell
-    depth = torch.from_numpy(patch.middle[smooth]).double()
-    points = view.to_image(_rays(view.camera, xy[smooth]) * depth[:, None])
+    waiting = np.arange(rows * columns)  # cells without a point so far
+    xy, depth = np.zeros((len(waiting), 2)), np.zeros(len(waiting))
+    for draw in generator.random((_TRIES, len(waiting), 2)):
+        corner = np.stack([waiting % columns, waiting // columns], 1)
+        pixel = np.floor((corner + draw[waiting]) * (width / columns, height / rows))
+        pixel = np.minimum(pixel, (width - 1, height - 1)) + np.array([left + 0.5, top + 0.5])
+        patch = _patch(view, torch.from_numpy(pixel))
+        good = (patch.middle > 0) & patch.smooth
+        xy[waiting[good]], depth[waiting[good]] = pixel[good], patch.middle[good]
+        waiting = waiting[~good]
+    xy, depth = torch.from_numpy(xy[depth > 0]), torch.from_numpy(depth[depth > 0])
+    points = view.to_image(_rays(view.camera, xy) * depth[:, None])
     keypoints, inside = _project(view.image_camera, points)
     return points[inside], keypoints[inside]
 
 
 def _in_depth_map(view: DepthView, window: Window | None) -> tuple[int, int, int, int]:
     """The part of the depth map, in whole pixels and never empty, that holds all that a window of the image sees."""
-    height, width = view.metres.shape
-    sample = view.metres[::8, ::8]
-    known = sample[sample > 0]
+    width, height = view.size
+    known = view.sample(8)
     if window is None or known.size == 0:
         return 0, 0, width, height
     left, top, right, bottom = window
@@ -278,7 +315,7 @@ def _observe(view: DepthView, points: Tensor) -> tuple[Tensor, np.ndarray, np.nd
     keypoints, inside = _project(view.image_camera, points)
     in_depth = view.to_depth(points)
     xy, measured = _project(view.camera, in_depth)
-    patch, depth = _patch(view.metres, xy), in_depth[:, 2].numpy()
+    patch, depth = _patch(view, xy), in_depth[:, 2].numpy()
     # The surface's slope lets its depth vary between the neighbours.
     disagreement = np.maximum(0, np.maximum(patch.near - depth, depth - patch.far)) / _tolerance(depth)
     return keypoints, (inside & measured).numpy() & patch.smooth & (disagreement <= 1), disagreement
@@ -291,9 +328,7 @@ def _tolerance(depth: np.ndarray) -> np.ndarray:
 def _hidden(view: DepthView, points: Tensor) -> np.ndarray:
     """Which points (N, 3) in the image's frame, seen by the depth camera, are hidden from the image's camera, (N,)."""
     # The ray from a point to the image's camera is blocked where it passes behind a surface that the depth camera sees.
-    sample = view.metres[::4, ::4]
-    known = sample[sample > 0]
-    if view.image_from_depth is None or len(points) == 0 or known.size == 0:
+    if view.image_from_depth is None or len(points) == 0 or (known := view.sample(4)).size == 0:
         return np.zeros(len(points), dtype=bool)
     points = view.to_depth(points)
     eye = view.image_from_depth.center()
@@ -304,9 +339,10 @@ def _hidden(view: DepthView, points: Tensor) -> np.ndarray:
     share = 1 / (1 + torch.linspace(0, 1, steps + 1, dtype=torch.float64)[1:, None] * (stretch - 1))
     way = (eye + share[..., None] * (points - eye)).flatten(0, 1)  # [steps · N, 3]
     xy, inside = _project(view.camera, way)
-    limit = torch.tensor(view.metres.shape[::-1]) - 1
-    x, y = torch.minimum(xy.long(), limit).clamp(min=0).numpy().T
-    surface, depth = view.metres[y, x], way[:, 2].numpy()
+    width, height = view.size
+    x, y = xy.T.long()
+    surface = view.at((y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).numpy())
+    depth = way[:, 2].numpy()
     blocked = inside.numpy() & (surface > 0) & (surface < depth - _tolerance(depth))
     return blocked.reshape(steps, -1).any(0)
 

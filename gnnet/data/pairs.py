@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -104,9 +106,10 @@ class PairDataset(Dataset):
 
     def _draw(self, pair: Pair, index: int, generator: np.random.Generator) -> PairBatch:
         names = dict.fromkeys((pair.image_a, pair.image_b))  # a photograph paired with itself is read once
-        read = [read_view(self.scene.images[name], self.largest_side) for name in names]
-        views = read[0], read[-1]
-        points = PairPoints(self.scene, pair, size=views[0].file_size, structure=self._structure)
+        images = [self.scene.images[name] for name in names]  # to look one up takes a tenth of the time to decode it
+        read = [read_view(image, self.largest_side) for image in images]
+        views, ends = (read[0], read[-1]), (images[0], images[-1])
+        points = PairPoints(self.scene, pair, size=views[0].file_size, structure=self._structure, images=ends)
         spare = _SPARE * self.correspondences
         matches = points.draw(spare if self.crop is None else self.correspondences, generator)
         if len(matches.weight) == 0:
@@ -116,7 +119,7 @@ class PairDataset(Dataset):
             raise ValueError(
                 "no correspondence with a weight lies inside both images; are its pixels those of these images?"
             )
-        images, cuts = [view.pixels for view in views], [np.eye(3), np.eye(3)]
+        pixels, cuts = [view.pixels for view in views], [np.eye(3), np.eye(3)]
         if self.crop is not None:
             cuts = self._cuts(views, matches, self.crop, points.endless, generator)
             if points.endless:  # the first points found where the images look alike: draw more of them there
@@ -124,24 +127,23 @@ class PairDataset(Dataset):
                 window = (*corners.min(0), *corners.max(0))
                 matches = _in_both(points.draw(spare, generator, window), views)
             matches = _in_cuts(matches, cuts, self.crop)
-            images = [cut_image(image, cut, self.crop) for image, cut in zip(images, cuts, strict=True)]
+            pixels = [cut_image(image, cut, self.crop) for image, cut in zip(pixels, cuts, strict=True)]
             if len(matches.weight) == 0:
                 raise NothingInCommon("its images, cut at random, see nothing in common")
-        size = images[0].shape[-1], images[0].shape[-2]
+        size = pixels[0].shape[-1], pixels[0].shape[-2]
         chosen = even_subset(matches.keypoints_a, size, self.correspondences, generator)
         keypoints = [torch.from_numpy(xy[chosen]) for xy in matches[:2]]
-        parts = zip(views, cuts, images, strict=True)
+        parts = zip(views, cuts, pixels, strict=True)
         cameras = [_cut_camera(view.camera, cut, image) for view, cut, image in parts if view.camera is not None]
-        known = (self.scene.images[name].cam_from_world for name in (pair.image_a, pair.image_b))
-        poses = [pose for pose in known if pose is not None]
+        poses = [image.cam_from_world for image in ends if image.cam_from_world is not None]
         geometry = None
         if self.geometry and self.warp == 0 and len(cameras) == len(poses) == 2:
             geometry = _located(keypoints, cameras, poses[1] @ poses[0].inverse())
         elif self.geometry:  # under a homography no lens stays one of `Camera`
             geometry = _not_located(len(chosen))
         return PairBatch(
-            image_a=images[0],
-            image_b=images[1],
+            image_a=pixels[0],
+            image_b=pixels[1],
             keypoints_a=keypoints[0].float(),
             keypoints_b=keypoints[1].float(),
             weight=torch.from_numpy(matches.weight[chosen]).float(),
@@ -200,7 +202,8 @@ def _in_cuts(matches: Correspondences, cuts: list[np.ndarray], side: int) -> Cor
 
 def _within(xy: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Which points (N, 2) lie in an area of `size` (width, height), borders included, (N,)."""
-    return np.all((xy >= 0) & (xy <= size), axis=1)
+    x, y = xy.T
+    return (x >= 0) & (x <= size[0]) & (y >= 0) & (y <= size[1])
 
 
 def _cut_camera(camera: Camera, cut: np.ndarray, pixels: Tensor) -> Camera:
@@ -230,6 +233,7 @@ def _located(keypoints: list[Tensor], cameras: list[Camera], b_from_a: Pose) -> 
     )
 
 
+@cache
 def _not_located(count: int) -> PairGeometry:
     """No point is known; camera and pose mean nothing."""
     camera = Camera.from_colmap("PINHOLE", 1, 1, [1, 1, 0.5, 0.5])

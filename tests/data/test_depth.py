@@ -257,7 +257,9 @@ def test_depth_is_read_in_metres_and_broken_files_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"grey\.png has 1 channels of 8 bits; expected a 16-bit PNG"):
         read_depth(tmp_path / "grey.png")
     write_depth(path, np.random.default_rng(0).uniform(0, 60, (50, 60)))
-    content = path.read_bytes()
+    content, depth = path.read_bytes(), read_depth(path)
+    path.write_bytes(content[:-12])  # without the mark of the end all depths are there
+    np.testing.assert_array_equal(read_depth(path), depth)
     noise = np.random.default_rng(0).bytes(500)
     for broken in (b"", content[:20], content[: len(content) // 2], noise, content[:33] + noise + content[-12:]):
         path.write_bytes(broken)

@@ -185,7 +185,7 @@ def test_frames_without_leading_zeros_keep_their_own_poses(tmp_path):
 def test_the_unit_of_depth_is_a_setting(tmp_path):
     folder = write_sequence(tmp_path / "walk", count=4)
     scene = checked(load(folder, depth_scale=5000, places=1, gaps=(1,)), BadInput(), progress=False)
-    assert read_depth_view(scene.images["00000.jpg"]).metres[0, 0] == pytest.approx(0.4)
+    assert read_depth_view(scene.images["00000.jpg"]).at(np.zeros(1, int))[0] == pytest.approx(0.4)
     with pytest.raises(ValueError, match=r"dataset\.depth_scale is 0; expected units"):
         load(folder, depth_scale=0)
 
