@@ -23,7 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 DISTRIBUTIONS = {
     "PIL": "pillow", "yaml": "pyyaml", "hydra": "hydra-core", "pytorch_lightning": "pytorch-lightning",
     "faiss": "faiss-cpu",
-    "kornia_rs": "kornia-rs",
+    "kornia_rs": "kornia-rs", "wandb_workspaces": "wandb-workspaces",
 }  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def test_every_imported_package_is_required_and_every_required_one_imported():
     needed = {i.package for i in walls.imports()} - {"gnnet", *walls.SCRIPTS} - sys.stdlib_module_names
     needed = {DISTRIBUTIONS.get(package, package) for package in needed}
     extras = PROJECT["project"]["optional-dependencies"]
-    listed = PROJECT["project"]["dependencies"] + extras["train"] + extras["index"]
+    listed = PROJECT["project"]["dependencies"] + extras["train"] + extras["index"] + extras["dashboard"]
     by_config = {"wandb", "tensorboard"}  # Lightning's loggers import them, see conf/logger
     listed = {name(requirement) for requirement in listed}
     assert needed <= listed and listed - needed <= by_config

@@ -276,17 +276,17 @@ def _surface_points(
     rows = min(height, max(1, round((cells * height / width) ** 0.5)))
     columns = min(width, -(-cells // rows))
     waiting = np.arange(rows * columns)  # cells without a point so far
-    xy, depth = np.zeros((len(waiting), 2)), np.zeros(len(waiting))
+    chosen, depth = np.zeros((len(waiting), 2)), np.zeros(len(waiting))
     for draw in generator.random((_TRIES, len(waiting), 2)):
         corner = np.stack([waiting % columns, waiting // columns], 1)
         pixel = np.floor((corner + draw[waiting]) * (width / columns, height / rows))
         pixel = np.minimum(pixel, (width - 1, height - 1)) + np.array([left + 0.5, top + 0.5])
         patch = _patch(view, torch.from_numpy(pixel))
         good = (patch.middle > 0) & patch.smooth
-        xy[waiting[good]], depth[waiting[good]] = pixel[good], patch.middle[good]
+        chosen[waiting[good]], depth[waiting[good]] = pixel[good], patch.middle[good]
         waiting = waiting[~good]
-    xy, depth = torch.from_numpy(xy[depth > 0]), torch.from_numpy(depth[depth > 0])
-    points = view.to_image(_rays(view.camera, xy) * depth[:, None])
+    rays = _rays(view.camera, torch.from_numpy(chosen[depth > 0]))
+    points = view.to_image(rays * torch.from_numpy(depth[depth > 0])[:, None])
     keypoints, inside = _project(view.image_camera, points)
     return points[inside], keypoints[inside]
 
