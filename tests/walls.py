@@ -37,7 +37,9 @@ HEIGHT = {room: -floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 SCRIPTS = ("train", "evaluate")
 
 # Slow or optional packages: a function may import them, on a line with a comment.
-SLOW = {"h5py", "kornia", "matplotlib", "pycolmap", "scipy", "torchvision", "jinja2", "wandb", "faiss"}
+SLOW = {
+    "h5py", "kornia", "matplotlib", "pycolmap", "scipy", "torchvision", "jinja2", "wandb", "wandb_workspaces", "faiss",
+}  # fmt: skip
 
 # Which modules may import a package at all; a room or a module stands for all below it.
 ALLOWED = {

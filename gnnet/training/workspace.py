@@ -33,9 +33,8 @@ def make_workspace(project: str, entity: str, conditions: Sequence[str] = ()) ->
         entity: user or team that the project belongs to.
         conditions: of the queries, whose pictures are shown beside the overview and the convergence basin.
     """
-    # Optional packages.
-    import wandb_workspaces.reports.v2 as reports
-    import wandb_workspaces.workspaces as workspaces
+    import wandb_workspaces.reports.v2 as reports  # optional
+    import wandb_workspaces.workspaces as workspaces  # optional
 
     def plot(title: str, metric: str) -> Any:
         if "*" not in metric:
@@ -64,8 +63,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--conditions", nargs="*", default=[], help="of the queries whose pictures are shown, as night")
     given = parser.parse_args(arguments)
     try:
-        entity = given.entity or _own_entity()
-        print(make_workspace(given.project, entity, given.conditions).save().url)
+        print(make_workspace(given.project, given.entity or _own_entity(), given.conditions).save().url)
     except ImportError:
         raise SystemExit("the dashboard needs a package that is not installed: pip install wandb-workspaces") from None
 
@@ -73,7 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
 def _own_entity() -> str:
     import wandb  # slow to import
 
-    return wandb.Api().default_entity
+    return wandb.Api().default_entity or ""
 
 
 if __name__ == "__main__":
