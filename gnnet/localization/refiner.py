@@ -51,7 +51,7 @@ class Refiner:
     levels: Sequence[int] | None = None
     points: int = 16384
     hypotheses: int = 3
-    match_weight: float = 0.15
+    match_weight: float = 0.2
     match_scale: float = 0.25
 
     def __post_init__(self) -> None:
