@@ -130,8 +130,9 @@ class Refiner:
             ))  # fmt: skip
             chosen.append((i, seen, index, valid))
         initial = poses.shifted(origin).to(device=device, dtype=torch.float32)
-        refined = self._refine(views, initial, finest=exact and matched is not None)
-        if exact and not refined.converged.all():  # the pose was farther off than the finest level reaches
+        finest = exact and matched is not None
+        refined = self._refine(views, initial, finest=finest)
+        if finest and not refined.converged.all():  # the pose was farther off than that level reaches
             refined = self._refine(views, initial)
         back = refined.cam_from_world.to(device="cpu", dtype=torch.float64)
         # A float32 rotation is no rotation to the digits of float64, which far from the origin are metres.

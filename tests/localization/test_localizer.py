@@ -24,7 +24,7 @@ from gnnet.localization.local_features import LocalFeatures
 from gnnet.localization.localizer import Localizer
 from gnnet.localization.matching import Matcher, search_coarse_to_fine
 from gnnet.localization.pnp import PoseSolver
-from gnnet.localization.refinement import sample_descriptors
+from gnnet.localization.refinement import refine_pose, sample_descriptors
 from gnnet.localization.refiner import Refiner
 from gnnet.localization.result import Status
 from gnnet.localization.retrieval import (
@@ -222,6 +222,46 @@ def test_a_hybrid_takes_local_features_where_enough_agree_and_else_the_maps(town
     nothing = replace(hybrid.pose.dense, matcher=Matcher(ratio=0.01))  # keeps no match
     back = localize(replace(hybrid, pose=replace(never.pose, dense=nothing)), image)
     torch.testing.assert_close(back.cam_from_world.matrix(), result.cam_from_world.matrix())
+
+
+def test_a_hybrid_tries_all_levels_where_the_finest_alone_does_not_converge(town, sift_town, middle, monkeypatch):
+    levels = []
+
+    def counted(*, pyramid, **settings):
+        levels.append(len(pyramid.maps))
+        return refine_pose(pyramid=pyramid, **settings)
+
+    monkeypatch.setattr("gnnet.localization.refiner.refine_pose", counted)
+    for iterations, expected in ((50, [1]), (1, [1, 2])):
+        levels.clear()
+        found = Localizer(references=4, pose=HybridPose(enough=20), refiner=Refiner(iterations=iterations))
+        localize(found.on(untrained(), town, sift_town), middle[0])
+        assert levels == expected
+
+
+def test_references_are_matched_by_turns_until_a_pose_is_certain(town, middle):
+    def found(**settings):
+        matched, matcher = [], Matcher()
+        counting = replace(matcher)
+        match_query = matcher.match_query
+
+        def counted(observations, *rest):
+            matched.append(len(observations.reference.unique()))
+            return match_query(observations, *rest)
+
+        object.__setattr__(counting, "match_query", counted)
+        pose = PoseFromMatches(counting, **settings)
+        return localize(localizer(pose=pose).on(untrained(), town), middle[0]), matched
+
+    at_once, matched = found(turn=None)
+    assert matched == [4] and at_once.inliers > 20
+    by_turns, matched = found(turn=2, certain=10**6)
+    assert matched == [2, 2] and by_turns.matches == at_once.matches
+    torch.testing.assert_close(by_turns.cam_from_world.matrix(), at_once.cam_from_world.matrix())
+    early, matched = found(turn=2, certain=12)
+    assert matched == [2] and early.inliers >= 12 and early.matches < at_once.matches
+    with pytest.raises(ValueError, match="turn 0"):
+        PoseFromMatches(turn=0)
 
 
 def test_matches_of_local_features_take_part_in_the_refinement(town, sift_town, middle, monkeypatch):
