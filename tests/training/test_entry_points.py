@@ -437,14 +437,14 @@ def test_evaluate_takes_either_weights_or_a_checkpoint(tmp_path, given):
 
 @pytest.mark.slow
 def test_evaluate_takes_a_run_or_the_newest_one_as_training_does(finished_run, tmp_path):
-    run, _ = finished_run
-    expected = str(run / "checkpoints" / "last.ckpt")
+    run = tmp_path / "runs" / "one"
+    shutil.copytree(finished_run[0] / "checkpoints", run / "checkpoints")
     for given in ([f"checkpoint={run}"], ["checkpoint=last", f"paths.runs_dir={run.parent}"]):
         cfg = configure(tmp_path, *given, "localizer=nearest", name="evaluate")
         evaluate.prepare(cfg)
-        assert cfg.checkpoint == expected
+        assert cfg.checkpoint == str(run / "checkpoints" / "last.ckpt")
     with pytest.raises(FileNotFoundError, match=r"no run in .* has left checkpoints/last\.ckpt"):
-        evaluate.prepare(configure(tmp_path, "checkpoint=last", f"paths.runs_dir={tmp_path}", name="evaluate"))
+        evaluate.prepare(configure(tmp_path, "checkpoint=last", f"paths.runs_dir={run / 'none'}", name="evaluate"))
     for given in ("devices=2", f"resume={tmp_path}"):
         with pytest.raises(ValueError, match=r"so do devices=N and resume=RUN; give it"):
             evaluate.prepare(configure(tmp_path, f"checkpoint={run}", given, name="evaluate"))
