@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import multiprocessing
 import os
 import re
 import sys
@@ -144,13 +145,15 @@ class Sweep:
         self._folder = Path()
         self._earlier: dict[Path, int] = {}
 
-    def __getstate__(self) -> dict[str, list[str]]:
-        return {"argv": [os.path.abspath(sys.argv[0]), *sys.argv[1:]], "orig_argv": sys.orig_argv}
+    def __getstate__(self) -> dict[str, Any]:
+        argv = [os.path.abspath(sys.argv[0]), *sys.argv[1:]]
+        return {"argv": argv, "orig_argv": sys.orig_argv, "start": multiprocessing.get_start_method(allow_none=True)}
 
-    def __setstate__(self, state: dict[str, list[str]]) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         """Make this process one of the program that started it."""
         self.__init__()  # type: ignore[misc]
         sys.argv, sys.orig_argv = state["argv"], state["orig_argv"]
+        multiprocessing.set_start_method(state["start"], force=True)  # joblib's own starts no worker of a loader
         sys.modules["__main__"].__spec__ = None  # else Lightning would start the launcher's worker again
         OmegaConf.register_new_resolver("job_folder", job_folder, replace=True)
 

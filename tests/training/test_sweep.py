@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import pickle
 import subprocess
 import sys
@@ -132,11 +133,12 @@ def test_a_job_that_slurm_starts_again_goes_on_where_it_stopped(tmp_path, monkey
 
 
 IN_A_WORKER = """
-import pickle, sys
+import multiprocessing, pickle, sys
 from omegaconf import OmegaConf
+multiprocessing.set_start_method("forkserver")  # as a launcher's worker has another than the program
 pickle.load(sys.stdin.buffer)
 name = OmegaConf.create({"name": "${job_folder:3,${given}}", "given": ["loss=gn", "steps=5"]}).name
-print(name, sys.argv, sys.modules["__main__"].__spec__)
+print(name, sys.argv, sys.modules["__main__"].__spec__, multiprocessing.get_start_method())
 """
 
 
@@ -150,7 +152,7 @@ def test_a_process_of_a_launcher_names_folders_and_starts_further_processes_as_t
         [sys.executable, "-m", "worker"], input=pickle.dumps(Sweep()), capture_output=True, check=True,
         env={"PYTHONPATH": f"{ROOT}:{tmp_path}"},
     )  # fmt: skip
-    expected = f"3_loss-gn {[str(ROOT / 'train.py'), *sys.argv[1:]]} None"
+    expected = f"3_loss-gn {[str(ROOT / 'train.py'), *sys.argv[1:]]} None {multiprocessing.get_start_method()}"
     assert worker.stdout.decode().strip() == expected
 
 
