@@ -101,10 +101,10 @@ class PoseFromMatches:
     Args:
         matcher: finds the observations in the query: in its feature maps, or among its own local features.
         solver: finds a pose from matches.
-        turn: references that are matched at a time, the best of retrieval first; None matches all at once, and so do
-            local features, which cost little. In a kitchen, poses from the four first of ten references are nearer to
-            the truth than those from the four with most matches, which may be wrong ones.
-        certain: inliers of a pose with which no further references are matched.
+        turn: number of references that are matched at a time, the best of retrieval first; None matches all at once.
+            Local features, which cost little, always do. In a kitchen, the first four of ten references gave better
+            poses than the four with most matches, many of which were wrong.
+        certain: number of inliers; a pose with as many ends the matching of further references.
 
     Raises:
         ValueError: if a number is less than one.
