@@ -121,7 +121,7 @@ def main(cfg: DictConfig) -> None:
     with job_status(job.folder if job.in_sweep else None), message_only(*MENDABLE):
         refuse_several_processes("evaluate.py")
         results = run(cfg, job.evaluation())
-        if isinstance(results, list) and not any(result.any_localized for result in results):
+        if isinstance(results, list) and results and not any(result.any_localized for result in results):
             raise SystemExit("\nno query was localized; localizations.jsonl has the reasons")
 
 

@@ -40,7 +40,7 @@ POINTS, SIZE, DIMENSIONS, FOUND = 100, (64, 48), 256, 10
 LIMITS = {
     "ms to compile a reference": 12.0,
     "kB of the map's file a reference": 8.0,
-    "kB of peak memory a reference": 12.0,
+    "kB of peak memory a reference": 6.0,
     "s to open the map": 2.0,
     "ms to search all": 100.0,
     "s to make the index": 60.0,

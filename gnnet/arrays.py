@@ -5,9 +5,12 @@ It is a format of our own, as an array is written piece by piece, read as a memo
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
+import struct
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +21,7 @@ from gnnet.files import new_file
 
 _MAGIC = b"gnnet arrays 1\n"
 _PAGE = 4096
+_FLOCK = "hhqqi0q"  # C's struct flock: type, whence, start, length, process
 _KINDS = ("u1", "i4", "i8", "u8", "f2", "f4", "f8")
 
 
@@ -118,18 +122,53 @@ class ArrayFile:
         Raises:
             ValueError: if they do not fit into the array, or the file is not open for writing.
         """
-        kind, shape, offset = self._places[name]
+        kind, shape, _ = self._places[name]
         rows = np.ascontiguousarray(rows, kind)
         if rows.shape[1:] != shape[1:] or start + len(rows) > shape[0]:
             raise ValueError(f"{rows.shape} rows from {start} of {name}, which is {shape}")
         if not self._writable or self._file.closed:
             raise ValueError(f"{self.path} is not open for writing")
-        self._file.seek(offset + start * kind.itemsize * math.prod(shape[1:]))
+        self._file.seek(self._bytes(name, start)[0])
         self._file.write(rows.data)
 
     def flush(self) -> None:
         """Hand what was written to the system, so that a reader sees it."""
         self._file.flush()
+
+    def claim(self, name: str, row: int, *, wait: bool = False) -> bool:
+        """Lock a row of an array; False if another opening of the file, in any process, has locked it.
+
+        The system frees it if the process dies. On a disk that machines share, what one wrote before it released a row
+        is seen by another that claims one afterwards. Elsewhere than on Linux nothing is locked.
+
+        Args:
+            name, row: the array and its row.
+            wait: until it is released, instead of giving False.
+
+        Raises:
+            OSError: if the file is not open for writing, or its disk has no locks.
+        """
+        try:
+            self._lock(fcntl.F_WRLCK, *self._bytes(name, row), wait=wait)
+        except BlockingIOError:
+            return False
+        return True
+
+    def release(self, name: str | None = None, row: int = 0) -> None:
+        """Hand what was written to the system, and free a row that was claimed; without a name, all of them."""
+        self.flush()
+        self._lock(fcntl.F_UNLCK, *((0, 0) if name is None else self._bytes(name, row)), wait=False)
+
+    def _bytes(self, name: str, row: int) -> tuple[int, int]:
+        """Where a row begins in the file, and its length."""
+        kind, shape, offset = self._places[name]
+        length = kind.itemsize * math.prod(shape[1:])
+        return offset + row * length, length
+
+    def _lock(self, kind: int, start: int, length: int, *, wait: bool) -> None:
+        if sys.platform == "linux":  # locks of the opening; those of the process are lost when a mapping is closed
+            command = fcntl.F_OFD_SETLKW if wait else fcntl.F_OFD_SETLK
+            fcntl.fcntl(self._file, command, struct.pack(_FLOCK, kind, os.SEEK_SET, start, length, 0))
 
     def close(self) -> None:
         """End reading and writing; arrays that were given out stay as they are."""

@@ -7,10 +7,10 @@ import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 import torch
@@ -43,7 +43,7 @@ def as_list(device: Devices) -> list[torch.device]:
 
 
 def share_out(
-    start: Callable[[torch.device], Callable[[T], R]], items: Sequence[T], device: Devices
+    start: Callable[[torch.device], Callable[[T], R]], items: Iterable[T], device: Devices
 ) -> Iterator[tuple[int, R]]:
     """Do a piece of work for each item; give each item's number and its result as soon as it is done.
 
@@ -54,14 +54,17 @@ def share_out(
     Args:
         start: called once in each process with its device, gives what does the work for an item. With several devices
             it can be pickled, as can items and results.
-        items: any number.
+        items: any number. They are asked for as they are needed: by one device when what it did before was taken,
+            by several when less than twice as many wait.
         device: one, or one for each process.
 
     Raises:
         RuntimeError: if a process was killed.
         Exception: what the work raised; its cause shows the traceback in the other process.
     """
-    devices = as_list(device)[: max(1, len(items))]
+    devices, items = as_list(device), iter(items)
+    first = list(islice(items, len(devices)))
+    devices, items = devices[: max(1, len(first))], chain(first, items)
     if len(devices) == 1:
         work = start(devices[0])
         for number, item in enumerate(items):
@@ -72,7 +75,7 @@ def share_out(
         threads = max(1, threads // len(devices))
     # Pickled here, as torch would otherwise hand over each tensor by an open file, of which there may be few.
     setup = pickle.dumps(start), [str(device) for device in devices], context.Value("i", 0), threads
-    waiting, running = iter(enumerate(items)), dict[Future[bytes], int]()
+    waiting, running = enumerate(items), dict[Future[bytes], int]()
     pool = ProcessPoolExecutor(len(devices), context, _begin, setup)
     try:
         while True:

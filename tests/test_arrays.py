@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -189,3 +190,20 @@ def test_fuzz_of_headers(tmp_path, whole, arrays):
     path = tmp_path / "fuzzed"
     for header in (whole, {"about": {}, "arrays": arrays}):
         refused_or_read(write_header(path, json.dumps(header).encode()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="locks nothing")
+def test_a_row_is_claimed_by_one_opening_until_it_is_released(tmp_path):
+    first = create(tmp_path / "x")
+    second = ArrayFile(tmp_path / "x", writable=True)
+    assert first.claim("a", 3) and first.claim("b/c", 0) and not second.claim("a", 3)
+    ArrayFile(tmp_path / "x")["a"].sum()  # a mapping that ends, and a file that is closed, free nothing
+    assert not second.claim("a", 3) and second.claim("a", 4) and not first.claim("a", 4)
+    first.write("a", 3, np.ones((1, 3)))
+    first.release("a", 3)
+    assert second.claim("a", 3, wait=True) and second["a"][3].all() and not second.claim("b/c", 0)
+    first.release()
+    assert second.claim("b/c", 0)
+    second.release()
+    second.close()
+    assert first.claim("a", 3) and first.claim("a", 4)

@@ -51,6 +51,13 @@ def test_one_device_works_in_this_process_in_order(tmp_path):
     assert list(share_out(partial(squaring, tmp_path), [], devices_of("cpu", 2))) == []
 
 
+def test_items_are_asked_for_when_they_are_needed():
+    asked, items = [], iter(range(9))
+    results = share_out(lambda device: str, (asked.append(i) or i for i in items), "cpu")
+    assert next(results) == (0, "0") and asked == [0]
+    assert next(results) == (1, "1") and asked == [0, 1]
+
+
 @pytest.mark.slow
 def test_several_devices_are_as_many_processes_but_not_more_than_there_is_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

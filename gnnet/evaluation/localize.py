@@ -183,7 +183,8 @@ def localize_validations(
         thresholds: of recall.
         resume: go on with the queries that an interrupted run into `output` has not done.
         given: files of queries and poses.
-        max_queries: limit on the queries of a set, or on the instants of a rig, spread evenly; None localizes all.
+        max_queries: limit on the queries of a set, or on the instants of a rig, spread evenly; None localizes all, 0
+            makes the maps and nothing else.
         submit_as: dataset whose result format `submission.txt` has; None takes the set's own.
         colmap_model: also write a COLMAP model with the queries registered.
         about: settings to stand in the tables.
@@ -228,6 +229,9 @@ def localize_validations(
     ):
         scene, folder = validation.scene, output / validation.name
         localizer = prepare_localizer(matched, network, scene, of_set, device=device)
+        if max_queries == 0:
+            print(f"The map of {validation.name or scene.name} is {localizer.map.path}", flush=True)
+            continue
         title = (
             f"Localization on {validation.name or scene.name}: {len(queries)} queries, "
             f"{len(localizer.map.names)} references; {settings.title}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,11 +16,9 @@ from torch import Tensor, nn
 
 from gnnet.arrays import ArrayFile
 from gnnet.data.images import read_view
-from gnnet.data.observed_points import observed_points, observes
+from gnnet.data.observed_points import observed_points
 from gnnet.data.tracks import Tracks
 from gnnet.files import locked
-from gnnet.geometry.camera import Camera
-from gnnet.geometry.pose import Pose
 from gnnet.localization.covisibility import covisible_by_depth
 from gnnet.localization.global_descriptors import fit_whitening, gem
 from gnnet.localization.local_features import LocalFeatures, points_of_detections
@@ -35,9 +33,11 @@ from gnnet.scenes.formats.images import sample_digest
 from gnnet.scenes.pairing import shared_points
 from gnnet.scenes.problems import BadInput, OnBad, describe_problems
 from gnnet.scenes.scene import Scene, SceneImage
+from gnnet.scenes.table import ImageList
 
 VERSION = 5  # of a map's meaning; a map of another version is refused
 _THREADS = 16  # that look at files; they wait for the disk most of the time
+_FILES = 1024  # that are looked at before more are queued
 _log = logging.getLogger(__name__)
 WHITENING_SAMPLE = 1024  # limit on the references that the whitening of global descriptors is fitted on
 
@@ -64,6 +64,10 @@ def compile_map(
     start and 20 at the end, however many references there are. A finished map of the same network, scene,
     image files and settings is opened as it is.
 
+    Any number of processes may compile one map at the same time, on any machines that share its disk: each describes
+    references that no other is at, whichever is last finishes the map, and all return it. One that dies leaves its
+    reference to the others.
+
     Args:
         path: file of the map; its folders are made.
         scene: with posed references that observe 3D points or have depth.
@@ -83,7 +87,6 @@ def compile_map(
             else (the message says what).
     """
     references = references_of(scene)
-    poses, cameras = _poses_and_cameras(references)
     only_points = Scene(scene.name, {}, (), scene.points)  # all that is asked of it; other processes get a copy
     work = _Work(only_points, network, points, largest_side, local_features, retrieval_network, seed)
     if len(devices := as_list(device)) == 1:
@@ -94,13 +97,12 @@ def compile_map(
     )  # fmt: skip
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(path.with_name(f".{path.name}.lock")):  # of several processes one compiles, and the others wait for it
+    with locked(path.with_name(f".{path.name}.lock")):
         if not path.exists():
             confidence = local_features is None and getattr(unwrapped(network), "confidence", False)
-            _create(
-                path, made_of, references, poses, cameras, work.global_dimensions(), scene, confidence=confidence
-            )
-        file = ArrayFile(path, writable=True)
+            _create(path, made_of, references, work.global_dimensions(), scene, confidence=confidence)
+    file = ArrayFile(path, writable=True)
+    try:
         check_layout(file)
         found = file.about["made of"]
         other = [f"{k} {found.get(k)} instead of {v}" for k, v in made_of.items() if found.get(k) != v]
@@ -110,28 +112,30 @@ def compile_map(
                 "Take the network and the settings that it was made with, name another file, or delete it"
             )
         if not file["finished"][0]:
-            waiting = [(row, references[row]) for row in np.flatnonzero(file["done"] == 0).tolist()]
-            title = f"Compiling {len(waiting)} references"
-            shared = share_out(partial(_writing, work, path, on_bad), waiting, devices)
-            shared = track(shared, description=title, total=len(waiting), show=progress)
+            waiting = int((file["done"] == 0).sum())
+            shared = _describe(file, references, partial(_writing, work, path, on_bad), devices)
+            shared = track(shared, f"Compiling {waiting} references", total=waiting, show=progress)
             problems = [problem for _, problem in sorted((row, problem) for row, bad in shared for problem in bad)]
             if len(problems) == len(references):
                 raise ValueError(f"{scene.name} has no reference that can be read; {describe_problems(problems)}")
             if problems:
                 _log.warning("left out of the map: %s", describe_problems(problems))
-            _finish(file, references, poses, cameras)
+            file.claim("finished", 0, wait=True)
+            if not file["finished"][0]:
+                _finish(file, references)
+    finally:
+        file.release()
         file.close()
     return Map.open(path)
 
 
-def references_of(scene: Scene) -> list[SceneImage]:
+def references_of(scene: Scene) -> ImageList:
     """The images of a scene that its map holds, by name.
 
     Raises:
         ValueError: if there is none.
     """
-    references = [i for i in scene.images.values() if i.is_reference and i.cam_from_world is not None]
-    references = sorted((i for i in references if i.camera is not None and observes(i)), key=lambda i: i.name)
+    references = scene.images.references()
     if not references:
         raise ValueError(
             f"{scene.name} has no reference with pose, camera, and 3D points or depth; a map needs a reconstruction"
@@ -159,16 +163,11 @@ def what_it_is_made_of(
     return {
         "version": VERSION,
         **made_with(network, None if local_features is None else local_features.identity, retrieval_network),
-        "scene": _scene_fingerprint(references, *_poses_and_cameras(references), scene.points),
+        "scene": _scene_fingerprint(references, scene.points),
         "images": _files_fingerprint(references),
         "points": points, "largest_side": largest_side, "dimensions": dimensions, "seed": seed,
         "channels": list(network.channels) if local_features is None else [local_features.channels],
     }  # fmt: skip
-
-
-def _poses_and_cameras(references: list[SceneImage]) -> tuple[Pose, Camera]:
-    poses = [i.cam_from_world for i in references if i.cam_from_world is not None]
-    return Pose.stack(poses), Camera.stack([i.camera for i in references if i.camera is not None])
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,14 +227,13 @@ class _Work:
 
 
 def _create(
-    path: Path, made_of: dict, references: list[SceneImage], poses: Pose, cameras: Camera, global_dimensions: int,
-    scene: Scene, *, confidence: bool,
-) -> None:  # fmt: skip
+    path: Path, made_of: dict, references: ImageList, global_dimensions: int, scene: Scene, *, confidence: bool
+) -> None:
     """Make a map's file with room for what the references observe, their poses and cameras."""
     most, sparse = made_of["points"], made_of["local features"] is not None
     # Several detections may lie near one point, and depth gives any number of points.
     capacity = [most if sparse or i.point_ids is None else min(len(i.point_ids), most) for i in references]
-    count = len(references)
+    count, poses, cameras = len(references), references.poses, references.cameras
     small = min(made_of["dimensions"], global_dimensions)
     if count > 2:  # else there is no whitening, see `fit_whitening`
         small = min(small, count - 1, WHITENING_SAMPLE - 1)
@@ -246,8 +244,10 @@ def _create(
         count, sum(capacity), made_of["channels"], global_dimensions, small, sizes, camera=camera.shape[1],
         confidence=confidence,
     )  # fmt: skip
-    names, places = [i.name for i in references], [i.place for i in references]
-    about = {"made of": made_of, "names": names, "places": places, "retrieve within": scene.retrieve_within}
+    about = {
+        "made of": made_of, "names": references.names, "places": references.places,
+        "retrieve within": scene.retrieve_within,
+    }  # fmt: skip
     file = ArrayFile.create(path, arrays, about)
     file.write("offsets", 0, np.cumsum([0, *capacity[:-1]]))
     file.write("rotation", 0, poses.rotation.numpy())
@@ -258,17 +258,46 @@ def _create(
     file.close()
 
 
-def _writing(
-    work: _Work, path: Path, on_bad: OnBad, device: torch.device
-) -> Callable[[tuple[int, SceneImage]], list[str]]:
-    """What writes a reference, with its row, into the map, and gives what was wrong with it."""
+_Writing = Callable[[tuple[int, SceneImage]], tuple[int, list[str]]]
+
+
+def _describe(
+    file: ArrayFile, references: ImageList, start: Callable[[torch.device], _Writing], devices: Devices
+) -> Iterator[tuple[int, list[str]]]:
+    """Describe what is left of the references and what no other process takes; ends when all are done.
+
+    Yields the row of each that was done here, and what was wrong with it. One that cannot be read is tried by each
+    process.
+    """
+    done, tried = file["done"], np.zeros(len(references), bool)
+
+    def claimed(rows: np.ndarray) -> Iterator[tuple[int, SceneImage]]:
+        for row in rows.tolist():
+            if not done[row] and file.claim("done", row):
+                if not done[row]:
+                    yield row, references[row]
+                else:  # meanwhile
+                    file.release("done", row)
+
+    while len(left := np.flatnonzero((done == 0) & ~tried)):
+        for _, (row, bad) in share_out(start, claimed(left), devices):
+            file.release("done", row)
+            tried[row] = True
+            yield row, bad
+        if not tried[left].any():  # others are at all of them
+            file.claim("done", int(left[0]), wait=True)
+            file.release("done", int(left[0]))
+
+
+def _writing(work: _Work, path: Path, on_bad: OnBad, device: torch.device) -> _Writing:
+    """What writes a reference, with its row, into the map; it gives the row, and what was wrong with it."""
     file, work = ArrayFile(path, writable=True), work.on(device)
 
-    def describe(waiting: tuple[int, SceneImage]) -> list[str]:
+    def describe(waiting: tuple[int, SceneImage]) -> tuple[int, list[str]]:
         (row, reference), bad = waiting, BadInput(on_bad)
         with bad.skipping():
             _write(file, row, *work.describe(reference, row))
-        return bad.problems
+        return row, bad.problems
 
     return describe
 
@@ -289,7 +318,7 @@ def _write(file: ArrayFile, row: int, observed: Observations, global_descriptor:
     file.flush()
 
 
-def _finish(file: ArrayFile, references: list[SceneImage], poses: Pose, cameras: Camera) -> None:
+def _finish(file: ArrayFile, references: ImageList) -> None:
     """Write what follows from all references together: whitening, global descriptors, covisibility."""
     count, small = file.shape("global")
     raw = file["global/raw"]
@@ -303,12 +332,13 @@ def _finish(file: ArrayFile, references: list[SceneImage], poses: Pose, cameras:
         left_out = torch.from_numpy(np.array(file["done"][start : start + 256]) == 0)
         found = whitening.apply(rows).masked_fill(left_out[:, None], torch.nan)  # which is never retrieved
         file.write("global", start, found.numpy())
-    point_ids = [i.point_ids for i in references if i.point_ids is not None]
-    if len(point_ids) == count:
-        parts = shared_points(point_ids)
+    if all(i.point_ids is not None for i in references):
+        parts = shared_points(i.point_ids for i in references if i.point_ids is not None)
     else:
-        places = [i.place for i in references]
-        parts = covisible_by_depth(poses, cameras, places, lambda row: _points_of(file, row), candidates=4 * NEIGHBOURS)
+        parts = covisible_by_depth(
+            references.poses, references.cameras, references.places, lambda row: _points_of(file, row),
+            candidates=4 * NEIGHBOURS,
+        )  # fmt: skip
     for row, (neighbours, shared) in enumerate(parts):
         order = np.argsort(-shared, kind="stable")[:NEIGHBOURS]
         kept = order[shared[order] > 0]
@@ -326,7 +356,7 @@ def _points_of(file: ArrayFile, row: int) -> Tensor:
     return torch.from_numpy(np.array(file["points"][start : start + count]))
 
 
-def _files_fingerprint(references: list[SceneImage]) -> str:
+def _files_fingerprint(references: ImageList) -> str:
     """Hash of the references' images and depth maps, by `sample_digest`; a file that is not there counts as missing."""
 
     def look(path: Path) -> str:
@@ -335,18 +365,25 @@ def _files_fingerprint(references: list[SceneImage]) -> str:
         except OSError:  # told when it is read
             return "missing"
 
-    paths = [path for i in references for path in (i.path, *(() if i.depth is None else (i.depth.path,)))]
-    scales = [0.0 if i.depth is None else i.depth.scale for i in references]
+    digest, scales = hashlib.sha256(), list[float]()
     with ThreadPoolExecutor(_THREADS) as pool:
-        return hashlib.sha256("\n".join([*pool.map(look, paths), repr(scales)]).encode()).hexdigest()[:16]
+        for start in range(0, len(references), _FILES):
+            part = references[start : start + _FILES]
+            paths = [path for i in part for path in (i.path, *(() if i.depth is None else (i.depth.path,)))]
+            scales += [0.0 if i.depth is None else i.depth.scale for i in part]
+            digest.update("".join(f"{found}\n" for found in pool.map(look, paths)).encode())
+    digest.update(repr(scales).encode())
+    return digest.hexdigest()[:16]
 
 
-def _scene_fingerprint(references: list[SceneImage], poses: Pose, cameras: Camera, points: Tensor) -> str:
+def _scene_fingerprint(references: ImageList, points: Tensor) -> str:
     digest = hashlib.sha256(np.ascontiguousarray(points.numpy()).data)
+    poses, cameras = references.poses, references.cameras
+    columns = [v.numpy() for v in (cameras.size, cameras.parameters, poses.rotation, poses.translation)]
     for row, i in enumerate(references):
         digest.update(i.name.encode(errors="surrogateescape"))
-        for values in (cameras.size, cameras.parameters, poses.rotation, poses.translation):
-            digest.update(values[row].double().numpy().tobytes())
+        for values in columns:
+            digest.update(values[row].tobytes())
         if i.point_ids is not None:
             digest.update(np.asarray(i.point_ids, np.int64).tobytes())
     return digest.hexdigest()[:16]

@@ -10,8 +10,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Generic, Self, TypeVar, overload
 
 import numpy as np
+import torch
 
-from gnnet.scenes.columns import REFERENCE, ImageColumns, PairColumns, Strings
+from gnnet.geometry.camera import Camera
+from gnnet.geometry.pose import Pose
+from gnnet.scenes.columns import CAMERA, POINT_IDS, POSE, REFERENCE, ImageColumns, PairColumns, Strings
 from gnnet.scenes.values import Pair, SceneImage
 
 _Columns = TypeVar("_Columns", ImageColumns, PairColumns)
@@ -22,7 +25,7 @@ class _Table(Generic[_Columns]):
 
     Args:
         columns: what is known of all images, or pairs.
-        rows: (N,) rows that are in this table, of images ascending; None: all.
+        rows: (N,) rows that are in this table, of an `ImageTable` ascending; None: all.
     """
 
     def __init__(self, columns: _Columns, rows: np.ndarray | None = None) -> None:
@@ -79,6 +82,15 @@ class ImageTable(_Table[ImageColumns], Mapping[str, SceneImage]):
         """The table with images of `places` only."""
         return self._where(self.columns.places.among(places)[self.rows])
 
+    def references(self) -> ImageList:
+        """The references with camera, pose, and depth or 3D points, by name."""
+        columns, rows = self.columns, self.rows
+        known = (columns.flags[rows] & REFERENCE > 0) & (columns.views.flags[rows] & (CAMERA | POSE) == CAMERA | POSE)
+        points = (columns.flags[rows] & POINT_IDS > 0) & (np.diff(columns.observations)[rows] > 0)
+        rows = rows[known & (points | (columns.depth_row[rows] >= 0))]
+        names = columns.names.take(rows)
+        return ImageList(columns, rows[sorted(range(len(rows)), key=names.__getitem__)])
+
     def holds(self, names: Strings) -> np.ndarray:
         """Whether each of `names` (K,) is an image of this table, (K,)."""
         if names is not self.columns.names:
@@ -93,6 +105,37 @@ class ImageTable(_Table[ImageColumns], Mapping[str, SceneImage]):
             return None
         here = int(np.searchsorted(self.rows, row))
         return row if here < len(self.rows) and self.rows[here] == row else None
+
+
+class ImageList(_Table[ImageColumns], Sequence[SceneImage]):
+    """Images in some order."""
+
+    @overload
+    def __getitem__(self, index: int) -> SceneImage: ...
+    @overload
+    def __getitem__(self, index: slice) -> ImageList: ...
+    def __getitem__(self, index: int | slice) -> SceneImage | ImageList:
+        return self._where(index) if isinstance(index, slice) else self.columns[self.rows[index]]
+
+    @property
+    def names(self) -> list[str]:
+        return self.columns.names.take(self.rows)
+
+    @property
+    def places(self) -> list[str]:
+        return [self.columns.places[row] for row in self.rows.tolist()]
+
+    @property
+    def poses(self) -> Pose:
+        """`cam_from_world` (N,) where all are known, float64."""
+        values = torch.from_numpy(self.columns.views.pose[self.rows])
+        return Pose(values[:, :9].reshape(-1, 3, 3), values[:, 9:].contiguous())
+
+    @property
+    def cameras(self) -> Camera:
+        """(N,) where all are known, float64."""
+        values = torch.from_numpy(self.columns.views.camera[self.rows])
+        return Camera(values[:, :2].contiguous(), values[:, 2:].contiguous())
 
 
 class PairTable(_Table[PairColumns], Sequence[Pair]):

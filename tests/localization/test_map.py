@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import signal
 import subprocess
 import sys
+import time
 import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -315,7 +316,7 @@ def test_several_processes_write_what_one_writes(scene, own_photographs, town, t
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 import torch
 sys.path.insert(0, sys.argv[3])
@@ -325,37 +326,68 @@ torch.set_num_threads(int(sys.argv[4]))
 network = Counting(small_unet())
 images = network.forward
 def forward(x):
-    if len(network._calls) == 5:
+    if len(network._calls) == int(sys.argv[5]):
         os.kill(os.getpid(), signal.SIGKILL)
+    if len(sys.argv) > 6:  # so many jobs begin together
+        Path(sys.argv[1]).with_suffix(f".{os.getpid()}.begun").touch()
+        while len(list(Path(sys.argv[1]).parent.glob("*.begun"))) < int(sys.argv[6]):
+            time.sleep(0.01)
     return images(x)
 network.forward = forward
 compiled(Path(sys.argv[1]), load_robotcar(sys.argv[2], progress=False), network, points=500)
 """
 
 
+def test_two_that_compile_one_map_share_its_references(scene, town, tmp_path):
+    """No reference is described twice, and both wait for the other's."""
+    path, jobs = tmp_path / "x.gnmap", []
+    first, second = Counting(small_unet()), Counting(small_unet())
+    describe = first.forward
+
+    def joined(images):
+        if len(first._calls) == 2:
+            jobs.append(pool.submit(compiled, path, scene, second, points=500))
+        time.sleep(0.02)
+        return describe(images)
+
+    first.forward = joined
+    with ThreadPoolExecutor() as pool:
+        compiled(path, scene, first, points=500)
+        assert jobs[0].result().path == path
+    assert len(first._calls) + len(second._calls) == 9 and len(first._calls) >= 3
+    assert contents(path) == contents(town.path)
+
+
+def test_a_reference_is_left_to_others_when_a_process_fails(scene, town, tmp_path):
+    path, first = tmp_path / "x.gnmap", Counting(small_unet(), fails_at=3)
+    with pytest.raises(KeyboardInterrupt):
+        compiled(path, scene, first, points=500)
+    with ThreadPoolExecutor() as pool:  # the locks of this thread would not hinder itself
+        assert pool.submit(compiled, path, scene, Counting(small_unet()), points=500).result(60).path == path
+    assert contents(path) == contents(town.path)
+
+
 @pytest.mark.slow
-def test_one_process_at_a_time_compiles_a_map(scene, tmp_path):
-    """Another waits for the lock, and then opens what it finds finished."""
-    held = []
+def test_jobs_that_are_started_apart_compile_one_map(scene, toy_root, town, tmp_path):
+    """One of three is killed at its second reference and started anew."""
+    path = tmp_path / "x.gnmap"
 
-    class Watching(Counting):
-        def forward(self, images):
-            with (tmp_path / ".x.gnmap.lock").open() as lock, pytest.raises(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held.append(True)
-            return super().forward(images)
+    def start(kill_at: int) -> subprocess.Popen:
+        command = [sys.executable, "-c", KILLED, str(path), str(toy_root), str(Path(__file__).parent)]
+        return subprocess.Popen([*command, str(torch.get_num_threads()), str(kill_at), "3"])
 
-    compiled(tmp_path / "x.gnmap", scene, Watching(small_unet()))
-    assert held
-    with (tmp_path / ".x.gnmap.lock").open() as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    killed, *others = start(1), start(9), start(9)
+    assert killed.wait(120) == -signal.SIGKILL
+    statuses = [job.wait(120) for job in (start(9), *others)]
+    assert statuses == [0, 0, 0]
+    assert contents(path) == contents(town.path)
 
 
 @pytest.mark.slow
 def test_a_killed_process_leaves_what_can_be_gone_on_with(scene, toy_root, tmp_path):
     path = tmp_path / "killed"
     command = [sys.executable, "-c", KILLED, str(path), str(toy_root), str(Path(__file__).parent)]
-    command.append(str(torch.get_num_threads()))
+    command += [str(torch.get_num_threads()), "5"]
     assert subprocess.run(command, capture_output=True, timeout=120).returncode == -signal.SIGKILL
     assert ArrayFile(path)["done"].sum() == 5
     rest = Counting(small_unet())

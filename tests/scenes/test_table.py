@@ -128,6 +128,24 @@ def test_every_field_comes_back(scene, images, pairs):
         assert_equal(found, expected)
 
 
+def test_references_are_those_that_a_map_can_hold_by_name(scene, images):
+    def usable(image: SceneImage) -> bool:
+        sees = image.depth is not None or (image.point_ids is not None and len(image.point_ids) > 0)
+        return image.is_reference and image.camera is not None and image.cam_from_world is not None and sees
+
+    expected = [image for _, image in sorted(images.items()) if usable(image)]
+    found = scene.images.references()
+    assert 0 < len(expected) < sum(image.is_reference for image in images.values())
+    for one, other in zip(found, expected, strict=True):
+        assert_equal(one, other)
+    assert found.names == [i.name for i in expected] and found.places == [i.place for i in expected]
+    assert_equal(found.poses, Pose.stack([i.cam_from_world for i in expected]))
+    assert_equal(found.cameras, Camera.stack([i.camera for i in expected]))
+    assert [i.name for i in found[1:3]] == found.names[1:3]
+    night = scene.with_places(["p1"]).images.references()
+    assert night.names == [i.name for i in expected if i.place == "p1"] != []
+
+
 def test_unknown_names_and_indices(scene):
     assert "fog/1.jpg" not in scene.images and 3 not in scene.images and scene.images.get("fog/1.jpg") is None
     with pytest.raises(KeyError, match="fog"):
