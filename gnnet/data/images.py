@@ -13,7 +13,6 @@ from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms.v2.functional import resize
 
 from gnnet.geometry.camera import Camera
-from gnnet.sampling import turns
 from gnnet.scenes.formats.images import eight_bits, open_image, orientation_needed, stored_size
 from gnnet.scenes.scene import SceneImage
 
@@ -64,7 +63,7 @@ def read_view(image: SceneImage, largest_side: int | None = None) -> ImageView:
             f"image {image.path} is {found[0]}×{found[1]} pixels, its camera says {width}×{height}; "
             "give the camera of images of this size, or the image that it took"
         )
-    return view._replace(camera=camera.scale(torch.from_numpy(view.factors)))
+    return view._replace(camera=camera if (view.factors == 1).all() else camera.scale(torch.from_numpy(view.factors)))
 
 
 def read_image(path: Path, camera: Camera | None = None) -> Tensor:
@@ -156,5 +155,7 @@ def even_subset(
     cells = (xy[:, 1] // cell).astype(np.int64) * columns + (xy[:, 0] // cell).astype(np.int64)
     # Exponential clocks: the first to ring is one with probability proportional to its preference.
     time = generator.exponential(size=len(xy)) / (1 if preference is None else np.maximum(preference, 1e-6))
-    order = np.argsort(time)
-    return order[np.argsort(turns(cells[order].tolist()), kind="stable")[:count]]
+    grouped = np.lexsort((time, cells))
+    _, first, size = np.unique(cells[grouped], return_index=True, return_counts=True)
+    turn = np.arange(len(xy)) - np.repeat(first, size)  # how many of its cell come before a point
+    return grouped[np.lexsort((time[grouped], turn))[:count]]

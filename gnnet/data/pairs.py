@@ -133,14 +133,15 @@ class PairDataset(Dataset):
         size = pixels[0].shape[-1], pixels[0].shape[-2]
         chosen = even_subset(matches.keypoints_a, size, self.correspondences, generator)
         keypoints = [torch.from_numpy(xy[chosen]) for xy in matches[:2]]
-        parts = zip(views, cuts, pixels, strict=True)
-        cameras = [_cut_camera(view.camera, cut, image) for view, cut, image in parts if view.camera is not None]
-        poses = [image.cam_from_world for image in ends if image.cam_from_world is not None]
         geometry = None
-        if self.geometry and self.warp == 0 and len(cameras) == len(poses) == 2:
-            geometry = _located(keypoints, cameras, poses[1] @ poses[0].inverse())
-        elif self.geometry:  # under a homography no lens stays one of `Camera`
-            geometry = _not_located(len(chosen))
+        if self.geometry:
+            parts = zip(views, cuts, pixels, strict=True)
+            cameras = [_cut_camera(view.camera, cut, image) for view, cut, image in parts if view.camera is not None]
+            poses = [image.cam_from_world for image in ends if image.cam_from_world is not None]
+            if self.warp == 0 and len(cameras) == len(poses) == 2:
+                geometry = _located(keypoints, cameras, poses[1] @ poses[0].inverse())
+            else:  # under a homography no lens stays one of `Camera`
+                geometry = _not_located(len(chosen))
         return PairBatch(
             image_a=pixels[0],
             image_b=pixels[1],
