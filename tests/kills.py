@@ -1,9 +1,9 @@
 """Kills at random moments: what is killed goes on, and ends as if nothing had happened.
 
 `python -m tests.kills --kills 30 --seed 0` kills training, compiling a map (by one job, and by two at once) and
-evaluation, by SIGKILL and SIGTERM in turn, and prints a table. Weights, maps and records must be those of a run that was
-not killed, to the last bit; the exit status is 1 if any are not. A kill counts where something was done that can be gone
-on with, and the run had not ended.
+evaluation, by SIGKILL and SIGTERM in turn, and prints a table. Weights, maps and records must be those of a run that
+was never killed, to the last bit; the exit status is 1 if any are not. A kill counts where something was done that can
+be gone on with, and the run had not ended.
 """
 
 from __future__ import annotations

@@ -192,7 +192,11 @@ class DepthView:
         return points if self.image_from_depth is None else _moved(self.image_from_depth, points)
 
     def to_depth(self, points: np.ndarray) -> np.ndarray:
-        return points if self.image_from_depth is None else _moved(self.image_from_depth.inverse(), points)
+        return points if self._depth_from_image is None else _moved(self._depth_from_image, points)
+
+    @cached_property
+    def _depth_from_image(self) -> Pose | None:
+        return None if self.image_from_depth is None else self.image_from_depth.inverse()
 
 
 def read_depth_view(image: SceneImage) -> DepthView:
@@ -284,28 +288,30 @@ def _project(camera: Camera, points: np.ndarray) -> tuple[np.ndarray, np.ndarray
     if parameters[4:].any():
         xy, seen = camera.project(torch.from_numpy(points))
         return xy.numpy(), seen.numpy()
-    depth = points[:, 2]
-    xy = points[:, :2] / np.maximum(depth, NEAREST)[:, None] * parameters[:2] + parameters[2:4]
-    return xy, (depth > NEAREST) & ((xy >= 0) & (xy <= camera.size.numpy())).all(1)
+    fx, fy, cx, cy = parameters[:4].tolist()
+    width, height = camera.size.tolist()
+    depth = np.maximum(points[:, 2], NEAREST)
+    x, y = points[:, 0] / depth * fx + cx, points[:, 1] / depth * fy + cy  # numpy is slow along an axis of two
+    return np.stack([x, y], 1), (depth > NEAREST) & (x >= 0) & (x <= width) & (y >= 0) & (y <= height)
 
 
 def _surface_points(
     view: DepthView, cells: int, generator: np.random.Generator, window: Window | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Points (N, 3) in the image's frame on smooth surfaces, at most one in each grid cell, and keypoints (N, 2)."""
-    left, top, right, bottom = _in_depth_map(view, window)
-    width, height = right - left, bottom - top
+    left, top, end, bottom = _in_depth_map(view, window)
+    width, height = end - left, bottom - top
     rows = min(height, max(1, round((cells * height / width) ** 0.5)))
     columns = min(width, -(-cells // rows))
     waiting = np.arange(rows * columns)  # cells without a point so far
     chosen, depth = np.zeros((len(waiting), 2)), np.zeros(len(waiting))
     for draw in generator.random((_TRIES, len(waiting), 2)):
-        corner = np.stack([waiting % columns, waiting // columns], 1)
-        pixel = np.floor((corner + draw[waiting]) * (width / columns, height / rows))
-        pixel = np.minimum(pixel, (width - 1, height - 1)) + np.array([left + 0.5, top + 0.5])
-        patch = _patch(view, pixel)
+        down, right = np.divmod(waiting, columns)
+        x = np.minimum(np.floor((right + draw[waiting, 0]) * (width / columns)), width - 1) + (left + 0.5)
+        y = np.minimum(np.floor((down + draw[waiting, 1]) * (height / rows)), height - 1) + (top + 0.5)
+        patch = _patch(view, np.stack([x, y], 1))
         good = (patch.middle > 0) & patch.smooth
-        chosen[waiting[good]], depth[waiting[good]] = pixel[good], patch.middle[good]
+        chosen[waiting[good]], depth[waiting[good]] = np.stack([x[good], y[good]], 1), patch.middle[good]
         waiting = waiting[~good]
     rays = _rays(view.camera, chosen[depth > 0])
     points = view.to_image(rays * depth[depth > 0, None])
