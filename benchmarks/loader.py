@@ -1,8 +1,9 @@
-"""How fast training pairs are loaded, compared with decoding their images alone, by number of workers.
+"""How fast training pairs are loaded, compared with decoding their files alone, by number of workers.
 
-The loader of each dataset (reading, correspondences, cropping, collating) is compared with a loader that only
-decodes the JPEGs of the same pairs, with the same workers. Points are not triangulated, which
-only the pose loss needs. The limit is at least 80 % of its speed.
+The loader of each dataset (reading, correspondences, cropping, collating) is compared with two that only decode files
+of the same pairs, with the same workers: the images, and the images and depth maps. Without depth maps these are one.
+Points are not triangulated, which only the pose loss needs. The limit holds for both shares: at least 80 % where
+nothing but decoding and cropping is done, 60 % elsewhere.
 Without GNNET_DATA (a folder with timelapse/, strecha/, hololens/, 7scenes/), a toy town of 1024-pixel images is
 rendered and timed.
 
@@ -28,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from gnnet.data.batches import collate
+from gnnet.data.depth import read_depth_view
 from gnnet.data.images import read_image
 from gnnet.data.pairs import PairDataset
 from gnnet.scenes.layouts.colmap import load_colmap
@@ -37,19 +39,23 @@ from gnnet.scenes.layouts.timelapse import load_timelapse
 from gnnet.scenes.scene import Scene
 from gnnet.toy.town import load_toy
 
-LIMIT = 0.8
+LIMIT, LIMIT_OF_CROPPING = 60, 80
 CROP, POINTS, BATCH = 256, 256, 4
 
 
 class Decoding(Dataset):
-    """Decodes the images of a pair, and does nothing else."""
+    """Decodes the images of a pair, and their depth maps if asked to, and does nothing else."""
 
-    def __init__(self, scene: Scene) -> None:
-        self.scene = scene
+    def __init__(self, scene: Scene, *, depth: bool = False) -> None:
+        self.scene, self.depth = scene, depth
 
     def __getitem__(self, key: tuple[int, int]) -> int:
-        pair = self.scene.pairs[key[1]]
-        return sum(read_image(self.scene.images[name].path).shape[-1] for name in (pair.image_a, pair.image_b))
+        pair, decoded = self.scene.pairs[key[1]], 0
+        for image in (self.scene.images[name] for name in (pair.image_a, pair.image_b)):
+            decoded += read_image(image.path).numel()
+            if self.depth and image.depth is not None:
+                decoded += read_depth_view(image).units.size
+        return decoded
 
 
 def main() -> None:
@@ -61,45 +67,46 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        for name, scene, settings in datasets(Path(folder)):
+        for name, scene, settings, limit in datasets(Path(folder)):
             pairs = PairDataset(scene, correspondences=POINTS, crop=CROP, seed=0, geometry=False, **settings)
             for workers in arguments.workers:
                 # In turns, because the speed of the machine drifts; the first round fills caches.
+                loaders = [(pairs, collate), (Decoding(scene), list), (Decoding(scene, depth=True), list)]
                 rounds = [
-                    (rate(pairs, arguments.pairs, workers, collate),
-                     rate(Decoding(scene), arguments.pairs, workers, list))
-                    for _ in range(3)
-                ][1:]  # fmt: skip
-                whole, decoding = (max(column) for column in zip(*rounds, strict=True))
-                rows.append((name, workers, whole, decoding))
+                    [rate(data, arguments.pairs, workers, joined) for data, joined in loaders] for _ in range(3)
+                ][1:]
+                rows.append((name, workers, limit, *(max(column) for column in zip(*rounds, strict=True))))
     if arguments.json:
-        keys = ("pairs_s", "decoding_s", "share")
+        keys = ("pairs_s", "images_s", "images_and_depth_s", "share_of_images", "share_of_both")
         print(json.dumps({
             f"{name}_w{workers}_{key}": value
-            for name, workers, whole, decoding in rows
-            for key, value in zip(keys, (whole, decoding, whole / decoding), strict=True)
+            for name, workers, _, whole, images, both in rows
+            for key, value in zip(keys, (whole, images, both, whole / images, whole / both), strict=True)
         }))  # fmt: skip
         return
-    table = Table("dataset", "workers", "pairs/s", "decoding alone [pairs/s]", "share [%]", "limit [%]")
-    for name, workers, whole, decoding in rows:
-        share = f"{100 * whole / decoding:.0f}"
-        table.add_row(name, str(workers), f"{whole:.1f}", f"{decoding:.1f}", share, f"at least {100 * LIMIT:.0f}")
+    rates = "pairs/s", "images alone [pairs/s]", "images and depth [pairs/s]"
+    table = Table("dataset", "workers", *rates, "of images [%]", "of both [%]", "limit [%]")
+    for name, workers, limit, whole, *decoding in rows:
+        shares = (f"{100 * whole / each:.0f}" for each in decoding)
+        numbers = (f"{each:.1f}" for each in (whole, *decoding))
+        table.add_row(name, str(workers), *numbers, *shares, f"at least {limit}")
     Console().print(table)
 
 
-def datasets(folder: Path) -> Iterator[tuple[str, Scene, dict]]:
-    """Yield the name of each dataset, its scene, and the settings of its pairs."""
+def datasets(folder: Path) -> Iterator[tuple[str, Scene, dict, int]]:
+    """Yield the name of each dataset, its scene, the settings of its pairs, and its limit in %."""
+    whole = {"largest_side": None}
     if "GNNET_DATA" not in os.environ:
         scene = load_toy(folder / "toy", places=2, frames=4, query_frames=2, image_size=1024, progress=False)
-        yield "toy 1024 px, .mat", scene, {"largest_side": None}
+        yield "toy 1024 px, .mat", scene, whole, LIMIT_OF_CROPPING
         return
     data = Path(os.environ["GNNET_DATA"])
-    yield "timelapse", load_timelapse(data / "timelapse", progress=False), {"largest_side": None, "warp": 0.5}
+    yield "timelapse", load_timelapse(data / "timelapse", progress=False), {**whole, "warp": 0.5}, LIMIT
     strecha = load_colmap(data / "strecha" / "herz-jesus-p25", progress=False)
-    yield "colmap", strecha, {"largest_side": None}
-    yield "colmap, warped", strecha, {"largest_side": None, "warp": 0.5}
-    yield "rgbd", load_rgbd(data / "hololens", progress=False), {"largest_side": None}
-    yield "sevenscenes", load_sevenscenes(data / "7scenes" / "redkitchen", progress=False), {"largest_side": None}
+    yield "colmap", strecha, whole, LIMIT_OF_CROPPING
+    yield "colmap, warped", strecha, {**whole, "warp": 0.5}, LIMIT
+    yield "rgbd", load_rgbd(data / "hololens", progress=False), whole, LIMIT
+    yield "sevenscenes", load_sevenscenes(data / "7scenes" / "redkitchen", progress=False), whole, LIMIT
 
 
 def rate(dataset: Dataset, count: int, workers: int, collate) -> float:

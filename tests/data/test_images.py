@@ -11,6 +11,7 @@ from torchvision.io import write_jpeg
 from gnnet.data import images
 from gnnet.data.images import even_subset, limit_size, read_image, read_pixels, read_view
 from gnnet.geometry.camera import Camera
+from gnnet.sampling import turns
 from gnnet.scenes.scene import SceneImage
 
 
@@ -55,6 +56,17 @@ def test_even_subset_is_even_without_repeats():
     preferred = even_subset(xy, (200, 200), 200, generator, preference=preference)
     assert (preference[preferred[preferred >= 5000]] == 1).mean() > 0.6
     assert even_subset(xy[:7], (200, 200), 10, generator).tolist() == list(range(7))
+
+
+def test_each_cell_gives_its_points_in_turn():
+    """The order is that of a loop over the points in the order of their draws."""
+    xy = np.random.default_rng(0).uniform((0, 0), (200, 100), (900, 2))
+    cell = np.sqrt(2 * 200 * 100 / 64)
+    cells = [(int(x // cell), int(y // cell)) for x, y in xy]
+    order = np.argsort(np.random.default_rng(1).exponential(size=len(xy)))
+    turn = turns(cells[row] for row in order)
+    expected = [order[row] for row in sorted(range(len(xy)), key=turn.__getitem__)[:64]]
+    assert even_subset(xy, (200, 100), 64, np.random.default_rng(1)).tolist() == expected
 
 
 def test_a_damaged_png_is_an_error_that_names_the_file_not_a_crash(tmp_path):

@@ -25,7 +25,7 @@ from gnnet.data.images import limit_size, read_image
 from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.geometry.triangulation import MIN_ANGLE
-from gnnet.localization.compile import compile_map
+from gnnet.localization.compile import compile_map, references_of
 from gnnet.localization.covisibility import covisible_by_depth
 from gnnet.localization.global_descriptors import gem
 from gnnet.localization.local_features import LocalFeatures
@@ -631,6 +631,16 @@ def test_memory_does_not_grow_with_the_references(tmp_path):
     assert found.path.stat().st_size > 45e6
     assert resident[-1] - resident[20] < 15e6  # torch's too
     assert peaks[150] - peaks[20] < 24 * 130 * 3000
+
+
+def test_references_are_looked_up_one_by_one(tmp_path):
+    """A list of them, each with its tensors, was most of what compiling a map of many references held."""
+    scene = synthetic_scene(tmp_path, 500, observe=lambda row: np.arange(4))
+    tracemalloc.start()
+    references = references_of(scene)
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert len(references) == 500 and held < 500 * 200
 
 
 @pytest.fixture

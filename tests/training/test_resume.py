@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import os
-import random
 import shutil
 import signal
-import subprocess
-import sys
-import threading
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -35,7 +30,7 @@ from gnnet.training.module import FeatureLearning, warmup_cosine
 from gnnet.training.sigterm import EndOnSigterm, Terminated
 
 ROOT = Path(__file__).parents[2]
-STEPS, KILLS = 9, int(os.environ.get("GNNET_TEST_KILLS", "3"))
+STEPS = 9
 
 
 @pytest.fixture(scope="module")
@@ -218,35 +213,3 @@ def test_the_newest_run_is_found_by_last_and_a_run_by_its_folder(tmp_path):
     assert find_checkpoint("some.ckpt", runs="x") == Path("some.ckpt")
     with pytest.raises(FileNotFoundError, match=r"newest/checkpoints/last\.ckpt does not exist; expected a \.ckpt"):
         find_checkpoint(tmp_path / "newest", runs="x")
-
-
-@pytest.mark.slow
-def test_a_run_killed_at_random_moments_ends_with_the_weights_of_one_that_was_not(photographs, tmp_path):
-    """GNNET_TEST_KILLS sets how often it is killed."""
-    whole, killed, draw = fit(make_data(photographs), tmp_path / "whole", Watch()), 0, random.Random()
-    saved = tmp_path / "run" / "checkpoints" / "last.ckpt"
-    while True:
-        code = f"from tests.training.test_resume import main; main({str(photographs)!r}, {str(tmp_path / 'run')!r})"
-        process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        if killed < KILLS:  # a step takes 0.02 s and more; a checkpoint is written after every second one
-            process.stdout.readline()  # the training begins
-            threading.Timer(draw.uniform(0, 0.3), process.kill).start()
-        status = process.wait()
-        if status != -signal.SIGKILL:
-            break
-        killed += 1
-        if saved.exists():
-            assert torch.load(saved, weights_only=True)["global_step"] > 0
-    assert status == 0 and killed
-    found = torch.load(saved, weights_only=True)["state_dict"]
-    assert all(torch.equal(value, found[name]) for name, value in whole.state_dict().items())
-
-
-def main(photographs: str, folder: str) -> None:
-    """Train from the beginning, or go on from what a killed process left."""
-    saved = Path(folder) / "checkpoints" / "last.ckpt"
-    watch = Watch()
-    watch.on_train_start = lambda *_: print("begins", flush=True)  # type: ignore[method-assign]
-    watch.on_train_batch_end = lambda *_: time.sleep(0.02)  # type: ignore[method-assign]
-    fit(make_data(Path(photographs)), Path(folder), watch, resume=saved if saved.exists() else None)
