@@ -156,6 +156,6 @@ def even_subset(
     # Exponential clocks: the first to ring is one with probability proportional to its preference.
     time = generator.exponential(size=len(xy)) / (1 if preference is None else np.maximum(preference, 1e-6))
     grouped = np.lexsort((time, cells))
-    _, first, size = np.unique(cells[grouped], return_index=True, return_counts=True)
-    turn = np.arange(len(xy)) - np.repeat(first, size)  # how many of its cell come before a point
+    _, first, counts = np.unique(cells[grouped], return_index=True, return_counts=True)
+    turn = np.arange(len(xy)) - np.repeat(first, counts)  # how many of its cell come before a point
     return grouped[np.lexsort((time[grouped], turn))[:count]]

@@ -23,6 +23,7 @@ from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.localization.initial_pose import NearestPose, PoseFromMatches
 from gnnet.localization.localizer import Localizer
+from gnnet.localization.map import Map
 from gnnet.localization.matching import Matcher
 from gnnet.localization.pnp import PoseSolver
 from gnnet.localization.refinement import RefinementStatus
@@ -159,6 +160,16 @@ def test_a_run_of_other_settings_is_not_gone_on_with(scene, tmp_path):
         localize(scene, tmp_path / "run", network=Interrupted(strides=[8, 2]), max_queries=2, resume=True)
     with pytest.raises(FileNotFoundError, match=r"elsewhere.out holds no journal\.jsonl .*of an interrupted run"):
         localize(scene, tmp_path / "elsewhere", resume=True)
+
+
+def test_without_queries_the_map_is_all_that_is_made(scene, tmp_path, capsys):
+    found = localize_validations(
+        OneSet(scene), GreyValues(strides=[8, 2]), NEAREST, tmp_path / "out", thresholds=INDOOR,
+        maps=MapSettings(tmp_path / "maps", points=50), device="cpu", max_queries=0,
+    )  # fmt: skip
+    (path,) = (tmp_path / "maps").glob("*.gnmap")
+    assert found == [] and f"is {path}" in capsys.readouterr().out and Map.open(path).names
+    assert [file.name for file in (tmp_path / "out").rglob("*") if file.is_file()] == [JOURNAL]
 
 
 @pytest.mark.slow
