@@ -46,7 +46,7 @@ def detect_sift(image: Tensor, *, upright: bool = False) -> SiftFeatures:
     """
     if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
         raise ValueError(f"image of shape {tuple(image.shape)}, {image.dtype}; expected (3, H, W) uint8 RGB")
-    import pycolmap  # slow to import, and only baselines need it
+    from gnnet.colmap import pycolmap  # slow to import, and only baselines need it
 
     # ITU-R BT.601, as image libraries turn RGB to grey.
     grey = (image.cpu().float() * torch.tensor([0.299, 0.587, 0.114], dtype=torch.float32).view(3, 1, 1)).sum(0) / 255
@@ -118,7 +118,7 @@ def _two_nearest(a: Tensor, b: Tensor, values_at_once: int) -> tuple[Tensor, Ten
 
 @lru_cache
 def _extractor(upright: bool):
-    import pycolmap  # slow to import
+    from gnnet.colmap import pycolmap  # slow to import
 
     options = pycolmap.FeatureExtractionOptions()
     options.num_threads = 1

@@ -113,7 +113,7 @@ def _model_of(
         points: (P, 3) in the world.
         observed: by name, rows (K,) of the points that an image sees, and the pixels (K, 2) where.
     """
-    import pycolmap  # slow to import
+    from gnnet.colmap import pycolmap  # slow to import
 
     model = pycolmap.Reconstruction()
     camera_ids: dict[tuple[object, ...], int] = {}

@@ -138,7 +138,7 @@ def _rig_pose(
     xy: np.ndarray, xyz: np.ndarray, rig: Rig, view: Tensor, max_error: float, seed: int
 ) -> tuple[np.ndarray, Tensor] | None:
     """Matrix (3, 4) of `rig_from_world` and mask of inliers (N,), from matches in several images, or None."""
-    import pycolmap  # slow to import
+    from gnnet.colmap import pycolmap  # slow to import
 
     unit = _unit(xyz)
     cams_from_rig = [
@@ -166,13 +166,13 @@ def _unit(xyz: np.ndarray) -> float:
 
 
 def _to_pycolmap(model: str, width: int, height: int, parameters: list[float]):
-    import pycolmap  # slow to import
+    from gnnet.colmap import pycolmap  # slow to import
 
     return pycolmap.Camera(model=model, width=width, height=height, params=parameters)
 
 
 def _options(max_error: float, seed: int):
-    import pycolmap  # slow to import
+    from gnnet.colmap import pycolmap  # slow to import
 
     options = pycolmap.AbsolutePoseEstimationOptions()
     options.ransac.max_error = max_error
@@ -185,7 +185,7 @@ def _absolute_pose(
     xy: np.ndarray, xyz: np.ndarray, camera: Camera, max_error: float, seed: int, *, estimate_focal: bool = False
 ) -> tuple[np.ndarray, Tensor, float] | None:
     """Matrix (3, 4), mask of inliers (N,) and focal length in pixels, or None."""
-    import pycolmap  # slow to import
+    from gnnet.colmap import pycolmap  # slow to import
 
     unit = _unit(xyz)
     model, width, height, parameters = camera.to_colmap()

@@ -68,7 +68,7 @@ def reconstruct(
         FileExistsError: if the output has a model already.
         ValueError: if fewer than three images can be placed.
     """
-    import pycolmap  # slow to import
+    from gnnet.colmap import pycolmap  # slow to import
 
     images, output = Path(images).absolute(), Path(output).absolute()
     names = [path.name for path in image_files(images)] if images.is_dir() else []
@@ -169,7 +169,7 @@ def _vlad(descriptors: np.ndarray, centers: np.ndarray) -> np.ndarray:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command on arguments (those of the process by default); returns the exit status."""
-    import pycolmap  # slow to import
+    from gnnet.colmap import pycolmap  # slow to import
 
     parser = argparse.ArgumentParser(
         prog="python -m gnnet.scenes.reconstruct", description=(__doc__ or "").partition(": ")[2]

@@ -154,7 +154,7 @@ def _pose_lines(street: Street, drive: _Drive) -> list[str]:
 
 def _write_model(folder: Path, cameras: dict[str, Camera], drive: _Drive) -> None:
     """Write the reference drive as a COLMAP binary model; each camera has its own points."""
-    import pycolmap  # slow to load
+    from gnnet.colmap import pycolmap  # slow to load
 
     model, street = pycolmap.Reconstruction(), drive.lit.painted.street
     image_id, first_point = 1, 1

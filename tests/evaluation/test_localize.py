@@ -7,10 +7,10 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import pycolmap
 import pytest
 import torch
 
+from gnnet.colmap import pycolmap
 from gnnet.data.queries import LocalizationDataset
 from gnnet.evaluation.given import QueryList, queries_of_list, queries_of_scene, read_given
 from gnnet.evaluation.localize import localize_dataset, localize_queries, localize_validations
