@@ -11,6 +11,7 @@ import pytest
 
 @pytest.mark.slow
 def test_what_is_killed_goes_on_and_ends_as_if_it_was_not():
-    command = [sys.executable, "-m", "tests.kills", "--kills", "3", "--seed", "1"]  # it forks, so not in this process
+    # One each of training, map and evaluation; it forks, so not in this process.
+    command = [sys.executable, "-m", "tests.kills", "--kills", "3", "--seed", "1"]
     done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0 and "nothing differs" in done.stdout, done.stdout + done.stderr
