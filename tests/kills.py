@@ -45,6 +45,7 @@ from tests.training.test_resume import Watch, fit, make_data
 _FORK = multiprocessing.get_context("fork")  # so that the imports are made once
 _PAUSE = 0.03  # seconds after each step, reference or query, so that kills fall between them too
 _MOST_IN_A_RUN = 3
+_PATIENCE = 600  # seconds, after which a process hangs
 
 Begins = Callable[[], object]
 
@@ -172,16 +173,26 @@ def _start(kind: Kind, folder: Path, shared: Path) -> tuple[ForkProcess, float]:
     return process, time.monotonic()
 
 
-def _to_its_end(kind: Kind, folder: Path, shared: Path) -> float:
-    """Work until all is done; returns the seconds since it began.
+def _join(process: ForkProcess, folder: Path, *expected: int) -> None:
+    """Wait until a process has ended.
 
     Raises:
-        RuntimeError: with what the process printed, if it fails.
+        RuntimeError: with what it printed, if it hangs or has another exit status than is expected.
     """
+    process.join(_PATIENCE)
+    hangs = process.exitcode is None
+    if hangs:
+        process.kill()
+        process.join()
+    if hangs or process.exitcode not in expected:
+        what = "it hangs" if hangs else f"exit status {process.exitcode}"
+        raise RuntimeError(f"{what}\n{(folder / 'log.txt').read_text()[-2000:]}")
+
+
+def _to_its_end(kind: Kind, folder: Path, shared: Path) -> float:
+    """Work until all is done; returns the seconds since it began; raises as `_join`."""
     process, began = _start(kind, folder, shared)
-    process.join()
-    if process.exitcode != 0:
-        raise RuntimeError(f"exit status {process.exitcode}\n{(folder / 'log.txt').read_text()[-2000:]}")
+    _join(process, folder, 0)
     return time.monotonic() - began
 
 
@@ -200,10 +211,9 @@ def kill(kind: Kind, kills: int, shared: Path, draw: random.Random) -> Outcome:
         ended = process.exitcode is not None
         if not ended and process.pid is not None:
             os.kill(process.pid, which)
-        for each in (process, *others):
-            each.join()
-        if process.exitcode not in (0, -which, 128 + which) or any(other.exitcode != 0 for other in others):
-            raise RuntimeError(f"exit status {process.exitcode}\n{(folder / 'log.txt').read_text()[-2000:]}")
+        _join(process, folder, 0, -which, 128 + which)
+        for other in others:
+            _join(other, folder, 0)
         ended = process.exitcode == 0
         early = not ended and kind.done(folder) == 0  # nothing half-written is read here either
         outcome.late += ended
