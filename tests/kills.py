@@ -204,7 +204,7 @@ def kill(kind: Kind, kills: int, shared: Path, draw: random.Random) -> Outcome:
 
     def kill_once(folder: Path, which: int) -> bool:
         """Whether the run is still to be gone on with."""
-        left = 1 - 0.9 * kind.done(folder) / total
+        left = (1 - 0.9 * kind.done(folder) / total) / kind.jobs
         process, began = _start(kind, folder, shared)
         others = [_start(kind, folder, shared)[0] for _ in range(kind.jobs - 1)]
         process.join(max(0.0, began + draw.uniform(0, seconds * left) - time.monotonic()))
@@ -270,7 +270,7 @@ def main() -> int:
         numbers = (*found.by.values(), found.early, found.late, found.runs, len(found.faults))
         table.add_row(name, *map(str, numbers), f"{found.seconds:.0f}")
         faults += found.faults
-    Console().print(table)
+    Console(width=100).print(table)
     print("Too early: before anything was done; too late: after the end. Neither counts, and both are drawn again.")
     print("\n".join(faults) or "nothing differs")
     return bool(faults)
