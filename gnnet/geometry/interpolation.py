@@ -1,7 +1,6 @@
 """Values and gradients of feature maps at sub-pixel points; only the cells around the points are read.
 
-Value and gradient are weighted sums over a small patch of cells around the point, so one weighted gather gives
-both. Maps are (B, C, H, W). They are read fastest in `torch.channels_last`, the layout in which the networks of this
+Value and gradient are weighted sums over cells around the point, so one weighted gather gives both. Maps are (B, C, H, W). They are read fastest in `torch.channels_last`, the layout in which the networks of this
 project return them. Points are in level pixels: the centre of the first cell is (0.5, 0.5).
 
 No tensor is made of Python numbers here, because its copy to a GPU would make the host wait.
@@ -25,8 +24,8 @@ def sample(features: Tensor, xy: Tensor) -> tuple[Tensor, Tensor]:
     `grid_sample` with `align_corners=False` gives the same values. Invalid samples are finite, but their values
     mean nothing and have no gradient to the points.
     """
-    cells, weights, valid = _stencil(features, xy, None)
-    return _weighted_cells(features, cells, weights).squeeze(-2), valid
+    sums, valid = _weighted_sums(features, xy, None)
+    return sums.squeeze(-2), valid
 
 
 def sample_with_gradient(features: Tensor, xy: Tensor, gradient: Gradient = "central") -> tuple[Tensor, Tensor, Tensor]:
@@ -47,33 +46,57 @@ def sample_with_gradient(features: Tensor, xy: Tensor, gradient: Gradient = "cen
 
 def sample_stacked(features: Tensor, xy: Tensor, gradient: Gradient = "central") -> tuple[Tensor, Tensor]:
     """The same as `sample_with_gradient` in one tensor (B, N, 3, C) of value, ∂F/∂x, ∂F/∂y; and validity (B, N)."""
-    cells, weights, valid = _stencil(features, xy, gradient)
-    return _weighted_cells(features, cells, weights), valid
+    return _weighted_sums(features, xy, gradient)
 
 
-def _weighted_cells(features: Tensor, cells: Tensor, weights: Tensor) -> Tensor:
-    """Sums (B, N, R, C) of the map's cells at flat indices (B, N, K), weighted by (B, N, R, K)."""
+def rows_at(features: Tensor, cells: Tensor) -> Tensor:
+    """Descriptors (B, ..., C) of the cells of maps (B, C, H, W) at flat indices y·W + x (B, ...)."""
     batch, channels, height, width = features.shape
-    rows = features.permute(0, 2, 3, 1)
-    if rows.is_contiguous() and features.dtype in (torch.float32, torch.float64):
-        # It sums while it gathers, so the patches are never in memory.
-        first = torch.arange(batch, device=cells.device)[:, None, None] * (height * width)
-        index = (cells + first)[..., None, :].expand_as(weights)
-        sums = F.embedding_bag(
-            index.flatten(0, 2), rows.view(-1, channels), per_sample_weights=weights.flatten(0, 2), mode="sum"
+    first = torch.arange(batch, device=cells.device).view(-1, *[1] * (cells.ndim - 1)) * (height * width)
+    index = (cells + first).flatten()
+    each = torch.arange(len(index), device=cells.device)
+    return _Gather.apply(features, index, each, each, torch.ones_like(index, dtype=features.dtype)).view(*cells.shape, channels)
+
+
+class _Gather(torch.autograd.Function):
+    """Weighted sums (S, C) of the cells of maps (B, C, H, W) in channels_last, without a gradient to the weights.
+
+    The gradient of a cell is in turn a sum over those of the sums that it is in. So it is gathered too, which writes
+    each cell once, and needs no zeros to add to.
+
+    Args:
+        index: (K,) cells b·H·W + y·W + x, those of one sum after the other.
+        sums: (K,) the sum to which each belongs.
+        starts: (S,) the first of each sum.
+        weights: (K,).
+    """
+
+    @staticmethod
+    def forward(ctx, features: Tensor, index: Tensor, sums: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
+        ctx.save_for_backward(index, sums, weights)
+        ctx.shape = features.shape
+        rows = features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
+        return F.embedding_bag(index, rows, starts, per_sample_weights=weights, mode="sum")
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
+        index, sums, weights = ctx.saved_tensors
+        batch, channels, height, width = ctx.shape
+        order = index.argsort()
+        counts = index.new_zeros(batch * height * width).index_add_(0, index, torch.ones_like(index))
+        rows = F.embedding_bag(
+            sums[order], gradient, counts.cumsum(0) - counts, per_sample_weights=weights[order], mode="sum"
         )
-        return sums.view(*weights.shape[:-1], channels)
-    # A map of another layout or type. Here too only the needed cells are read.
-    index = cells.flatten(1)[:, None].expand(-1, channels, -1)
-    patches = features.flatten(2).gather(2, index).unflatten(2, cells.shape[1:]).permute(0, 2, 3, 1)
-    return weights @ patches
+        # Not as a view of `rows`: to a view autograd adds no other gradient in place, but copies it.
+        return rows.view(batch, height, width, channels).permute(0, 3, 1, 2).data, None, None, None, None
 
 
-def _stencil(features: Tensor, xy: Tensor, gradient: Gradient | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Flat cell indices (B, N, K), weights (B, N, 1 or 3, K) and validity (B, N) of the points."""
+def _weighted_sums(features: Tensor, xy: Tensor, gradient: Gradient | None) -> tuple[Tensor, Tensor]:
+    """Value, or value, ∂F/∂x and ∂F/∂y, (B, N, 1 or 3, C), and validity (B, N) at the points."""
     if gradient not in _SUPPORT:
         raise ValueError(f"gradient {gradient!r} is not known; expected central, exact, sobel or bicubic")
-    height, width = features.shape[-2:]
+    batch, channels, height, width = features.shape
     size = torch.arange(2, device=xy.device) * (height - width) + width
     low, high = _SUPPORT[gradient]
     # At the centre of the last cell, the first cell is the one before it, and the fraction is one.
@@ -82,44 +105,56 @@ def _stencil(features: Tensor, xy: Tensor, gradient: Gradient | None) -> tuple[T
     valid = ((first + low >= 0) & (first + high <= size - 1)).all(-1)
     first = torch.where(valid[..., None], first, torch.zeros_like(first))
     fraction = torch.where(valid[..., None], xy - 0.5 - first, torch.zeros_like(xy))
-    taps, offsets = _taps(fraction, gradient)
-    taps = taps.to(features.dtype) if features.is_floating_point() else taps
-    cells = (first.long()[..., None, :] + offsets).minimum(size - 1).clamp(min=0)
-    return cells[..., 1] * width + cells[..., 0], taps, valid
+    taps = _taps(fraction, gradient)
+    counts = [len(offsets) for _, offsets in taps]
+    weights = torch.cat([weight for weight, _ in taps], -1)  # [B, N, K], those of all sums
+    weights = weights.to(features.dtype) if features.is_floating_point() else weights
+    cells = (first.long()[..., None, :] + torch.cat([offsets for _, offsets in taps])).minimum(size - 1).clamp(min=0)
+    index = cells[..., 1] * width + cells[..., 0]
+    if features.is_contiguous(memory_format=torch.channels_last) and features.dtype in (torch.float32, torch.float64):
+        # It sums while it gathers, so the cells of the points are never in memory.
+        index = (index + torch.arange(batch, device=xy.device)[:, None, None] * (height * width)).flatten()
+        first_sum = torch.arange(xy.shape[0] * xy.shape[1], device=xy.device)[:, None] * len(counts)
+        sums = first_sum + torch.cat([index.new_full((n,), i) for i, n in enumerate(counts)])
+        starts = first_sum // len(counts) * sum(counts)
+        starts = torch.cat([starts + sum(counts[:i]) for i in range(len(counts))], -1).flatten()
+        if weights.requires_grad:
+            rows = features.permute(0, 2, 3, 1).flatten(0, 2)
+            values = F.embedding_bag(index, rows, starts, per_sample_weights=weights.flatten(), mode="sum")
+        else:
+            values = _Gather.apply(features, index, sums.flatten(), starts, weights.flatten())
+        return values.view(*xy.shape[:2], len(counts), channels), valid
+    # A map of another layout or type. Here too only the needed cells are read.
+    index = index.flatten(1)[:, None].expand(-1, channels, -1)
+    values = features.flatten(2).gather(2, index).unflatten(2, weights.shape[1:]).permute(0, 2, 3, 1)  # [B, N, K, C]
+    parts = zip(weights[..., None, :].split(counts, -1), values.split(counts, -2), strict=True)
+    return torch.cat([weight @ value for weight, value in parts], -2), valid
 
 
 # First and last cell of each stencil, counted from the cell whose centre is at or before the point.
 _SUPPORT = {None: (0, 1), "exact": (0, 1), "central": (-1, 2), "sobel": (-1, 2), "bicubic": (-1, 2)}
 
 
-def _taps(fraction: Tensor, gradient: Gradient | None) -> tuple[Tensor, Tensor]:
-    """Weights (..., 1 or 3, K) of the stencil's cells, and their offsets (K, 2) in x and y."""
+def _taps(fraction: Tensor, gradient: Gradient | None) -> list[tuple[Tensor, Tensor]]:
+    """For value, ∂F/∂x and ∂F/∂y the weights (..., K) of the cells summed over, and their offsets (K, 2) in x and y."""
     value, slope, across = _one_dimensional(fraction, gradient)  # each (..., 2, taps): x, y
-    x, y = 0, 1
-    products = [value[..., y, :, None] * value[..., x, None, :]]
-    if gradient is not None:
-        products.append(across[..., y, :, None] * slope[..., x, None, :])
-        products.append(slope[..., y, :, None] * across[..., x, None, :])
-    weights = torch.stack(products, -3).flatten(-2)
-    low, high = _SUPPORT[gradient]
-    steps = torch.arange(low, high + 1, device=fraction.device)
-    offsets = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).flatten(0, 1)
-    if gradient == "central":  # the four corners of the 4×4 patch have weight zero
-        weights, offsets = (
-            torch.cat([cells.narrow(axis, *span) for span in ((1, 2), (4, 8), (13, 2))], axis)
-            for cells, axis in ((weights, -1), (offsets, 0))
-        )
-    return weights, offsets
+    products = [(value, value)] if gradient is None else [(value, value), (slope, across), (across, slope)]
+    taps = []
+    for x, y in products:
+        weights = y[..., 1, :, None] * x[..., 0, None, :]
+        # Two taps lie at the cell and the next, four begin one before.
+        steps = (torch.arange(n, device=fraction.device) - (n // 2 - 1) for n in (x.shape[-1], y.shape[-1]))
+        taps.append((weights.flatten(-2), torch.stack(torch.meshgrid(*steps, indexing="xy"), -1).flatten(0, 1)))
+    return taps
 
 
 def _one_dimensional(a: Tensor, gradient: Gradient | None) -> tuple[Tensor, Tensor, Tensor]:
     """Weights (..., taps) along one axis at fraction `a` (...): of the value, of the derivative along this axis,
     and of the value where the derivative is along the other axis."""
-    zero = torch.zeros_like(a)
+    linear = torch.stack([1 - a, a], -1)
     if gradient is None or gradient == "exact":
-        value = torch.stack([1 - a, a], -1)
-        return value, torch.stack([zero - 1, zero + 1], -1), value
-    linear = torch.stack([zero, 1 - a, a, zero], -1)
+        one = torch.ones_like(a)
+        return linear, torch.stack([-one, one], -1), linear
     central = torch.stack([a - 1, -a, 1 - a, a], -1) / 2
     if gradient == "central":
         return linear, central, linear

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.linalg import vecdot
 
 from gnnet.geometry.interpolation import Gradient, sample_stacked
 from gnnet.losses.term import LevelPair, Loss, Term, uniform, weighted_mean
@@ -85,14 +86,14 @@ def step_from(pair: LevelPair, offset: Tensor, damping: float, gradient: Gradien
     stacked, inside = sample_stacked(pair.map_b, pair.xy_b + offset, gradient)
     value, jacobian_x, jacobian_y = stacked.unbind(-2)  # each [B, N, C]
     residual = value - pair.descriptors_a
-    pivot_x = jacobian_x.square().sum(-1) + damping
-    ratio = (jacobian_x * jacobian_y).sum(-1) / pivot_x
+    pivot_x = vecdot(jacobian_x, jacobian_x) + damping
+    ratio = vecdot(jacobian_x, jacobian_y) / pivot_x
     rest = jacobian_y - ratio[..., None] * jacobian_x  # the part of ∂F/∂y that ∂F/∂x does not explain
-    pivot_y = rest.square().sum(-1) + damping * (1 + ratio.square())
+    pivot_y = vecdot(rest, rest) + damping * (1 + ratio.square())
     # u_b − μ = H⁻¹Jᵀr − δ, in the coordinates (x + ratio·y, y) where H is diagonal.
     delta_x, delta_y = offset.unbind(-1)
-    error_y = (rest * residual).sum(-1) / pivot_y - delta_y
-    error_x = (jacobian_x * residual).sum(-1) / pivot_x - delta_x - ratio * delta_y
+    error_y = vecdot(rest, residual) / pivot_y - delta_y
+    error_x = vecdot(jacobian_x, residual) / pivot_x - delta_x - ratio * delta_y
     square = (error_x - ratio * error_y).square() + error_y.square()
     likelihood = (pivot_x * error_x.square() + pivot_y * error_y.square()) / 2
     return StepEnd(square, likelihood, pivot_x.log() + pivot_y.log(), inside)

@@ -24,18 +24,20 @@ def exclusion_penalty(
 ) -> Tensor:
     """Penalty (..., R, K) to add to the scores of cells: `near` within `radius` of a point, 0 beyond.
 
-    Three vectorized passes; a boolean mask costs five times as much on a CPU.
+    Two vectorized passes; a boolean mask costs five times as much on a CPU.
 
     Args:
         xy: points (..., 2) in level pixels.
         x, y: centres of the cells in level pixels; they broadcast to (R, K), or to (..., R, K). Shapes (1, W)
             and (H, 1) make the whole map, (1, K) and (1, K) make K cells.
         radius: in level pixels.
-        near: 0 or less.
+        near: 0 or less, finite.
         out: memory (..., R, K) to write into.
     """
-    square = torch.add((x - xy[..., 0, None, None]).square(), (y - xy[..., 1, None, None]).square(), out=out)
-    return torch.threshold_(square, radius**2, near).clamp_(max=0)
+    square_x, square_y = (x - xy[..., 0, None, None]).square(), (y - xy[..., 1, None, None]).square()
+    if out is None:
+        out = xy.new_empty(torch.broadcast_shapes(square_x.shape, square_y.shape))
+    return torch.le(square_x, radius**2 - square_y, out=out).mul_(near)
 
 
 def draw_candidates(
@@ -101,7 +103,7 @@ def mine_hardest(
         shape = torch.broadcast_shapes((*xy.shape[:-1], 1, 1), x.shape, y.shape)
         memory = memory if memory.numel() >= math.prod(shape) else features.new_empty(math.prod(shape))
         closeness = exclusion_penalty(
-            xy, x=x, y=y, radius=exclusion * max(height, width), near=-torch.inf,
+            xy, x=x, y=y, radius=exclusion * max(height, width), near=torch.finfo(features.dtype).min,
             out=memory[: math.prod(shape)].view(shape),
         ).flatten(-2)  # fmt: skip
         # ⟨f, g⟩ − ½|g|² falls as |f − g| grows.
@@ -119,9 +121,9 @@ def _chunks(batch: int, points: int, cells: int, elements: int) -> list[tuple[sl
 
 
 def _draw_among_largest(values: Tensor, count: int, draw: Tensor) -> tuple[Tensor, Tensor]:
-    """Index (B, N) of one of the `count` largest finite values (B, N, K), chosen by `draw` (B, N) in [0, 1).
+    """Index (B, N) of one of the `count` largest values (B, N, K), chosen by `draw` (B, N) in [0, 1).
 
-    Also returns whether the row has a finite value, (B, N). An exact `topk` in two stages: each of the
+    The lowest finite number and −∞ are never chosen. Also returns whether the row has any other value, (B, N). An exact `topk` in two stages: each of the
     `count` largest values lies in one of the `count` blocks with the largest maxima, so that the slow
     selection sees about 2·√(K·count) values, not K.
     """
@@ -130,7 +132,7 @@ def _draw_among_largest(values: Tensor, count: int, draw: Tensor) -> tuple[Tenso
     size = 2 ** round(math.log2(total / count) / 2)  # near the best, √(total / count); a power of two divides most maps
     if size < 4:  # two stages would cost as much as they save
         largest, candidates = _largest(rows, count)
-        index, found = _pick_finite(largest, draw.reshape(-1, 1))
+        index, found = _pick(largest, draw.reshape(-1, 1))
         return candidates.gather(1, index).view(draw.shape), found.view(draw.shape)
     blocks = total // size  # block i holds cells i, i + blocks, …; the last cells, fewer than `size`, are left over
     table = rows[:, : blocks * size].unflatten(1, (size, blocks))
@@ -139,7 +141,7 @@ def _draw_among_largest(values: Tensor, count: int, draw: Tensor) -> tuple[Tenso
     if blocks * size < total:
         members = torch.cat([members, rows[:, blocks * size :]], 1)
     largest, candidates = _largest(members, count)
-    index, found = _pick_finite(largest, draw.reshape(-1, 1))
+    index, found = _pick(largest, draw.reshape(-1, 1))
     member = candidates.gather(1, index)
     in_block = (member // count) * blocks + best.gather(1, member % count)
     left_over = member - size * count + blocks * size
@@ -162,9 +164,10 @@ def _in_order(bits: Tensor) -> Tensor:
     return (bits >> (8 * bits.element_size() - 1)).bitwise_and_(torch.iinfo(bits.dtype).max).bitwise_xor_(bits)
 
 
-def _pick_finite(values: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
-    """Position (R, 1) of the finite value of (R, K) that `draw` (R, 1) in [0, 1) chooses, and whether there is one."""
-    place = (values > -torch.inf).cumsum(1, dtype=values.dtype)  # a CPU adds these faster than integers
+def _pick(values: Tensor, draw: Tensor) -> tuple[Tensor, Tensor]:
+    """Position (R, 1) of the value of (R, K) that `draw` (R, 1) in [0, 1) chooses, and whether there is one."""
+    # A CPU adds floating-point numbers faster than integers.
+    place = (values > torch.finfo(values.dtype).min).cumsum(1, dtype=values.dtype)
     available = place[:, -1:].contiguous()
     chosen = (draw * available).floor().minimum(available - 1) + 1
     return torch.searchsorted(place, chosen), available > 0
