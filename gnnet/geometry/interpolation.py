@@ -1,7 +1,8 @@
 """Values and gradients of feature maps at sub-pixel points; only the cells around the points are read.
 
-Value and gradient are weighted sums over cells around the point, so one weighted gather gives both. Maps are (B, C, H, W). They are read fastest in `torch.channels_last`, the layout in which the networks of this
-project return them. Points are in level pixels: the centre of the first cell is (0.5, 0.5).
+Value and gradient are weighted sums over cells around the point, so one weighted gather gives both. Maps are
+(B, C, H, W). They are read fastest in `torch.channels_last`, the layout in which the networks of this project return
+them. Points are in level pixels: the centre of the first cell is (0.5, 0.5).
 
 No tensor is made of Python numbers here, because its copy to a GPU would make the host wait.
 """
@@ -49,47 +50,49 @@ def sample_stacked(features: Tensor, xy: Tensor, gradient: Gradient = "central")
     return _weighted_sums(features, xy, gradient)
 
 
-def rows_at(features: Tensor, cells: Tensor) -> Tensor:
-    """Descriptors (B, ..., C) of the cells of maps (B, C, H, W) at flat indices y·W + x (B, ...)."""
-    batch, channels, height, width = features.shape
-    first = torch.arange(batch, device=cells.device).view(-1, *[1] * (cells.ndim - 1)) * (height * width)
-    index = (cells + first).flatten()
-    each = torch.arange(len(index), device=cells.device)
-    return _Gather.apply(features, index, each, each, torch.ones_like(index, dtype=features.dtype)).view(*cells.shape, channels)
+class GatheredSums(torch.autograd.Function):
+    """Weighted sums (S, C) of the cells of maps (B, C, H, W), without a gradient to the weights.
 
-
-class _Gather(torch.autograd.Function):
-    """Weighted sums (S, C) of the cells of maps (B, C, H, W) in channels_last, without a gradient to the weights.
-
-    The gradient of a cell is in turn a sum over those of the sums that it is in. So it is gathered too, which writes
-    each cell once, and needs no zeros to add to.
+    The gradient of a cell is in turn a sum, over those of the sums that it is in. So it is gathered too, which writes
+    each cell once and needs no zeros to add to. A map in channels_last is not copied.
 
     Args:
+        features: (B, C, H, W).
         index: (K,) cells b·H·W + y·W + x, those of one sum after the other.
-        sums: (K,) the sum to which each belongs.
-        starts: (S,) the first of each sum.
         weights: (K,).
+        counts: the number of cells of each sum; after the last, they begin again with the first.
     """
 
     @staticmethod
-    def forward(ctx, features: Tensor, index: Tensor, sums: Tensor, starts: Tensor, weights: Tensor) -> Tensor:
-        ctx.save_for_backward(index, sums, weights)
-        ctx.shape = features.shape
-        rows = features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
-        return F.embedding_bag(index, rows, starts, per_sample_weights=weights, mode="sum")
+    def forward(ctx, features: Tensor, index: Tensor, weights: Tensor, counts: tuple[int, ...]) -> Tensor:
+        ctx.save_for_backward(index, weights)
+        ctx.shape, ctx.counts = features.shape, counts
+        return _bags(features, index, weights, counts)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None, None]:
-        index, sums, weights = ctx.saved_tensors
+    def backward(ctx, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        index, weights = ctx.saved_tensors
         batch, channels, height, width = ctx.shape
+        # The sum to which each cell belongs, and the first entry of each cell of the map among the sorted ones.
+        sums = torch.cat([index.new_full((n,), i) for i, n in enumerate(ctx.counts)])
+        sums = torch.arange(0, len(gradient), len(ctx.counts), device=index.device)[:, None] + sums
         order = index.argsort()
-        counts = index.new_zeros(batch * height * width).index_add_(0, index, torch.ones_like(index))
+        number = index.new_zeros(batch * height * width).index_add_(0, index, torch.ones_like(index))
         rows = F.embedding_bag(
-            sums[order], gradient, counts.cumsum(0) - counts, per_sample_weights=weights[order], mode="sum"
+            sums.flatten()[order], gradient, number.cumsum(0) - number, per_sample_weights=weights[order], mode="sum"
         )
         # Not as a view of `rows`: to a view autograd adds no other gradient in place, but copies it.
-        return rows.view(batch, height, width, channels).permute(0, 3, 1, 2).data, None, None, None, None
+        return rows.view(batch, height, width, channels).permute(0, 3, 1, 2).data, None, None, None
+
+
+def _bags(features: Tensor, index: Tensor, weights: Tensor, counts: tuple[int, ...]) -> Tensor:
+    """What `GatheredSums` gives, by operations that have every gradient."""
+    rows = features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
+    starts = torch.arange(0, len(index), sum(counts), device=index.device)
+    if len(counts) > 1:
+        starts = torch.stack([starts + sum(counts[:i]) for i in range(len(counts))], -1).flatten()
+    return F.embedding_bag(index, rows, starts, per_sample_weights=weights, mode="sum")
 
 
 def _weighted_sums(features: Tensor, xy: Tensor, gradient: Gradient | None) -> tuple[Tensor, Tensor]:
@@ -106,7 +109,7 @@ def _weighted_sums(features: Tensor, xy: Tensor, gradient: Gradient | None) -> t
     first = torch.where(valid[..., None], first, torch.zeros_like(first))
     fraction = torch.where(valid[..., None], xy - 0.5 - first, torch.zeros_like(xy))
     taps = _taps(fraction, gradient)
-    counts = [len(offsets) for _, offsets in taps]
+    counts = tuple(len(offsets) for _, offsets in taps)
     weights = torch.cat([weight for weight, _ in taps], -1)  # [B, N, K], those of all sums
     weights = weights.to(features.dtype) if features.is_floating_point() else weights
     cells = (first.long()[..., None, :] + torch.cat([offsets for _, offsets in taps])).minimum(size - 1).clamp(min=0)
@@ -114,15 +117,8 @@ def _weighted_sums(features: Tensor, xy: Tensor, gradient: Gradient | None) -> t
     if features.is_contiguous(memory_format=torch.channels_last) and features.dtype in (torch.float32, torch.float64):
         # It sums while it gathers, so the cells of the points are never in memory.
         index = (index + torch.arange(batch, device=xy.device)[:, None, None] * (height * width)).flatten()
-        first_sum = torch.arange(xy.shape[0] * xy.shape[1], device=xy.device)[:, None] * len(counts)
-        sums = first_sum + torch.cat([index.new_full((n,), i) for i, n in enumerate(counts)])
-        starts = first_sum // len(counts) * sum(counts)
-        starts = torch.cat([starts + sum(counts[:i]) for i in range(len(counts))], -1).flatten()
-        if weights.requires_grad:
-            rows = features.permute(0, 2, 3, 1).flatten(0, 2)
-            values = F.embedding_bag(index, rows, starts, per_sample_weights=weights.flatten(), mode="sum")
-        else:
-            values = _Gather.apply(features, index, sums.flatten(), starts, weights.flatten())
+        sums = _bags if weights.requires_grad else GatheredSums.apply
+        values = sums(features, index, weights.flatten(), counts)
         return values.view(*xy.shape[:2], len(counts), channels), valid
     # A map of another layout or type. Here too only the needed cells are read.
     index = index.flatten(1)[:, None].expand(-1, channels, -1)

@@ -123,9 +123,9 @@ def _chunks(batch: int, points: int, cells: int, elements: int) -> list[tuple[sl
 def _draw_among_largest(values: Tensor, count: int, draw: Tensor) -> tuple[Tensor, Tensor]:
     """Index (B, N) of one of the `count` largest values (B, N, K), chosen by `draw` (B, N) in [0, 1).
 
-    The lowest finite number and −∞ are never chosen. Also returns whether the row has any other value, (B, N). An exact `topk` in two stages: each of the
-    `count` largest values lies in one of the `count` blocks with the largest maxima, so that the slow
-    selection sees about 2·√(K·count) values, not K.
+    The lowest finite number and −∞ are never chosen. Also returns whether the row has any other value, (B, N).
+    An exact `topk` in two stages: each of the `count` largest values lies in one of the `count` blocks with the
+    largest maxima, so that the slow selection sees about 2·√(K·count) values, not K.
     """
     rows, total = values.flatten(0, 1), values.shape[-1]
     count = min(count, total)

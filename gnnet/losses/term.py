@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gnnet.data.batches import PairBatch
-from gnnet.geometry.interpolation import rows_at, sample
+from gnnet.geometry.interpolation import GatheredSums, sample
 from gnnet.models.pyramid import FeaturePyramid
 
 Loss = tuple[Tensor, dict[str, Tensor]]  # a scalar with its graph, and its parts by name: detached scalars to log
@@ -161,6 +161,15 @@ def uniform(shape: Sequence[int], *, like: Tensor, generator: torch.Generator | 
     device = like.device if generator is None else generator.device
     drawn = torch.rand(*shape, generator=generator, device=device, dtype=like.dtype)
     return drawn.to(like.device, non_blocking=device.type == "cpu")  # the host need not wait; the other way it must
+
+
+def rows_at(features: Tensor, cells: Tensor) -> Tensor:
+    """Descriptors (B, ..., C) of the cells of maps (B, C, H, W) at flat indices y·W + x (B, ...)."""
+    batch, channels, height, width = features.shape
+    first = torch.arange(batch, device=cells.device).view(-1, *[1] * (cells.ndim - 1)) * (height * width)
+    index = (cells + first).flatten()
+    rows = GatheredSums.apply(features, index, torch.ones_like(index, dtype=features.dtype), (1,))
+    return rows.view(*cells.shape, channels)
 
 
 def cell_centers(features: Tensor) -> tuple[Tensor, Tensor]:
