@@ -159,6 +159,19 @@ def test_gradients_to_features_and_points(features, gradient):
 
 
 @pytest.mark.parametrize("gradient", [None, *GRADIENTS])
+def test_gradients_to_features_alone(features, gradient):
+    """Without a gradient to the points it is computed another way; that of a second sum is added to it."""
+    features = features[:, :2, :6, :6].clone(memory_format=torch.preserve_format).requires_grad_()
+    xy = 2 + 2 * torch.rand(2, 3, 2, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+
+    def function(maps):
+        return sample(maps, xy)[0] if gradient is None else sample_stacked(maps, xy, gradient)[0]
+
+    torch.autograd.gradcheck(function, (features,))
+    torch.autograd.gradcheck(lambda maps: function(maps).sin() + 3 * function(maps), (features,))
+
+
+@pytest.mark.parametrize("gradient", [None, *GRADIENTS])
 def test_not_a_number_is_invalid_and_harmless(features, gradient):
     features = features.detach().clone(memory_format=torch.preserve_format).requires_grad_()
     bad = [(torch.nan, 3.0), (torch.inf, 3.0), (3.0, -torch.inf), (torch.nan, torch.nan)]
@@ -177,6 +190,14 @@ def test_elements_of_a_batch_do_not_mix(features):
     together = sample(features, xy)[0]
     for i in range(2):
         torch.testing.assert_close(sample(features[i : i + 1], xy[i : i + 1])[0][0], together[i])
+
+
+def test_no_points_are_no_samples(features):
+    features = features.clone(memory_format=torch.preserve_format).requires_grad_()
+    values, valid = sample_stacked(features, torch.empty(2, 0, 2, dtype=torch.float64))
+    assert values.shape == (2, 0, 3, 5) and valid.shape == (2, 0)
+    values.sum().backward()
+    assert (features.grad == 0).all()
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
