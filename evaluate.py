@@ -108,7 +108,7 @@ def localize(cfg: DictConfig, prepared: Prepared, given: Given, name: str = "") 
     return localize_validations(
         prepared.data, prepared.networks["trained"], prepared.localizer, Path(cfg.resume or cfg.paths.output_dir),
         device=prepared.devices, resume=cfg.resume is not None, given=given, max_queries=cfg.max_queries,
-        maps=MapSettings(Path(cfg.paths.map_dir), cfg.map and Path(cfg.map), points=cfg.map_points),
+        maps=MapSettings(Path(cfg.paths.map_dir), cfg.map and Path(cfg.map), cfg.map_points, adjust=cfg.map_adjust),
         thresholds=THRESHOLDS[cfg.thresholds], submit_as=cfg.submit_as, colmap_model=cfg.colmap_model,
         about={"run": name, "checkpoint": str(cfg.checkpoint)}, command=shlex.join(["python", *sys.argv]),
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,8 @@ from gnnet.geometry.camera import Camera
 from gnnet.geometry.pose import Pose
 from gnnet.geometry.triangulation import triangulate
 from gnnet.scenes.scene import SceneImage
+
+_AT_ONCE = 1 << 14  # points that are triangulated together
 
 
 class Tracks(NamedTuple):
@@ -37,6 +40,32 @@ class Tracks(NamedTuple):
         rows = np.repeat(np.arange(len(seen), dtype=np.int32), [len(ids) for ids, _ in seen])
         keypoints = np.concatenate([np.zeros((0, 2), np.float32), *(np.asarray(xy, np.float32) for _, xy in seen)])
         return cls(np.searchsorted(ids[order], np.arange(count + 1)), rows[order], keypoints[order])
+
+    def onto(self, images: Sequence[SceneImage]) -> list[SceneImage]:
+        """The images that these tracks are of, each with the keypoints of the tracks."""
+        ids = [np.asarray(image.point_ids) for image in images]
+        keypoints = np.empty_like(self.keypoints)
+        keypoints[np.argsort(np.concatenate(ids), kind="stable")] = self.keypoints
+        ends = np.cumsum([len(each) for each in ids])[:-1]
+        return [replace(i, keypoints=xy) for i, xy in zip(images, np.split(keypoints, ends), strict=True)]
+
+    def triangulated(self, points: Tensor, poses: Pose, cameras: Camera) -> Tensor:
+        """Points (P, 3) in metres as all observations fix them; where they do not, as in `points`.
+
+        Args:
+            points: (P, 3) metres.
+            poses, cameras: (R,) of the images, float64.
+        """
+        points = points.clone()
+        for start in range(0, len(points), _AT_ONCE):
+            offsets = np.asarray(self.offsets[start : start + _AT_ONCE + 1])
+            count, part = len(offsets) - 1, slice(offsets[0], offsets[-1])
+            rows = torch.from_numpy(np.array(self.images[part])).long()
+            point = torch.arange(count).repeat_interleave(torch.from_numpy(np.diff(offsets)))
+            keypoints = torch.from_numpy(np.array(self.keypoints[part]))
+            found, fixed = triangulate(keypoints, cameras[rows], poses[rows], point, count)
+            points[start : start + count] = torch.where(fixed[:, None], found, points[start : start + count])
+        return points
 
     def without(self, image: int, ids: Tensor, poses: Pose, cameras: Camera) -> tuple[Tensor, Tensor, Tensor]:
         """Points as they are triangulated without what one image saw.

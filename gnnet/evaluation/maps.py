@@ -28,6 +28,7 @@ class MapSettings:
         file: a map's file to use instead; if it was made of something else, it is refused.
         points: limit on the observations of each reference.
         largest_side: images are shrunk to it, in pixels; None keeps them.
+        adjust: cells that keypoints may be moved, see `compile_map`; None leaves them.
         on_bad: `skip` leaves references out that cannot be read.
     """
 
@@ -35,6 +36,7 @@ class MapSettings:
     file: Path | None = None
     points: int = 1024
     largest_side: int | None = None
+    adjust: float | None = None
     on_bad: OnBad = "raise"
 
 
@@ -87,5 +89,6 @@ def _choices(settings: Localizer, map: MapSettings, local: LocalFeatures | None)
     retrieval = settings.retrieval.network
     return {
         "points": map.points if local is None else local.count, "largest_side": map.largest_side,
-        "local_features": local, "retrieval_network": None if retrieval is None else retrieval.eval(),
+        "adjust": map.adjust, "local_features": local,
+        "retrieval_network": None if retrieval is None else retrieval.eval(),
     }  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,6 +19,7 @@ from gnnet.data.images import read_view
 from gnnet.data.observed_points import observed_points
 from gnnet.data.tracks import Tracks
 from gnnet.files import locked
+from gnnet.localization.adjustment import adjusted
 from gnnet.localization.covisibility import covisible_by_depth
 from gnnet.localization.global_descriptors import fit_whitening, gem
 from gnnet.localization.local_features import LocalFeatures, points_of_detections
@@ -52,6 +53,7 @@ def compile_map(
     local_features: LocalFeatures | None = None,
     retrieval_network: nn.Module | None = None,
     dimensions: int = 256,
+    adjust: float | None = None,
     seed: int = 0,
     device: Devices = "cpu",
     on_bad: OnBad = "raise",
@@ -77,15 +79,20 @@ def compile_map(
         local_features: their detections are described, instead of points in the network's maps.
         retrieval_network: images to global descriptors (B, D); None takes the network's own.
         dimensions: limit on the dimensions of the global descriptor after whitening.
+        adjust: move keypoints by up to so many cells of the finest map on each axis to where a point's descriptors
+            agree, and triangulate the points anew, see `gnnet.localization.adjustment`; None leaves them. Without
+            effect on points from depth and with `local_features`.
         seed: seed of the points chosen.
         device: where the networks run; several share the references, a process each, and the file is the same.
         on_bad: `skip` leaves a reference whose image or depth map cannot be read without observations, and says so.
         progress: show a bar.
 
     Raises:
-        ValueError: if the scene has no usable reference, or the file at `path` is a map made of something
-            else (the message says what).
+        ValueError: if the scene has no usable reference, `adjust` is not above 0, or the file at `path` is a map made
+            of something else (the message says what).
     """
+    if adjust is not None and not adjust > 0:
+        raise ValueError(f"adjust={adjust}; expected a number of cells above 0, or None")
     references = references_of(scene)
     only_points = Scene(scene.name, {}, (), scene.points)  # all that is asked of it; other processes get a copy
     work = _Work(only_points, network, points, largest_side, local_features, retrieval_network, seed)
@@ -93,27 +100,42 @@ def compile_map(
         work = work.on(devices[0])
     made_of = what_it_is_made_of(
         scene, network, points=points, largest_side=largest_side, local_features=local_features,
-        retrieval_network=retrieval_network, dimensions=dimensions, seed=seed,
+        retrieval_network=retrieval_network, dimensions=dimensions, adjust=adjust, seed=seed,
     )  # fmt: skip
+    cells = made_of.get("adjust")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_name(f".{path.name}.lock")):
         if not path.exists():
             confidence = local_features is None and getattr(unwrapped(network), "confidence", False)
-            _create(path, made_of, references, work.global_dimensions(), scene, confidence=confidence)
+            observing: Sequence[SceneImage] = references
+            if cells and all(i.point_ids is not None and i.keypoints is not None for i in references):
+                observing = adjusted(
+                    references, len(scene.points), network, cells=cells, folder=path.parent,
+                    largest_side=largest_side, devices=devices, on_bad=on_bad, progress=progress,
+                )  # fmt: skip
+            tracks = Tracks.of(observing, len(scene.points))
+            _create(path, made_of, references, tracks, work.global_dimensions(), scene, confidence=confidence)
     file = ArrayFile(path, writable=True)
     try:
         check_layout(file)
         found = file.about["made of"]
-        other = [f"{k} {found.get(k)} instead of {v}" for k, v in made_of.items() if found.get(k) != v]
+        differ = [key for key in made_of | found if found.get(key) != made_of.get(key)]
+        other = [f"{key} {found.get(key)} instead of {made_of.get(key)}" for key in differ]
         if other:
             raise ValueError(
                 f"map {path} was made of something else: {'; '.join(other)}. "
                 "Take the network and the settings that it was made with, name another file, or delete it"
             )
         if not file["finished"][0]:
+            described: Sequence[SceneImage] = references
+            tracks = Tracks(*(file[f"tracks/{part}"] for part in Tracks._fields))
+            if cells and len(tracks.offsets) > 1:
+                described = tracks.onto(references)
+                anew = tracks.triangulated(scene.points, references.poses, references.cameras)
+                work = replace(work, scene=replace(only_points, points=anew))
             waiting = int((file["done"] == 0).sum())
-            shared = _describe(file, references, partial(_writing, work, path, on_bad), devices)
+            shared = _describe(file, described, partial(_writing, work, path, on_bad), devices)
             shared = track(shared, f"Compiling {waiting} references", total=waiting, show=progress)
             problems = [problem for _, problem in sorted((row, problem) for row, bad in shared for problem in bad)]
             if len(problems) == len(references):
@@ -152,6 +174,7 @@ def what_it_is_made_of(
     local_features: LocalFeatures | None,
     retrieval_network: nn.Module | None,
     dimensions: int = 256,
+    adjust: float | None = None,
     seed: int = 0,
 ) -> dict:
     """What tells a map from another one, as plain values; the arguments are those of `compile_map`.
@@ -166,6 +189,7 @@ def what_it_is_made_of(
         "scene": _scene_fingerprint(references, scene.points),
         "images": _files_fingerprint(references),
         "points": points, "largest_side": largest_side, "dimensions": dimensions, "seed": seed,
+        **({} if adjust is None or local_features is not None else {"adjust": adjust}),
         "channels": list(network.channels) if local_features is None else [local_features.channels],
     }  # fmt: skip
 
@@ -227,8 +251,9 @@ class _Work:
 
 
 def _create(
-    path: Path, made_of: dict, references: ImageList, global_dimensions: int, scene: Scene, *, confidence: bool
-) -> None:
+    path: Path, made_of: dict, references: ImageList, tracks: Tracks, global_dimensions: int, scene: Scene,
+    *, confidence: bool,
+) -> None:  # fmt: skip
     """Make a map's file with room for what the references observe, their poses and cameras."""
     most, sparse = made_of["points"], made_of["local features"] is not None
     # Several detections may lie near one point, and depth gives any number of points.
@@ -237,7 +262,6 @@ def _create(
     small = min(made_of["dimensions"], global_dimensions)
     if count > 2:  # else there is no whitening, see `fit_whitening`
         small = min(small, count - 1, WHITENING_SAMPLE - 1)
-    tracks = Tracks.of(references, len(scene.points))
     sizes = len(tracks.offsets) - 1, len(tracks.images)
     camera = torch.cat([cameras.size, cameras.parameters], -1).numpy()
     arrays = map_arrays(
@@ -262,7 +286,7 @@ _Writing = Callable[[tuple[int, SceneImage]], tuple[int, list[str]]]
 
 
 def _describe(
-    file: ArrayFile, references: ImageList, start: Callable[[torch.device], _Writing], devices: Devices
+    file: ArrayFile, references: Sequence[SceneImage], start: Callable[[torch.device], _Writing], devices: Devices
 ) -> Iterator[tuple[int, list[str]]]:
     """Describe what is left of the references and what no other process takes; ends when all are done.
 

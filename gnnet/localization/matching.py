@@ -233,7 +233,7 @@ def search_dense(
             before = finer
     at = at.squeeze(2)
     if subpixel and before == pyramid.strides[-1]:
-        at = _align(descriptors[-1], pyramid.maps[-1], at)
+        at = align(descriptors[-1], pyramid.maps[-1], at)
     return Matches(at * before, similarity, kept)
 
 
@@ -255,7 +255,7 @@ def _follow(
     order = distance.topk(min(2, distance.shape[-1]), largest=False)
     at = at.gather(2, order.indices[..., :1, None].expand(-1, -1, -1, 2)).squeeze(2)
     if subpixel:
-        at = _align(descriptors[-1], pyramid.maps[-1], at)
+        at = align(descriptors[-1], pyramid.maps[-1], at)
     best, runner_up = order.values[..., 0], order.values[..., -1]
     kept = torch.ones_like(best, dtype=torch.bool)
     if ratio < 1 and order.values.shape[-1] > 1:
@@ -293,10 +293,12 @@ def _best_in_window(descriptors: Tensor, features: Tensor, at: Tensor, radius: i
     return cells.gather(-2, index).squeeze(-2) + 0.5, best.values
 
 
-def _align(descriptors: Tensor, features: Tensor, at: Tensor) -> Tensor:
-    """Gauss-Newton on the squared feature distance from cell centres (B, N, 2), staying within `PEAK_RANGE` cells."""
+def align(
+    descriptors: Tensor, features: Tensor, at: Tensor, *, reach: float = PEAK_RANGE, steps: int = PEAK_STEPS
+) -> Tensor:
+    """Gauss-Newton on the squared feature distance from places (B, N, 2), within `reach` cells of them on each axis."""
     features, xy = features.float(), at
-    for _ in range(PEAK_STEPS):
+    for _ in range(steps):
         values, slopes, valid = sample_with_gradient(features, xy)
         residual = values - descriptors
         (xx, cross), (_, yy) = ((slopes[..., i, None] * slopes).sum(-2).unbind(-1) for i in (0, 1))
@@ -306,7 +308,7 @@ def _align(descriptors: Tensor, features: Tensor, at: Tensor) -> Tensor:
         determinant = xx * yy - cross * cross
         step = torch.stack([cross * gy - yy * gx, cross * gx - xx * gy], -1) / determinant[..., None]
         step = torch.where((valid & (determinant > 0))[..., None], step, 0)
-        xy = at + (xy + step - at).clamp(-PEAK_RANGE, PEAK_RANGE)
+        xy = at + (xy + step - at).clamp(-reach, reach)
     return xy
 
 
