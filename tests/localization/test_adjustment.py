@@ -73,9 +73,13 @@ def test_keypoints_of_a_point_agree_and_the_point_is_where_they_meet(wall, adjus
     assert 0.5 < moved <= 2.001  # one cell of stride 2
 
 
-def test_several_processes_and_one_that_was_interrupted_make_the_same_map(wall, adjusted, tmp_path):
+@pytest.mark.slow
+def test_several_processes_make_the_same_map(wall, adjusted, tmp_path):
     compiled(tmp_path / "two", wall, device=devices_of("cpu", 2))
     assert contents(tmp_path / "two") == contents(adjusted.path)
+
+
+def test_one_that_was_interrupted_makes_the_same_map(wall, adjusted, tmp_path):
     for fails_at in (4, 8):  # while keypoints are moved; while references are described
         path = tmp_path / str(fails_at)
         with pytest.raises(KeyboardInterrupt):
