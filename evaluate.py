@@ -25,6 +25,7 @@ from gnnet.models.checkpoint import read_checkpoint
 from gnnet.models.pyramid import FeatureNetwork
 from gnnet.models.weights import PACKAGED
 from gnnet.processes import Devices, devices_of
+from gnnet.scenes.formats.images import limit_images
 from gnnet.training.checkpoints import find_checkpoint, networks_of
 from gnnet.training.launch import MENDABLE, message_only, quote_paths, refuse_several_processes
 from gnnet.training.sweep import Job, job_folder, job_status
@@ -74,6 +75,7 @@ def make(config: DictConfig) -> Any:
 
 def prepare(cfg: DictConfig) -> Prepared:
     """Load networks and data; nothing is evaluated yet. Raises as `run`."""
+    limit_images(cfg.max_megapixels)
     if cfg.checkpoint is None or cfg.weights not in (None, cfg.checkpoint):
         raise ValueError(f"give either weights=NAME ({', '.join(PACKAGED)}) or checkpoint=FILE, which train.py wrote")
     cfg.checkpoint = str(find_checkpoint(cfg.checkpoint, runs=cfg.paths.runs_dir))

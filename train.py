@@ -16,6 +16,7 @@ from torch import nn
 from gnnet.data.datamodule import DataModule
 from gnnet.evaluation.dataset import Results, evaluate_networks
 from gnnet.models.weights import load_weights
+from gnnet.scenes.formats.images import limit_images
 from gnnet.training.checkpoints import check_resume, find_checkpoint
 from gnnet.training.launch import MENDABLE, fit, message_only, one_job, quote_paths, silence_lightning
 from gnnet.training.module import FeatureLearning
@@ -40,6 +41,7 @@ def prepare(cfg: DictConfig) -> tuple[DataModule, FeatureLearning, pl.Trainer]:
     Raises:
         FileNotFoundError, ValueError: where data, weights or checkpoint are missing or do not fit.
     """
+    limit_images(cfg.max_megapixels)
     config = OmegaConf.to_container(cfg, resolve=True)  # plain values, so that checkpoints load without code
     assert isinstance(config, dict)
     if cfg.checkpoint is not None:

@@ -443,3 +443,13 @@ def test_resuming_knows_moved_names_for_the_same(monkeypatch, tmp_path):
     monkeypatch.setitem(loader._MOVED, "gnnet.losses.old.Loss", "gnnet.losses.new.Loss")
     assert "step 3 of 8" in check_resume(path, config)
     assert read_checkpoint(path).config["loss"] == old["loss"]
+
+
+def test_a_setting_that_a_checkpoint_lacks_has_its_default_there(tmp_path):
+    """So a run goes on after a version that added a setting."""
+    config = {"steps": 8, "model": {**UNET, "confidence": False}, "loss": None, "optimizer": None}
+    path = write(tmp_path / "old.ckpt", {**config, "model": UNET})
+    assert "confidence" not in UNET and "step 3 of 8" in check_resume(path, config)
+    with pytest.raises(ValueError, match=r"model: .*'confidence': True"):
+        check_resume(path, {**config, "model": {**UNET, "confidence": True}})
+    assert isinstance(read_checkpoint(path).network(trained=False), UNet)

@@ -195,51 +195,33 @@ def localize_validations(
             not fit, `submit_as` is not known, nothing that is given fits the queries, or there is no run to go on with,
             or one with other settings. What can be known beforehand is said before a map is compiled.
     """
-    localizable = [v for v in data.validations if isinstance(v, LocalizationDataset)]
-    if not localizable:
-        raise ValueError("the dataset has no references to make a map of; matching sets have no poses")
-    if maps.file is not None and len(localizable) > 1:
-        names = ", ".join(v.name for v in localizable)
-        raise ValueError(f"map={maps.file} is one file, and there are {len(localizable)} maps ({names}); leave map out")
+    sets = _localizable(data, maps, output, resume=resume)
     given = given or Given()
     _check_use(given.initial is not None, settings)
-    if resume and not any((output / v.name / JOURNAL).is_file() for v in localizable):
-        raise FileNotFoundError(
-            f"{output.absolute()} holds no {JOURNAL} (resume=); expected the folder of an interrupted run of "
-            "evaluate.py that localizes on a map"
-        )
     prepared = []
-    for validation in localizable:
+    for validation in sets:
         format_of(submit_as or validation.scene.dataset)
         results_folder(output / validation.name)
-        matched, queries, initial, unusable, rigs = _match(settings, validation.scene, given, max_queries)
+        localizer, asked = _match(settings, validation.scene, given, max_queries)
         of_set = replace(maps, largest_side=validation.largest_side, on_bad=validation.on_bad)
-        asked = {
-            "queries": [(q.name, q.path, q.condition, q.place, q.camera, q.cam_from_world) for q in queries],
-            "initial": initial, "unusable": unusable, "rigs": rigs,
-        }  # fmt: skip
-        follows_from = plain(matched, "localizer") | plain(asked, "queries and what is given of them")
-        for made_of in maps_are_made_of(matched, network, validation.scene, of_set):
-            follows_from |= {f"map's {key}": value for key, value in made_of.items()}
+        follows_from = _follows_from(localizer, asked, maps_are_made_of(localizer, network, validation.scene, of_set))
         journal = Journal(output / validation.name / JOURNAL, follows_from, resume=resume)
-        prepared.append((of_set, matched, queries, initial, unusable, rigs, journal))
+        prepared.append((validation, localizer, asked, of_set, journal))
     done = []
-    for validation, (of_set, matched, queries, initial, unusable, rigs, journal) in zip(
-        localizable, prepared, strict=True
-    ):
+    for validation, localizer, asked, of_set, journal in prepared:
         scene, folder = validation.scene, output / validation.name
-        localizer = prepare_localizer(matched, network, scene, of_set, device=device)
+        localizer = prepare_localizer(localizer, network, scene, of_set, device=device)
         if max_queries == 0:
             print(f"The map of {validation.name or scene.name} is {localizer.map.path}", flush=True)
             continue
         title = (
-            f"Localization on {validation.name or scene.name}: {len(queries)} queries, "
+            f"Localization on {validation.name or scene.name}: {len(asked.queries)} queries, "
             f"{len(localizer.map.names)} references; {settings.title}"
         )
         result = localize_dataset(
-            localizer, queries, folder, scene=scene, dataset=submit_as or scene.dataset, title=title,
-            thresholds=thresholds, initial=initial, settings={**(about or {}), "map": str(localizer.map.path)},
-            colmap_model=colmap_model, command=command, unusable=unusable, rigs=rigs, device=device, journal=journal,
+            localizer, output=folder, scene=scene, dataset=submit_as or scene.dataset, title=title,
+            thresholds=thresholds, settings={**(about or {}), "map": str(localizer.map.path)},
+            colmap_model=colmap_model, command=command, device=device, journal=journal, **asked._asdict(),
         )  # fmt: skip
         print_table(result.report)
         print(f"Poses, records, submission.txt, report.html and figures are in {folder}", flush=True)
@@ -247,13 +229,33 @@ def localize_validations(
     return done
 
 
-def _match(
-    settings: Localizer, scene: Scene, given: Given, max_queries: int | None
-) -> tuple[Localizer, list[SceneImage], dict[str, Pose] | None, dict[str, str], dict[str, OnRig]]:
-    """The localizer with pairs, queries with true poses, and by name initial poses, what is unusable, and rigs.
+def _localizable(data: DataModule, maps: MapSettings, output: Path, *, resume: bool) -> list[LocalizationDataset]:
+    """The validation sets that have references, if the settings fit their number and, to resume, a run is there."""
+    sets = [v for v in data.validations if isinstance(v, LocalizationDataset)]
+    if not sets:
+        raise ValueError("the dataset has no references to make a map of; matching sets have no poses")
+    if maps.file is not None and len(sets) > 1:
+        names = ", ".join(v.name for v in sets)
+        raise ValueError(f"map={maps.file} is one file, and there are {len(sets)} maps ({names}); leave map out")
+    if resume and not any((output / v.name / JOURNAL).is_file() for v in sets):
+        raise FileNotFoundError(
+            f"{output.absolute()} holds no {JOURNAL} (resume=); expected the folder of an interrupted run of "
+            "evaluate.py that localizes on a map"
+        )
+    return sets
 
-    Queries of a rig at one instant follow one another.
-    """
+
+class _Asked(NamedTuple):
+    """What is to be localized: queries with true poses, and by name initial poses, what is unusable, and rigs."""
+
+    queries: list[SceneImage]
+    initial: dict[str, Pose] | None
+    unusable: dict[str, str]
+    rigs: dict[str, OnRig]
+
+
+def _match(settings: Localizer, scene: Scene, given: Given, max_queries: int | None) -> tuple[Localizer, _Asked]:
+    """The localizer with pairs by the scene's names, and the queries; those of a rig at one instant stand together."""
     listed = given.listed
     queries, unusable = (queries_of_scene(scene), {}) if listed is None else queries_of_list(listed, scene)
     names, initial = [query.name for query in queries], None
@@ -268,7 +270,15 @@ def _match(
     rigs = on_rigs(queries, given.rig, scene)
     groups = together(queries, rigs)
     chosen = evenly(len(groups), max_queries, np.random.default_rng(0))
-    return settings, [query for i in chosen for query in groups[i]], initial, unusable, rigs
+    return settings, _Asked([query for i in chosen for query in groups[i]], initial, unusable, rigs)
+
+
+def _follows_from(localizer: Localizer, asked: _Asked, maps: Iterable[Mapping[str, Any]]) -> dict[str, object]:
+    """What the localizations follow from, for the journal."""
+    told = [(q.name, q.path, q.condition, q.place, q.camera, q.cam_from_world) for q in asked.queries]
+    found = plain(localizer, "localizer")
+    found |= plain({**asked._asdict(), "queries": told}, "queries and what is given of them")
+    return found | {f"map's {key}": value for made_of in maps for key, value in made_of.items()}
 
 
 def localize_dataset(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -81,7 +81,7 @@ class PoseSolver:
         found = self._ransac(xy[finite].numpy(), xyz[finite].numpy(), rig, view[finite])
         if found is None:
             return PnPResult(None, inliers, f"no pose agrees with the {len(finite)} matches")
-        matrix, mask = found
+        matrix, mask, _ = found
         count = int(mask.sum())
         if count < self.min_inliers:
             return PnPResult(None, inliers, f"{count} inliers, {self.min_inliers} needed")
@@ -108,12 +108,13 @@ class PoseSolver:
         if len(keypoints) < self.min_inliers:
             return None
         xy, xyz = (values.detach().cpu().double().numpy() for values in (keypoints, points))
+        rig, view = Rig.of(camera), torch.zeros(len(xy), dtype=torch.int64)
         guess, focal, count = float(camera.parameters[0]), None, 0
-        found = _absolute_pose(xy, xyz, camera, self.max_error, self.seed, estimate_focal=True)
+        found = self._ransac(xy, xyz, rig, view, estimate_focal=True)
         if found is not None and int(found[1].sum()) >= self.min_inliers and 0 < found[2] < np.inf:
             focal, count = found[2], int(found[1].sum())
         if likely and (focal is None or not 1 / _FAR < focal / guess < _FAR):
-            found = _absolute_pose(xy, xyz, camera, self.max_error, self.seed)
+            found = self._ransac(xy, xyz, rig, view)
             if found is not None and int(found[1].sum()) >= max(self.min_inliers, _NEARLY * count):
                 focal = guess
         if focal is None:
@@ -122,88 +123,48 @@ class PoseSolver:
         parameters[:2] = focal
         return Camera(camera.size, parameters)
 
-    def _ransac(self, xy: np.ndarray, xyz: np.ndarray, rig: Rig, view: Tensor) -> tuple[np.ndarray, Tensor] | None:
-        """Matrix (3, 4) of the rig's pose and mask of inliers (N,), or None."""
-        seen = view.unique().tolist()
-        if len(seen) > 1:
-            return _rig_pose(xy, xyz, rig, view, self.max_error, self.seed)
-        found = _absolute_pose(xy, xyz, rig.cameras[seen[0]], self.max_error, self.seed)
+    def _ransac(
+        self, xy: np.ndarray, xyz: np.ndarray, rig: Rig, view: Tensor, *, estimate_focal: bool = False
+    ) -> tuple[np.ndarray, Tensor, float] | None:
+        """Matrix (3, 4) of the rig's pose, mask of inliers (N,), and focal length in pixels of the first image seen.
+
+        None if there is no pose. With `estimate_focal`, the matches are of one image.
+        """
+        from gnnet.colmap import pycolmap  # slow to import
+
+        options, refinement = pycolmap.AbsolutePoseEstimationOptions(), pycolmap.AbsolutePoseRefinementOptions()
+        options.ransac.max_error, options.ransac.random_seed = self.max_error, self.seed
+        options.ransac.min_inlier_ratio = 0.01
+        options.estimate_focal_length = refinement.refine_focal_length = estimate_focal
+        cameras, (first, *others) = [], view.unique().tolist()
+        for camera in rig.cameras:
+            model, width, height, parameters = camera.to_colmap()
+            if estimate_focal:
+                model, parameters = "SIMPLE_PINHOLE", [parameters[0], *parameters[2:4]]
+            cameras.append(pycolmap.Camera(model=model, width=width, height=height, params=parameters))
+        # COLMAP ends its refinement on a gradient, whose size depends on the world's unit.
+        spread = float(np.abs(xyz - xyz.mean(0)).mean())
+        unit = spread if 0 < spread < 1e12 else 1.0  # beyond, coordinates are damage
+        xyz = xyz / unit
+        try:
+            if others:
+                scaled = replace(rig.cam_from_rig, translation=rig.cam_from_rig.translation / unit)
+                poses = [pycolmap.Rigid3d(matrix[:3]) for matrix in scaled.matrix().numpy()]
+                found = pycolmap.estimate_and_refine_generalized_absolute_pose(
+                    xy, xyz, view.tolist(), poses, cameras, options.ransac
+                )
+            else:
+                found = pycolmap.estimate_and_refine_absolute_pose(xy, xyz, cameras[first], options, refinement)
+        except (RuntimeError, ValueError):  # a check inside that degenerate input fails
+            found = None
         if found is None:
             return None
-        cam_from_world = Pose.from_matrix(torch.from_numpy(found[0]))
-        return (rig.cam_from_rig[seen[0]].inverse() @ cam_from_world).matrix()[:3].numpy(), found[1]
-
-
-def _rig_pose(
-    xy: np.ndarray, xyz: np.ndarray, rig: Rig, view: Tensor, max_error: float, seed: int
-) -> tuple[np.ndarray, Tensor] | None:
-    """Matrix (3, 4) of `rig_from_world` and mask of inliers (N,), from matches in several images, or None."""
-    from gnnet.colmap import pycolmap  # slow to import
-
-    unit = _unit(xyz)
-    cams_from_rig = [
-        pycolmap.Rigid3d(np.concatenate([pose[:3, :3], pose[:3, 3:] / unit], 1))
-        for pose in rig.cam_from_rig.matrix().numpy()
-    ]
-    cameras = [_to_pycolmap(*camera.to_colmap()) for camera in rig.cameras]
-    try:
-        found = pycolmap.estimate_and_refine_generalized_absolute_pose(
-            xy, xyz / unit, view.tolist(), cams_from_rig, cameras, _options(max_error, seed).ransac
-        )
-    except (RuntimeError, ValueError):  # a check inside that degenerate input fails
-        found = None
-    if found is None:
-        return None
-    matrix = np.array(found["rig_from_world"].matrix(), dtype=np.float64)
-    matrix[:, 3] *= unit
-    return matrix, torch.from_numpy(np.array(found["inlier_mask"], dtype=bool))
-
-
-def _unit(xyz: np.ndarray) -> float:
-    """The points' spread: COLMAP ends its refinement on a gradient, whose size depends on the world's unit."""
-    spread = float(np.abs(xyz - xyz.mean(0)).mean())
-    return spread if 0 < spread < 1e12 else 1.0  # beyond, coordinates are damage
-
-
-def _to_pycolmap(model: str, width: int, height: int, parameters: list[float]):
-    from gnnet.colmap import pycolmap  # slow to import
-
-    return pycolmap.Camera(model=model, width=width, height=height, params=parameters)
-
-
-def _options(max_error: float, seed: int):
-    from gnnet.colmap import pycolmap  # slow to import
-
-    options = pycolmap.AbsolutePoseEstimationOptions()
-    options.ransac.max_error = max_error
-    options.ransac.min_inlier_ratio = 0.01
-    options.ransac.random_seed = seed
-    return options
-
-
-def _absolute_pose(
-    xy: np.ndarray, xyz: np.ndarray, camera: Camera, max_error: float, seed: int, *, estimate_focal: bool = False
-) -> tuple[np.ndarray, Tensor, float] | None:
-    """Matrix (3, 4), mask of inliers (N,) and focal length in pixels, or None."""
-    from gnnet.colmap import pycolmap  # slow to import
-
-    unit = _unit(xyz)
-    model, width, height, parameters = camera.to_colmap()
-    if estimate_focal:
-        model, parameters = "SIMPLE_PINHOLE", [parameters[0], *parameters[2:4]]
-    colmap_camera, options = _to_pycolmap(model, width, height, parameters), _options(max_error, seed)
-    options.estimate_focal_length = estimate_focal
-    refinement = pycolmap.AbsolutePoseRefinementOptions()
-    refinement.refine_focal_length = estimate_focal
-    try:
-        found = pycolmap.estimate_and_refine_absolute_pose(xy, xyz / unit, colmap_camera, options, refinement)
-    except (RuntimeError, ValueError):  # a check inside that degenerate input fails
-        found = None
-    if found is None:
-        return None
-    matrix = np.array(found["cam_from_world"].matrix(), dtype=np.float64)
-    matrix[:, 3] *= unit
-    return matrix, torch.from_numpy(np.array(found["inlier_mask"], dtype=bool)), colmap_camera.mean_focal_length()
+        matrix = torch.from_numpy(np.array(found["rig_from_world" if others else "cam_from_world"].matrix()))
+        matrix[:, 3] *= unit
+        if not others:
+            matrix = (rig.cam_from_rig[first].inverse() @ Pose.from_matrix(matrix)).matrix()[:3]
+        inliers = torch.from_numpy(np.array(found["inlier_mask"], dtype=bool))
+        return matrix.numpy(), inliers, cameras[first].mean_focal_length()
 
 
 def _rank(points: Tensor) -> int:

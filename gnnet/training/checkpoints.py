@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytorch_lightning as pl
@@ -141,7 +143,7 @@ def check_resume(path: str | Path, config: dict[str, Any]) -> str:
     changed = [
         f"  {name}: {_short(found.get(name))} in the checkpoint, {_short(config.get(name))} now"
         for name in ("model", "loss", "optimizer")
-        if found.get(name) != config.get(name)
+        if not _same(found.get(name), config.get(name))
     ]
     if changed:
         raise ValueError(
@@ -152,6 +154,27 @@ def check_resume(path: str | Path, config: dict[str, Any]) -> str:
     if step >= config["steps"]:
         raise ValueError(f"{path} has done {step} steps already; ask for more than that: steps={2 * step}")
     return f"Going on from {path}: step {step} of {config['steps']}"
+
+
+def _same(found: Any, now: Any) -> bool:
+    """Whether two settings mean the same; what one of them lacks has its default, as before it became a setting."""
+    if isinstance(found, Mapping) and isinstance(now, Mapping):
+        if found.keys() != now.keys() and found.get("_target_") == now.get("_target_"):
+            defaults = _defaults(now.get("_target_"))
+            found, now = {**defaults, **found}, {**defaults, **now}
+        return found.keys() == now.keys() and all(_same(found[key], now[key]) for key in now)
+    if isinstance(found, list | tuple) and isinstance(now, list | tuple):
+        return len(found) == len(now) and all(map(_same, found, now))
+    return found == now
+
+
+def _defaults(target: object) -> dict[str, Any]:
+    """The defaults of the arguments that a class or function takes, by its name; none of an unknown one."""
+    try:
+        parameters = inspect.signature(resolve_name(str(target))).parameters.values()
+    except (ImportError, AttributeError, ValueError, TypeError):  # said where it is built
+        return {}
+    return {each.name: each.default for each in parameters if each.default is not each.empty}
 
 
 def networks_of(

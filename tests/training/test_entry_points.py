@@ -90,6 +90,12 @@ def test_every_option_composes_and_instantiates(tmp_path, group, option):
             assert isinstance(schedule, torch.optim.lr_scheduler.LRScheduler)
 
 
+@pytest.mark.parametrize("script", [train, evaluate])
+def test_the_limit_on_megapixels_is_a_setting_of_both_scripts(tmp_path, script):
+    with pytest.raises(ValueError, match="max_megapixels=0; expected a positive number"):
+        script.prepare(configure(tmp_path, "max_megapixels=0", name=script.__name__))
+
+
 @pytest.mark.parametrize("localizer", options("localizer"))
 @pytest.mark.parametrize("retrieval", options("localizer/retrieval"))
 def test_every_localizer_takes_every_retrieval(tmp_path, monkeypatch, localizer, retrieval):

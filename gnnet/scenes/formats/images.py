@@ -59,6 +59,19 @@ _TAIL = 4096  # bytes at a file's end that are looked at first for its end mark
 _PIXELS_A_BYTE = 512  # of a JPEG, at most: a bit at least for each block of 64 pixels
 
 
+def limit_images(megapixels: float | None) -> None:
+    """Refuse larger images in this process, and in those that it starts; None leaves the limit as it is.
+
+    Raises:
+        ValueError: if it is no positive number.
+    """
+    if megapixels is None:
+        return
+    if isinstance(megapixels, str) or not megapixels > 0:
+        raise ValueError(f"max_megapixels={megapixels}; expected a positive number")
+    os.environ[LIMIT] = str(megapixels)
+
+
 def subfolders(folder: Path) -> list[Path]:
     """Folders directly in a folder, sorted by name, without hidden ones; none if the folder does not exist."""
     if not folder.is_dir():
@@ -154,11 +167,14 @@ def _reader(file: BinaryIO) -> Callable[[BinaryIO], Image.Image]:
 
 def _require_readable(image: Image.Image, length: int) -> None:
     width, height = stored_size(image)
-    limit = float(os.environ.get(LIMIT) or _MEGAPIXELS)
+    try:
+        limit = float(os.environ.get(LIMIT) or _MEGAPIXELS)
+    except ValueError as error:
+        raise _Refused(f"is not opened, as {LIMIT} in the environment is no number: {error}") from None
     if width * height > limit * 1e6:
         raise _Refused(
             f"is {width}×{height} = {width * height / 1e6:.0f} megapixels, more than the limit of {limit:g}; "
-            f"shrink it with its camera, or raise the limit (environment variable {LIMIT})"
+            f"shrink it with its camera, or raise the limit: max_megapixels=N, or {LIMIT}=N in the environment"
         )
     if isinstance(image, JpegImageFile) and width * height > _PIXELS_A_BYTE * length:
         raise _Refused(f"is too short for the {width}×{height} pixels that its header tells; {_FETCH}")

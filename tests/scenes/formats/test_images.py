@@ -13,7 +13,15 @@ import pytest
 from PIL import ExifTags, Image
 
 from gnnet.scenes.formats import images
-from gnnet.scenes.formats.images import LIMIT, eight_bits, exif_focal_length, image_size, in_order, open_image
+from gnnet.scenes.formats.images import (
+    LIMIT,
+    eight_bits,
+    exif_focal_length,
+    image_size,
+    in_order,
+    limit_images,
+    open_image,
+)
 
 
 def picture(kind: str = "JPEG", size: tuple[int, int] = (64, 48), **settings) -> bytes:
@@ -172,8 +180,16 @@ def test_the_advice_fits_the_cause(tmp_path: Path):
 def test_the_limit_on_pixels_is_a_setting(tmp_path: Path, monkeypatch):
     large = saved(tmp_path / "large.png", np.zeros((13_000, 14_000), bool))  # 182 megapixels: more than Pillow's limit
     assert image_size(large) == (14_000, 13_000)
-    monkeypatch.setenv(LIMIT, "100")
-    with pytest.raises(ValueError, match=r"14000×13000 = 182 megapixels, more than the limit of 100; .*MAX_MEGAPIXELS"):
+    monkeypatch.setenv(LIMIT, "")
+    limit_images(100)
+    limit_images(None)  # as it is
+    with pytest.raises(ValueError, match=r"14000×13000 = 182 megapixels, more than .* of 100; .*max_megapixels=N"):
+        image_size(large)
+    for wrong in (0, "many"):
+        with pytest.raises(ValueError, match=f"max_megapixels={wrong}; expected a positive number"):
+            limit_images(wrong)
+    monkeypatch.setenv(LIMIT, "many")
+    with pytest.raises(ValueError, match=r"large\.png .*GNNET_MAX_MEGAPIXELS in the env.*t is no number: .*'many'"):
         image_size(large)
 
 
