@@ -26,13 +26,16 @@ import torch
 from PIL import Image
 
 from gnnet.data.images import read_image
+from gnnet.evaluation import runs
 from gnnet.evaluation.result_formats import FORMATS, format_of
 from gnnet.geometry.camera import Camera
 from gnnet.scenes.formats.colmap import read_model
 from gnnet.scenes.formats.images import exif_focal_length, image_size
 from gnnet.scenes.formats.nvm import read_nvm
 from gnnet.scenes.formats.poses import read_pairs_file, read_pose_file, read_query_list, read_query_names
-from gnnet.scenes.layouts import cmu_slice, rgbd, robotcar_queries
+from gnnet.scenes.formats.positions import read_positions
+from gnnet.scenes.formats.rigs import read_rig_config
+from gnnet.scenes.layouts import cmu_slice, rgbd, robotcar, robotcar_queries, sevenscenes
 from gnnet.scenes.problems import BadInput, OnBad
 
 _POSE = "1 0 0 0 0.5 1e-3 2"
@@ -48,6 +51,11 @@ _MODEL = {
     "images.txt": f"# i\n1 {_POSE} 1 a b.jpg\n1.5 2.5 1 3 4 -1\n2 {_POSE} 2 c.jpg\n\n",
     "points3D.txt": "1 0 1 2 255 0 0 0.5 1 0 2 0\n2 3 4 5 1 2 3 0.1\n",
 }
+_RIGS = (
+    '[{"cameras": [{"image_prefix": "front/", "ref_sensor": true}, {"image_prefix": "left/", '
+    '"cam_from_rig_rotation": [1, 0, 0, 0], "cam_from_rig_translation": [0.5, 0, 1e-3]}]}]'
+)
+_SOON = 2.0  # seconds of CPU for any of these small inputs
 _ON_BAD: tuple[OnBad, ...] = ("raise", "skip")
 _PIECES = [
     b"nan", b"inf", b"-inf", b"1e400", b"-1", b"0", b"1e308", b"9" * 30, b"1_0", "٣".encode(), b"", b"\0", b"\xff",
@@ -89,6 +97,14 @@ def _read_picture(path: Path, on_bad: OnBad) -> None:
     read_image(path)
 
 
+def _read_intrinsics(path: Path, on_bad: OnBad) -> object:
+    images = path.parents[1] / "images"
+    (images / "a/rear").mkdir(parents=True, exist_ok=True)
+    if not (images / "a/rear/1.jpg").exists():
+        Image.new("RGB", (64, 48)).save(images / "a/rear/1.jpg")
+    return robotcar._read_intrinsics(path.parents[1], ("rear",), frozenset(["a/rear/1.jpg"]), BadInput(on_bad))
+
+
 def readers(root: Path) -> dict[str, Reader]:
     """Every reader by a name."""
     Image.new("RGB", (64, 48)).save(root / "i.png")
@@ -104,6 +120,17 @@ def readers(root: Path) -> dict[str, Reader]:
         "posed RGB-D's camera": _text("50 0 32\n0 50 24\n0 0 1\n", lambda p, k: rgbd._read_camera(p, [root / "i.png"])),
         "robotcar's poses": _text("night/rear/1.jpg 1 0 0 0 0 1 0 0 0 0 1 0 0 0 0 1\n",
                                   lambda p, k: robotcar_queries._read_poses(p, BadInput(k))),
+        "robotcar's intrinsics": _text("fx 50\nfy 50\ncx 32\ncy 24\n", _read_intrinsics,
+                                       "intrinsics/rear_intrinsics.txt"),
+        "robotcar's extrinsics": _text("1,0,0,0\n0,1,0,0\n0,0,1,0\n0,0,0,1\n",
+                                       lambda p, k: robotcar_queries._read_extrinsics(p.parents[1], "rear"),
+                                       "extrinsics/rear_extrinsics.txt"),
+        "7-Scenes' split": _text("sequence1\nseq-02\n", lambda p, k: sevenscenes._sequences(p.parent, BadInput(k)),
+                                 "TrainSplit.txt"),
+        "positions": _text("a.jpg 1 2 3\nb c.jpg 1e-3 2 -3\n", lambda p, k: read_positions(p, on_bad=k)),
+        "rigs": _text(_RIGS, lambda p, k: read_rig_config(p)),
+        "localizations.jsonl": _text('{"name": "a.jpg", "error": {"position_m": 0.5}}\n{"name": "b.jpg"}\n',
+                                     lambda p, k: runs._position_errors(p)),
         "cmu's cameras": _text(_CMU, lambda p, k: cmu_slice.read_intrinsics(p.parent, BadInput(k)),
                                "s2/intrinsics.txt"),
     }  # fmt: skip
@@ -149,10 +176,10 @@ def damaged(content: bytes, draw: random.Random, *, header: bool) -> bytes:
 
 
 class Outcome(NamedTuple):
-    """What became of the inputs: counts by reader and kind, the slowest input of each reader in seconds, and faults."""
+    """What became of the inputs: counts by reader and kind, each reader's slowest (CPU seconds, input), and faults."""
 
     counts: Counter[tuple[str, str]]
-    slowest: dict[str, float]
+    slowest: dict[str, tuple[float, bytes]]
     faults: list[str]
 
 
@@ -185,7 +212,7 @@ def run(count: int, seed: int) -> Outcome:
                     (path.parent / file).write_text(text)
             content = damaged(reader.content, draw, header=path.suffix == ".img")
             path.write_bytes(content)
-            watching[0], start = True, time.perf_counter()
+            watching[0], start = True, time.process_time()
             try:
                 reader.read(path, on_bad)
                 kind = "value"
@@ -198,7 +225,8 @@ def run(count: int, seed: int) -> Outcome:
                 outcome.faults.append(f"{name}: {error!r}: {content[:300]!r}")
             watching[0] = False
             outcome.counts[name, kind] += 1
-            outcome.slowest[name] = max(outcome.slowest.get(name, 0.0), time.perf_counter() - start)
+            took = time.process_time() - start
+            outcome.slowest[name] = max(outcome.slowest.get(name, (0.0, b"")), (took, content))
             outside = [p for p in opened if not p.startswith((str(root), *program))]
             outcome.faults.extend(f"{name}: opened {p}: {content[:300]!r}" for p in outside)
             opened.clear()
@@ -217,7 +245,10 @@ def main() -> int:
     outcome = run(arguments.count, arguments.seed)
     for name in sorted(outcome.slowest):
         kinds = ", ".join(f"{k} {c}" for (n, k), c in sorted(outcome.counts.items()) if n == name)
-        print(f"{name}: {kinds}; slowest {outcome.slowest[name]:.3f} s")
+        print(f"{name}: {kinds}; slowest {outcome.slowest[name][0]:.3f} s")
+        seconds, content = outcome.slowest[name]
+        if seconds > _SOON:
+            outcome.faults.append(f"{name}: {seconds:.1f} s: {content[:300]!r}")
     print(f"{arguments.count} inputs, {time.process_time() - start:.0f} s of CPU, {len(outcome.faults)} faults")
     print("\n".join(outcome.faults[:20]))
     return bool(outcome.faults)

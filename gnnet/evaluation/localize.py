@@ -334,7 +334,7 @@ def localize_dataset(
     write_table(report, output / "localization.json")
     write_html_report(
         output, report=report, localizations=found, queries={q.name: q for q in queries}, map=localizer.map,
-        scene=scene, settings=report.settings, command=command,
+        scene=scene, command=command,
     )  # fmt: skip
     notes = [_left_out("poses.txt", [name for name in localized if name not in written])]
     try:

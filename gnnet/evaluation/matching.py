@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
 from gnnet.data.batches import Matches, MatchingPair
 from gnnet.data.sift import detect_sift, match_sift
+from gnnet.evaluation.metrics import first_of_each_index
 from gnnet.localization.matching import Matcher
 from gnnet.models.pyramid import pair_features
 
@@ -131,9 +131,7 @@ class MatchingMetrics(Metric):
 
     def compute(self) -> tuple[MatchingSummary, ...]:
         """All pairs of all processes together (`all`), then each condition that has pairs, if there are several."""
-        pairs = torch.cat(self.pairs) if isinstance(self.pairs, list) and self.pairs else self.pairs
-        pairs = torch.as_tensor(pairs, dtype=torch.float64).cpu().view(-1, 4 + 2 * len(THRESHOLDS))
-        pairs = pairs[np.unique(pairs[:, 0], return_index=True)[1]]  # the first of each index
+        pairs = first_of_each_index(self.pairs, 4 + 2 * len(THRESHOLDS))
         present = [i for i in range(len(self.conditions)) if (pairs[:, 1] == i).any()]
         lines = [self._summarize("all", pairs)]
         if len(present) > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from gnnet.geometry.pose import Pose
+from gnnet.geometry.pose import Pose, pose_errors
 
 Thresholds = tuple[tuple[float, float], ...]
 
@@ -112,7 +113,7 @@ class LocalizationMetrics(Metric):
 
     def compute(self) -> LocalizationSummary:
         """Summary of all queries of all processes."""
-        samples = self._by_index()
+        samples = first_of_each_index(self.samples, self._COLUMNS)
         conditions = [
             self._summarize(name, of_condition)
             for number, name in enumerate(self.conditions)
@@ -122,14 +123,8 @@ class LocalizationMetrics(Metric):
 
     def position_errors(self) -> tuple[Tensor, Tensor]:
         """Position errors of the initial poses, and after localization, (N,) each in metres, by rising index."""
-        samples = self._by_index()
+        samples = first_of_each_index(self.samples, self._COLUMNS)
         return samples[:, 2], samples[:, 4]
-
-    def _by_index(self) -> Tensor:
-        """Samples (N, 6), one of each index."""
-        samples = torch.cat(self.samples) if isinstance(self.samples, list) and self.samples else self.samples
-        samples = torch.as_tensor(samples, dtype=torch.float64).cpu().view(-1, self._COLUMNS)
-        return samples[np.unique(samples[:, 0], return_index=True)[1]]  # the first of each index
 
     def _summarize(self, condition: str, samples: Tensor) -> ConditionSummary:
         failed = ~samples[:, 4:].isfinite().all(-1)
@@ -151,6 +146,23 @@ class LocalizationMetrics(Metric):
                 f"{', '.join(self.conditions)}; pass the scene's `conditions`"
             )
         return torch.tensor([self.conditions.index(name) for name in condition])
+
+
+def errors_of(pose: Pose | None, truth: Pose) -> tuple[float, float]:
+    """Position (metres) and rotation error (degrees) of a pose; both infinite without one, or if one is not finite."""
+    found = (math.inf,) * 2 if pose is None else tuple(error.item() for error in pose_errors(pose, truth))
+    return found if all(map(math.isfinite, found)) else (math.inf, math.inf)
+
+
+def first_of_each_index(parts: Sequence[Tensor] | Tensor, columns: int) -> Tensor:
+    """Rows (N, columns), float64, by rising index, of which the first of each index is kept.
+
+    Args:
+        parts: flat rows, the index first, as torchmetrics has gathered them or not.
+    """
+    rows = torch.cat(list(parts)) if isinstance(parts, Sequence) and parts else parts
+    rows = torch.as_tensor(rows, dtype=torch.float64).cpu().view(-1, columns)
+    return rows[np.unique(rows[:, 0], return_index=True)[1]]
 
 
 def summarize_errors(position: Tensor, rotation: Tensor, *, thresholds: Thresholds) -> ErrorSummary:

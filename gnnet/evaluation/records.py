@@ -8,9 +8,16 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 
-from gnnet.evaluation.metrics import INSIDE, Thresholds, paired_difference, squared_mahalanobis, summarize_errors
+from gnnet.evaluation.metrics import (
+    INSIDE,
+    Thresholds,
+    errors_of,
+    paired_difference,
+    squared_mahalanobis,
+    summarize_errors,
+)
 from gnnet.evaluation.tables import Table, localization_table
-from gnnet.geometry.pose import Pose, pose_errors
+from gnnet.geometry.pose import Pose
 from gnnet.localization.localizer import Localizer
 from gnnet.localization.refinement import RefinementStatus
 from gnnet.localization.result import Localization, Status
@@ -49,16 +56,9 @@ def to_record(result: Localization, truth: Pose | None = None) -> dict:
         record["covariance"] = result.covariance.tolist()
     if truth is not None:
         for key, value in (("error", result.cam_from_world), ("initial_error", result.initial)):
-            position, rotation = _errors(value, truth)
+            position, rotation = errors_of(value, truth)
             record[key] = {"position_m": number(position), "rotation_deg": number(rotation)}
     return record
-
-
-def _errors(pose: Pose | None, truth: Pose) -> tuple[float, float]:
-    if pose is None:
-        return math.inf, math.inf
-    position, rotation = pose_errors(pose, truth)
-    return position.item(), rotation.item()
 
 
 def make_localization_report(
@@ -76,10 +76,10 @@ def make_localization_report(
     """
     pairs = zip(localizations, queries, strict=True)
     known = [(r, q.condition, q.cam_from_world) for r, q in pairs if q.cam_from_world is not None]
-    methods = {"nearest": [_errors(_nearest(localizer, r), truth) for r, _, truth in known]}
-    methods[localizer.pose.name] = [_errors(r.initial, truth) for r, _, truth in known]
+    methods = {"nearest": [errors_of(_nearest(localizer, r), truth) for r, _, truth in known]}
+    methods[localizer.pose.name] = [errors_of(r.initial, truth) for r, _, truth in known]
     if localizer.refiner is not None:
-        methods["refined"] = [_errors(r.cam_from_world, truth) for r, _, truth in known]
+        methods["refined"] = [errors_of(r.cam_from_world, truth) for r, _, truth in known]
     present = sorted({condition for _, condition, _ in known})
     rows = []
     for condition in ("all", *(present if len(present) > 1 else ())) if known else ():

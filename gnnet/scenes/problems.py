@@ -60,6 +60,12 @@ class BadInput:
         """Keep a message about what does not end the reading even under `raise`; it comes first."""
         self.problems.insert(0, problem)
 
+    def no_pairs(self, why: str, *, usable: bool) -> None:
+        """Keep why no images make a pair, as they may still be a map; ValueError if none of them is `usable`."""
+        if not usable:
+            raise ValueError(f"{why}{self.first}")
+        self.note(why)
+
     @property
     def first(self) -> str:
         """`; the first problem: …`, to end a message with, after the most frequent one; empty if there is none."""

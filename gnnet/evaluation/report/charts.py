@@ -17,10 +17,10 @@ from matplotlib.ticker import FuncFormatter, PercentFormatter
 from scipy.ndimage import uniform_filter1d
 from scipy.stats import binomtest
 
+from gnnet.evaluation.metrics import errors_of
 from gnnet.evaluation.report import style
 from gnnet.evaluation.report.pictures import Array, as_numbers
 from gnnet.files import read_text
-from gnnet.geometry.pose import Pose, pose_errors
 from gnnet.localization.result import Localization
 from gnnet.scenes.scene import SceneImage
 
@@ -174,13 +174,8 @@ def localization_errors(localizations: Sequence[Localization], queries: Mapping[
     for result, error in zip(localizations, errors, strict=True):
         truth = queries[result.name].cam_from_world
         if truth is not None:
-            error[0], error[1] = _errors(result.initial, truth), _errors(result.cam_from_world, truth)
+            error[:] = errors_of(result.initial, truth), errors_of(result.cam_from_world, truth)
     return errors
-
-
-def _errors(pose: Pose | None, truth: Pose) -> np.ndarray:
-    found = np.full(2, np.inf) if pose is None else np.array([error.item() for error in pose_errors(pose, truth)])
-    return np.where(np.isfinite(found), found, np.inf)
 
 
 def error_curve(

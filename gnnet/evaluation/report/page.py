@@ -44,8 +44,7 @@ def write_html_report(
     localizations: Sequence[Localization],
     queries: Mapping[str, SceneImage],
     map: Map,
-    scene: Scene | None,
-    settings: Mapping[str, object],
+    scene: Scene,
     worst: int = 12,
     command: str = "",
 ) -> Path:
@@ -56,8 +55,7 @@ def write_html_report(
         localizations: one for each query.
         queries: by name, one for each localization.
         map: the map on which the queries were localized.
-        scene: knows the references' image files; without it no reference is shown.
-        settings: plain values to show.
+        scene: knows the references' image files.
         worst: number of queries shown with pictures, about a megabyte each: failed ones first, then those with the
             largest position error, then, where the truth is not known, those with the fewest inliers.
         command: the command line of the run.
@@ -89,7 +87,6 @@ def write_html_report(
             for i, rank in ranks.items()
         ],
         queries=[(localizations[i].name, ranks.get(i), _cells(localizations[i], errors[i])) for i in by_name],
-        settings={**report.settings, **settings},
     )
     # A file's name may be no text; what cannot be written then stands as \udc80.
     return write_at_once(folder / "report.html", page.encode("utf-8", "backslashreplace"))
@@ -201,7 +198,7 @@ def _picture(folder: Path, name: str, figure: Figure, caption: str) -> dict[str,
 
 
 def _worst_query(
-    folder: Path, rank: int, result: Localization, errors: np.ndarray, query: SceneImage, map: Map, scene: Scene | None
+    folder: Path, rank: int, result: Localization, errors: np.ndarray, query: SceneImage, map: Map, scene: Scene
 ) -> dict[str, Any]:
     drawn = draw_query(result, query, map=map, scene=scene)
     pictures = [

@@ -24,6 +24,7 @@ from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 from gnnet.evaluation.report import style
+from gnnet.evaluation.units import Unit, show
 from gnnet.models.pyramid import FeaturePyramid
 from gnnet.sampling import evenly
 
@@ -92,7 +93,7 @@ def matches(
     draw_matches(axes, images, (xy_a[drawn], xy_b[drawn]), scale.to_rgba(shown[best_last]))
     title = f"{len(xy_a)} matches"
     if len(distance):
-        title += f", median error {style.format_pixels(np.median(distance))}, {np.mean(distance <= 3):.0%} within 3 px"
+        title += f", median error {show(np.median(distance), Unit.NUMBER)} px, {np.mean(distance <= 3):.0%} within 3 px"
     axes.set_title(title + (f" ({len(drawn)} drawn)" if len(drawn) < len(xy_a) else ""))
     style.save(figure, path)
     return figure
@@ -195,7 +196,7 @@ def median_distance(xy: np.ndarray, truth: np.ndarray, none: str) -> str:
     """Median distance between points (N, 2) that are finite, in words; `none` where there are no such points."""
     distance = np.linalg.norm(xy - truth, axis=-1)
     distance = distance[np.isfinite(distance)]
-    return f"median {style.format_pixels(np.median(distance))}" if len(distance) else none
+    return f"median {show(np.median(distance), Unit.NUMBER)} px" if len(distance) else none
 
 
 def feature_maps(image: Array, pyramid: FeaturePyramid, *, path: str | Path | None = None) -> Figure:

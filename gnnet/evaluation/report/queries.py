@@ -42,14 +42,14 @@ class QueryPictures(NamedTuple):
     problems: tuple[str, ...]
 
 
-def draw_query(localization: Localization, query: SceneImage, *, map: Map, scene: Scene | None) -> QueryPictures:
+def draw_query(localization: Localization, query: SceneImage, *, map: Map, scene: Scene) -> QueryPictures:
     """Pictures of a query with the points of the nearest reference that was used and sees what it sees.
 
     Args:
         localization: its poses may be None.
         query: its camera and true pose may be None.
         map: holds the references' points.
-        scene: knows the references' image files; without it no reference is shown.
+        scene: knows the references' image files.
     """
     try:
         image = read_image(query.path, query.camera)
@@ -74,7 +74,7 @@ def draw_query(localization: Localization, query: SceneImage, *, map: Map, scene
     places = None
     if shown is None:
         problems.append("no reference was used")
-    elif scene is None or shown[0] not in scene.images:
+    elif shown[0] not in scene.images:
         problems.append(f"the image file of reference {shown[0]} is not known")
     else:
         try:

@@ -7,7 +7,6 @@ colour-blind readers can tell apart; shapes differ wherever colours do.
 from __future__ import annotations
 
 import io
-import math
 from pathlib import Path
 from typing import Any
 
@@ -92,14 +91,6 @@ def plain_text(text: str, longest: int = 40) -> str:
     text = text.encode("utf-8", "backslashreplace").decode()
     text = (text if len(text) <= longest else f"…{text[1 - longest :]}").replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text  # matplotlib leaves those out of legends
-
-
-def format_pixels(distance: float) -> str:
-    """A distance as text: `0.41 px`, `12.3 px`, `120 px`."""
-    if not math.isfinite(distance):
-        return "∞ px"
-    digits = 2 if distance < 9.995 else 1 if distance < 99.95 else 0
-    return f"{distance:.{digits}f} px"
 
 
 def format_seconds(seconds: float) -> str:

@@ -35,7 +35,7 @@ def read_rig_config(path: str | Path) -> list[dict[str, Pose]]:
         FileNotFoundError, ValueError: no such file, or not COLMAP's format.
     """
     try:
-        rigs = json.loads(read_text(Path(path), _EXPECTED))
+        rigs = json.loads(read_text(Path(path), _EXPECTED), parse_int=float)  # an int of 5,000 digits is an error
         found = [_cameras(rig["cameras"], path) for rig in rigs]
     except (json.JSONDecodeError, RecursionError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is no file of rigs ({type(error).__name__}: {error}); expected {_EXPECTED}") from None

@@ -77,13 +77,11 @@ def load_rgbd(
                 found |= {image.name: image for image in stretch}
                 pairs += pairs_at_gaps(stretch, range(len(stretch)), gaps, min_overlap)
     if not pairs:
-        why = (
+        bad.no_pairs(
             f"{root.absolute()} holds {len(found)} usable images and no pair at gaps {list(gaps)} within one of "
-            f"{places} stretches; lower dataset.gaps, dataset.min_overlap or dataset.places, or add images"
+            f"{places} stretches; lower dataset.gaps, dataset.min_overlap or dataset.places, or add images",
+            usable=bool(found),
         )
-        if not found:
-            raise ValueError(f"{why}{bad.first}")
-        bad.note(why)  # it may still be a map
     name = f"rgbd {root.absolute().name}"
     return Scene(name, found, pairs, problems=tuple(bad.problems), dataset="rgbd")
 

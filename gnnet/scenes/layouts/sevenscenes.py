@@ -100,13 +100,11 @@ def load_sevenscenes(
     for views in maps.values():
         pairs += _pairs_across(views, across_sequences, min_overlap)
     if not pairs:
-        why = (
+        bad.no_pairs(
             f"{root.absolute()} holds {len(images)} usable images and no pair of training images at gaps "
-            f"{list(gaps)}; lower dataset.stride or dataset.min_overlap, or take other dataset.gaps"
+            f"{list(gaps)}; lower dataset.stride or dataset.min_overlap, or take other dataset.gaps",
+            usable=bool(images),
         )
-        if not images:
-            raise ValueError(f"{why}{bad.first}")
-        bad.note(why)  # it may still be a map
     name = f"7-scenes {root.absolute().name}"
     return Scene(name, images, pairs, problems=tuple(bad.problems), dataset="sevenscenes")
 

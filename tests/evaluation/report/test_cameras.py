@@ -234,21 +234,21 @@ def test_pictures_for_every_outcome(size, truth, kind, tmp_path):
 
 
 def test_what_cannot_be_drawn_is_said(grey, tmp_path):
-    result = localized("q", pose_at(0), references=("r0",))
+    result, nothing = localized("q", pose_at(0), references=("r0",)), Scene("s", {}, ())
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno picture")
     for path, words in ((tmp_path / "none.png", "does not exist"), (tmp_path / "broken.png", "cannot be read")):
-        pictures = draw_query(result, SceneImage("q", path, camera=CAMERA), map=FewReferences(), scene=None)
+        pictures = draw_query(result, SceneImage("q", path, camera=CAMERA), map=FewReferences(), scene=nothing)
         assert pictures.poses is None and pictures.places is None and words in pictures.problems[0]
-    pictures = draw_query(result, SceneImage("q", grey, camera=CAMERA), map=FewReferences(), scene=None)
+    pictures = draw_query(result, SceneImage("q", grey, camera=CAMERA), map=FewReferences(), scene=nothing)
     assert pictures.poses is not None and pictures.places is None and "r0 is not known" in pictures.problems[0]
     scene = Scene("s", {"r0": SceneImage("r0", tmp_path / "broken.png", "c", "p")}, ())
     pictures = draw_query(result, SceneImage("q", grey, camera=CAMERA), map=FewReferences(), scene=scene)
     assert "broken.png" in pictures.problems[0]
     other = CAMERA.scale(2.0)
-    pictures = draw_query(result, SceneImage("q", grey, camera=other), map=FewReferences(), scene=None)
+    pictures = draw_query(result, SceneImage("q", grey, camera=other), map=FewReferences(), scene=nothing)
     assert "320×240" in pictures.problems[0] and "no camera" in pictures.poses.axes[0].get_title()
     for query in (SceneImage("q", grey, camera=None), SceneImage("q", grey, camera=CAMERA)):
-        pictures = draw_query(replace(result, references=()), query, map=FewReferences(), scene=None)
+        pictures = draw_query(replace(result, references=()), query, map=FewReferences(), scene=nothing)
         assert pictures.poses is not None and pictures.problems == ("no reference was used",)
 
 

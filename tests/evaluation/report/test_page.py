@@ -125,12 +125,12 @@ def table() -> Table:
         ("refined", "all", 6, ErrorSummary(0.02, 0.1, (0.8333, 0.5), 0.5)),
     )
     thresholds = ((0.25, 2.0), (5.0, 10.0))
-    return localization_table("A <run>", thresholds, rows, settings={"seed": 1}, notes=("a note & more",))
+    return localization_table("A <run>", thresholds, rows, settings={"seed": 1, "map": "<m>"}, notes=("a note & more",))
 
 
 def write(folder, run, toy_map, scene, **others) -> Path:
     queries, results = run
-    values = {"report": table(), "settings": {"map": "<m>"}, "worst": 3, "command": "python x.py 'a&b'", **others}
+    values = {"report": table(), "worst": 3, "command": "python x.py 'a&b'", **others}
     return write_html_report(folder, localizations=results, queries=queries, map=toy_map, scene=scene, **values)
 
 
