@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,22 +21,13 @@ if TYPE_CHECKING:
 _BESIDE = "localized/"  # before the name of a query that is a reference too
 
 
-class ExportedModel(NamedTuple):
-    """How many reference images, localized queries, 3D points and observations of them a model holds."""
-
-    references: int
-    queries: int
-    points: int
-    observations: int
-
-
 def write_colmap_model(
     folder: str | Path,
     scene: Scene,
     localizations: Iterable[Localization],
     *,
     cameras: Mapping[str, Camera] | None = None,
-) -> ExportedModel:
+) -> None:
     """Write `cameras`, `images`, `points3D`, `rigs` and `frames` as `.bin`, COLMAP's binary model.
 
     It holds the references that have a camera and a pose, the points that they observe, and the
@@ -70,7 +61,6 @@ def write_colmap_model(
     model = _model_of({**references, **queries}, points, observed)
     Path(folder).mkdir(parents=True, exist_ok=True)
     model.write_binary(str(folder))
-    return ExportedModel(len(references), len(queries), model.num_points3D(), model.compute_num_observations())
 
 
 def _posed_queries(

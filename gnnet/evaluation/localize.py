@@ -338,7 +338,7 @@ def localize_dataset(
     )  # fmt: skip
     notes = [_left_out("poses.txt", [name for name in localized if name not in written])]
     try:
-        unknown = write_submission(output / "submission.txt", found, dataset=dataset).unknown
+        unknown = write_submission(output / "submission.txt", found, dataset=dataset)
         notes.append(_left_out("submission.txt", unknown))
     except ValueError as error:
         notes.append(f"submission.txt is not written: {error}")

@@ -42,12 +42,11 @@ class ErrorSummary(NamedTuple):
 class ConditionSummary(NamedTuple):
     """Errors on one condition: of the initial poses (`initial`) and after localization (`final`).
 
-    `poses` is their number; `failures` of them have no final pose, and count in both.
+    `poses` is their number, which includes those without a final pose.
     """
 
     condition: str
     poses: int
-    failures: int
     initial: ErrorSummary
     final: ErrorSummary
 
@@ -127,11 +126,9 @@ class LocalizationMetrics(Metric):
         return samples[:, 2], samples[:, 4]
 
     def _summarize(self, condition: str, samples: Tensor) -> ConditionSummary:
-        failed = ~samples[:, 4:].isfinite().all(-1)
         return ConditionSummary(
             condition=condition,
             poses=len(samples),
-            failures=int(failed.sum()),
             initial=summarize_errors(samples[:, 2], samples[:, 3], thresholds=self.thresholds),
             final=summarize_errors(samples[:, 4], samples[:, 5], thresholds=self.thresholds),
         )

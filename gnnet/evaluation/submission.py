@@ -42,18 +42,6 @@ inloc it may be a query list, for eth3d it is the folder that holds rgb.txt.
 Exit status: 0 if no error was found, 1 if one was, 2 for wrong usage."""
 
 
-class Submitted(NamedTuple):
-    """What became of the queries: lines written, queries that failed, and queries that the benchmark does not score.
-
-    `unknown` are names of queries that the benchmark's format cannot express.
-    """
-
-    lines: int
-    failed: int
-    not_scored: int
-    unknown: tuple[str, ...] = ()
-
-
 @dataclass
 class Validation:
     """What a check of a result file found.
@@ -71,13 +59,18 @@ class Validation:
     facts: list[str] = field(default_factory=list)
 
 
-def write_submission(path: str | Path, localizations: Iterable[Localization], *, dataset: str) -> Submitted:
+def write_submission(path: str | Path, localizations: Iterable[Localization], *, dataset: str) -> list[str]:
     """Write the poses of the localized queries as the dataset's benchmark wants them; a failed query has no line.
+
+    A query that the benchmark does not score has none either.
 
     Args:
         path: of the file; its folder is made, and the file appears when it is complete.
         localizations: of the queries, with the scene's names.
         dataset: gives the names their form, see `format_of`.
+
+    Returns:
+        Names of queries that the benchmark's format cannot express.
 
     Raises:
         ValueError: an unknown dataset, a pose that is not finite, or two queries that become one name.
@@ -86,7 +79,6 @@ def write_submission(path: str | Path, localizations: Iterable[Localization], *,
     form = format_of(dataset, [localization.name for localization in localizations])
     poses: dict[str, Pose] = {}
     origin: dict[str, str] = {}
-    failed = not_scored = 0
     unknown: list[str] = []
     for localization in localizations:
         try:
@@ -95,7 +87,6 @@ def write_submission(path: str | Path, localizations: Iterable[Localization], *,
             unknown.append(localization.name)
             continue
         if name is None:
-            not_scored += 1
             continue
         if name.split() != [name] or form.name_error(name, "") is not None:
             unknown.append(localization.name)
@@ -106,12 +97,10 @@ def write_submission(path: str | Path, localizations: Iterable[Localization], *,
                 "one localization a name, so leave out one of the two"
             )
         origin[name] = localization.name
-        if localization.cam_from_world is None:
-            failed += 1
-        else:
+        if localization.cam_from_world is not None:
             poses[name] = localization.cam_from_world
     form.write(path, poses)
-    return Submitted(len(poses), failed, not_scored, tuple(unknown))
+    return unknown
 
 
 def validate_submission(

@@ -56,7 +56,6 @@ def test_summary_against_numpy():
         (summary.conditions[1], np.arange(1, 9, 2)),
     ):
         assert line.poses == len(rows)
-        assert line.failures == int(np.isinf(position[rows]).sum())
         assert line.final.median_position == pytest.approx(np.median(position[rows]))
         assert line.final.median_rotation == pytest.approx(np.median(rotation[rows]))
         assert line.initial.median_position == pytest.approx(np.median(columns["initial_position"].numpy()[rows]))
