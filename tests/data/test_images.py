@@ -29,6 +29,20 @@ def test_unreadable_images_are_named(tmp_path):
         read_image(tmp_path / "text.jpg")
 
 
+@pytest.mark.cases
+@pytest.mark.parametrize("kind", ["grey.png", "rgb.tif", "rgb.bmp", "rgb.webp"])
+def test_a_photograph_of_another_format_has_the_same_pixels(tmp_path, kind):
+    """16-bit grey is scaled, not cut off at white."""
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+    path = tmp_path / kind
+    if kind == "grey.png":
+        pixels[:] = pixels[..., :1]
+        Image.fromarray(pixels[..., 0].astype(np.uint16) * 257).save(path)
+    else:
+        Image.fromarray(pixels).save(path, **({"lossless": True} if kind.endswith("webp") else {}))
+    np.testing.assert_array_equal(read_image(path).permute(1, 2, 0), pixels)
+
+
 def test_resized_image_and_keypoints_stay_together():
     # A bright square of 8 pixels; its centre of mass must be at the scaled keypoint.
     image = torch.zeros(3, 90, 120, dtype=torch.uint8)
