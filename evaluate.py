@@ -54,9 +54,7 @@ def run(cfg: DictConfig, name: str = "") -> Results | list[LocalizedQueries]:
     """
     if cfg.thresholds not in THRESHOLDS:
         raise ValueError(f"thresholds={cfg.thresholds}; expected {' or '.join(THRESHOLDS)}")
-    given = read_given(
-        queries=cfg.queries, images=cfg.images, poses=cfg.poses, truth=cfg.truth, camera=cfg.camera, rig=cfg.rig
-    )  # fmt: skip
+    given = read_given(**{key: cfg[key] for key in ("queries", "images", "poses", "truth", "camera", "rig")})
     prepared = prepare(cfg)
     if given.initial is None and prepared.localizer.pose.takes_initial:
         return refine(cfg, prepared)

@@ -147,8 +147,10 @@ class LocalizationMetrics(Metric):
 
 def errors_of(pose: Pose | None, truth: Pose) -> tuple[float, float]:
     """Position (metres) and rotation error (degrees) of a pose; both infinite without one, or if one is not finite."""
-    found = (math.inf,) * 2 if pose is None else tuple(error.item() for error in pose_errors(pose, truth))
-    return found if all(map(math.isfinite, found)) else (math.inf, math.inf)
+    if pose is None:
+        return math.inf, math.inf
+    position, rotation = (error.item() for error in pose_errors(pose, truth))
+    return (position, rotation) if math.isfinite(position + rotation) else (math.inf, math.inf)
 
 
 def first_of_each_index(parts: Sequence[Tensor] | Tensor, columns: int) -> Tensor:

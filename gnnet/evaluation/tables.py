@@ -305,11 +305,11 @@ def json_value(value: Any) -> Any:
 
 
 def read_table(path: str | Path) -> Table:
-    """The table that `write_table` wrote.
+    """The table that `write_table` wrote, or the results that an earlier version wrote.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not JSON, or not of this format, as the results of earlier versions.
+        ValueError: if it is not JSON, or not of these formats.
     """
     text = read_text(Path(path), "a results.json, matching.json or localization.json as evaluate.py writes it")
     try:
@@ -317,17 +317,18 @@ def read_table(path: str | Path) -> Table:
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); {_AGAIN}") from error
     found = content.get("format") if isinstance(content, dict) else None
-    if found != FORMAT:
+    reader = _READERS.get(found) if isinstance(found, str) else None
+    if reader is None:
         raise ValueError(f"{path}: format is {found!r}, expected {FORMAT!r}; {_AGAIN}")
     try:
-        return _to_table(content)
+        return reader(content)
     except KeyError as error:
         raise ValueError(f"{path} has no key {error}; {_AGAIN}") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: {error}; {_AGAIN}") from error
 
 
-def _to_table(content: dict) -> Table:
+def _read_table_1(content: dict) -> Table:
     columns = tuple(
         Column(**{**column, "unit": Unit(column["unit"]), "limits": tuple(column["limits"])})
         for column in content["columns"]
@@ -338,6 +339,32 @@ def _to_table(content: dict) -> Table:
         rows.append(Row(row["method"], row["condition"], values))
     words = content["meaning"], tuple(content["notes"]), content["row_header"]
     return Table(content["title"], columns, tuple(rows), content["settings"], *words)
+
+
+def _read_results_1(content: dict) -> Table:
+    """What earlier versions wrote of localization."""
+    rows = []
+    for line in content["lines"]:
+        keys = ("median_position_m", "median_rotation_deg", "recall", "converged")
+        method = INITIAL_POSES if line["method"] == "start" else line["method"]
+        rows.append((method, line["condition"], line["count"], ErrorSummary(*(_number(line[key]) for key in keys))))
+    thresholds = tuple((t["metres"], t["degrees"]) for t in content["thresholds"])
+    return localization_table(content["title"], thresholds, rows, settings=content["settings"], notes=content["notes"])
+
+
+def _read_matching_1(content: dict) -> Table:
+    """What earlier versions wrote of matching."""
+    _, *figures = MatchingSummary._fields
+    summaries = {
+        method: [MatchingSummary(s["condition"], *(_number(s[key]) for key in figures)) for s in of_method]
+        for method, of_method in content["methods"].items()
+    }
+    return matching_table(
+        content["title"], content["thresholds_px"], summaries, settings=content["settings"], notes=content["notes"]
+    )
+
+
+_READERS = {FORMAT: _read_table_1, "gnnet results 1": _read_results_1, "gnnet matching 1": _read_matching_1}
 
 
 def _number(value: Any) -> Any:

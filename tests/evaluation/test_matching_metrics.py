@@ -218,7 +218,8 @@ def test_broken_files_are_said(tmp_path):
         ("{", "is not JSON"),
         ("[]", "format is None"),
         ('{"format": ["gnnet matching 1"]}', "format is \\['gnnet"),
-        ('{"format": "gnnet table 1"}', "has no key 'columns'"),
+        ('{"format": "gnnet matching 1"}', "has no key 'methods'"),
+        ('{"format": "gnnet matching 1", "title": "", "thresholds_px": [1], "methods": 3}', "run the evaluation"),
         ('{"format": "gnnet table 1", "columns": [{"name": "x", "unit": "ells", "limits": []}]}', "'ells' is not"),
         ('{"format": "gnnet table 1", "columns": 3}', "run the evaluation"),
     ):

@@ -7,7 +7,7 @@ import pytest
 from gnnet.evaluation.metrics import ErrorSummary
 from gnnet.evaluation.runs import compare_runs, main, result_files
 from gnnet.evaluation.tables import localization_table, write_table
-from tests.evaluation.test_tables import FAILED, INITIAL, TRAINED, changed, make_table, printed
+from tests.evaluation.test_tables import FAILED, INITIAL, RESULTS_1, TRAINED, changed, make_table, printed
 
 
 def test_runs_stand_beside_each_other(tmp_path):
@@ -91,7 +91,7 @@ def test_the_command_takes_folders_of_runs(tmp_path, monkeypatch, capsys):
 
 def test_the_command_compares_files(tmp_path, monkeypatch, capsys):
     path = tmp_path / "results.json"
-    write_table(make_table(INITIAL, TRAINED), path)
+    path.write_text(RESULTS_1)
     monkeypatch.setattr("sys.argv", ["report", str(path)])
     main()
     assert "1 runs by loss" in capsys.readouterr().out

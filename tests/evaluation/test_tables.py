@@ -157,19 +157,40 @@ def test_tables_of_several_data_sets_are_joined():
     assert join_tables({"town": report}) is report and join_tables({}) is None
 
 
-def test_files_of_the_version_before_are_refused_with_what_to_do(tmp_path):
-    (tmp_path / "old.json").write_text('{"format": "gnnet results 1", "title": "old"}')
-    with pytest.raises(ValueError, match=r"old\.json: format is 'gnnet results 1', .*run the evaluation again"):
-        read_table(tmp_path / "old.json")
+RESULTS_1 = """{"format": "gnnet results 1", "title": "old", "settings": {"loss": "gn", "seed": 1},
+"thresholds": [{"metres": 0.25, "degrees": 2.0}, {"metres": 0.5, "degrees": 5.0}, {"metres": 5.0, "degrees": 10.0}],
+"lines": [
+{"method": "start", "condition": "all", "count": 40, "median_position_m": 0.52, "median_rotation_deg": 4.1,
+ "recall": [0.1, 0.4, 1.0], "converged": 0.0},
+{"method": "trained", "condition": "all", "count": 40, "median_position_m": "inf", "median_rotation_deg": null,
+ "recall": [0.925, 0.975, 1.0], "converged": 0.9}], "notes": ["a note"]}"""
+MATCHING_1 = """{"format": "gnnet matching 1", "title": "old", "settings": {"loss": "gn"}, "thresholds_px": [1.0, 3.0],
+"methods": {
+"trained": [{"condition": "all", "pairs": 4, "keypoints": 90.5, "within": [0.5, 0.75], "kept": 40.0,
+ "kept_within": [0.8, null]}],
+"SIFT": [{"condition": "all", "pairs": 4, "keypoints": 90.5, "within": [0.25, 0.5], "kept": 20.0,
+ "kept_within": [0.9, 1.0]}]}, "notes": []}"""
 
 
-def test_tables_of_two_kinds_are_not_compared(tmp_path):
-    write_table(make_table(INITIAL, TRAINED), tmp_path / "new.json")
-    pairs = Column("pairs", "pairs", Unit.COUNT)
-    other = Table("t", (pairs,), (Row("a", "all", {"pairs": 4}),), settings={"loss": "gn"})
-    write_table(other, tmp_path / "other.json")
-    with pytest.raises(ValueError, match=r"new\.json has the columns .* but .*other\.json has pairs"):
-        compare_runs([tmp_path / "other.json", tmp_path / "new.json"])
+def test_files_of_the_version_before_are_read_and_compared_with_new_ones(tmp_path):
+    old, new = tmp_path / "old.json", tmp_path / "new.json"
+    old.write_text(RESULTS_1)
+    table = read_table(old)
+    assert table.rows[0] == make_table().rows[0] and table.columns == make_table().columns
+    assert table.rows[1]["median_position_m"] == math.inf and math.isnan(table.rows[1]["median_rotation_deg"])
+    assert table.notes == ("a note",) and table.settings == {"loss": "gn", "seed": 1}
+    write_table(make_table(INITIAL, TRAINED), new)
+    compared = compare_runs([old, new])
+    assert [row.method for row in compared.rows] == ["initial poses", "gn", "nce"]
+
+    old.write_text(MATCHING_1)
+    table = read_table(old)
+    assert [(row.method, row["pairs"], row["matched_3px"], row["kept"]) for row in table.rows] == [
+        ("trained", 4, 0.75, 40.0), ("SIFT", 4, 0.5, 20.0),
+    ]  # fmt: skip
+    assert math.isnan(table.rows[0]["kept_3px"])
+    with pytest.raises(ValueError, match=r"new\.json has the columns .* but .*old\.json has pairs"):
+        compare_runs([old, new])
 
 
 def test_rows_have_the_columns_of_their_table():

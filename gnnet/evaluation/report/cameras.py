@@ -23,6 +23,7 @@ from gnnet.scenes.scene import Scene, SceneImage
 _AXES_OF_GROUND = 1000  # largest number of references from which the ground plane is estimated
 _DIRECTIONS = 300  # a panel with more cameras shows no viewing directions
 _NEAR = 5.0  # metres from a reference within which an estimate is drawn, whatever the extent of the references
+_MOST_PANELS = 6
 _LONGEST_LEGEND = 30  # entries; a longer legend is left out
 _REFERENCE: dict[str, Any] = {"marker": "o", "markersize": 6, "color": "#A0A0A0"}
 _TRUE: dict[str, Any] = {**_REFERENCE, "markersize": 10, "color": style.ORANGE, "markerfacecolor": "none"}
@@ -87,12 +88,12 @@ def draw_from_above(axes: Axes, groups: Sequence[Cameras], *, letters: int = 11)
     return origin
 
 
-def top_view(scene: Scene, *, most_places: int = 6) -> Figure:
+def top_view(scene: Scene) -> Figure:
     """Camera positions and viewing directions of a dataset from above.
 
     Each condition has a colour; references are grey. With one condition only, queries and references differ in
     colour, and where there is one kind only, places do.
-    Places that lie far apart have a panel each, at most `most_places` of them, evenly spread.
+    Places that lie far apart have a panel each, six at most, evenly spread.
     "Above" is where the images' upper edges point, on average.
     """
     images = [image for image in scene.images.values() if image.cam_from_world is not None]
@@ -105,7 +106,7 @@ def top_view(scene: Scene, *, most_places: int = 6) -> Figure:
         mine = labels == label
         positions, forward = centers[mine] @ ground, rotations[mine, 2] @ ground
         groups.append(Cameras(style.plain_text(label), positions, places[mine], {"markersize": 5} | look, forward))
-    panels = place_panels(centers @ ground, places, most_places)
+    panels = place_panels(centers @ ground, places)
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
     figure, grid = style.new_figure(
@@ -171,7 +172,7 @@ def positions_from_above(
     failed = np.isnan(estimates).any(-1) & np.isfinite(truths).all(-1)
     with_queries = np.isin(map_places, places)
     shown = with_queries if with_queries.any() else ~with_queries
-    panels = place_panels(references[shown], map_places[shown], 6)
+    panels = place_panels(references[shown], map_places[shown])
     far_label = "" if far is None else f"query, over {format_round(far)} off"
     forward = attitudes[:, 2] @ ground
     framed = np.zeros(len(found), bool)
@@ -239,10 +240,10 @@ def ground_axes(rotations: np.ndarray, centers: np.ndarray) -> np.ndarray:
     return np.stack([x, np.cross(up, x)])
 
 
-def place_panels(positions: np.ndarray, places: np.ndarray, most: int) -> dict[str, tuple[str, ...]]:
-    """The places in each panel, by its title: all in one panel, or one each, at most `most`, if they lie far apart."""
+def place_panels(positions: np.ndarray, places: np.ndarray) -> dict[str, tuple[str, ...]]:
+    """The places in each panel, by its title: all in one panel, or one each, six at most, if they lie far apart."""
     names = np.unique(places)
     extents = [np.ptp(positions[places == name], axis=0).max() for name in names]
     if len(names) == 1 or 10 * np.median(extents) > np.ptp(positions, axis=0).max():
         return {f"{len(places):,} images, places: {len(names)}": tuple(names)}
-    return {f"place {name}": (name,) for name in names[evenly(len(names), most)]}
+    return {f"place {name}": (name,) for name in names[evenly(len(names), _MOST_PANELS)]}
