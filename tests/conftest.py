@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.models.vgg import cfgs, make_layers
 
 from gnnet.toy.town import TownSettings, ensure_toy_town
 
@@ -27,6 +28,18 @@ def toy_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent  # where the processes of pytest-xdist meet: one renders for all
     return ensure_toy_town(folder / "toy" / "town", TownSettings(**TOY_SETTINGS, write_depth=True), progress=False)
+
+
+@pytest.fixture(scope="session")
+def vgg16_layers() -> torch.nn.Sequential:
+    """torchvision's layers of VGG-16 with its random weights, without the classifier, which takes a second to draw."""
+    torch.manual_seed(0)
+    layers = make_layers(cfgs["D"])
+    for layer in layers:
+        if isinstance(layer, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            torch.nn.init.zeros_(layer.bias)
+    return layers.eval()
 
 
 class LargestTensor(TorchDispatchMode):

@@ -9,7 +9,7 @@ import pkgutil
 import re
 import sys
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import kornia.feature
@@ -54,9 +54,17 @@ def write(path: Path, config: dict, **more) -> Path:
 
 
 def evaluating(path: Path, output: Path, *overrides: str) -> DictConfig:
-    folders = [f"paths.{name}_dir={output / name}" for name in ("output", "index", "map")]
+    cfg = copy.deepcopy(composed(*overrides))
+    cfg.checkpoint = str(path)
+    for name in ("output", "index", "map"):
+        cfg.paths[f"{name}_dir"] = str(output / name)
+    return cfg
+
+
+@cache
+def composed(*overrides: str) -> DictConfig:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("evaluate", overrides=[f"checkpoint={path}", *folders, *overrides])
+        return compose("evaluate", overrides=[*overrides])
 
 
 def contents(folder: Path) -> set[str]:

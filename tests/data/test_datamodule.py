@@ -121,6 +121,7 @@ def test_the_map_for_listed_queries_is_of_the_whole_scene(toy_root):
 
 
 @pytest.mark.cases
+@pytest.mark.slow
 def test_a_query_whose_pixels_cannot_be_decoded_is_left_out_of_validation(toy_root, tmp_path, caplog):
     """Its header and its end are sound, so that only decoding it tells."""
     root = Path(shutil.copytree(toy_root, tmp_path / "town"))

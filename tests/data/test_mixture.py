@@ -85,6 +85,7 @@ def make(toy_root, webcam, **settings) -> MixtureData:
     return MixtureData(**({"sources": {"town": town, "cam": cam, "gone": None}, "num_workers": 0} | settings))
 
 
+@pytest.mark.slow
 def test_batches_of_all_sources_and_validation_of_each(toy_root, webcam):
     data = make(toy_root, webcam, weights={"cam": 2}, pairs_per_epoch=40, batch_size=4)
     data.setup()

@@ -137,6 +137,7 @@ def test_settings_are_told_apart(tmp_path):
     assert [key for key in found if found[key] != changed[key]] == ["localizer.pose.matcher.ratio"]
 
 
+@pytest.mark.slow
 def test_it_goes_on_where_it_was_interrupted_and_ends_the_same(scene, tmp_path, interrupted):
     whole = localize(scene, tmp_path / "whole", network=interrupted(0), max_queries=6)
     for at, done in ((3, 2), (1, 2), (2, 3)):
@@ -150,6 +151,7 @@ def test_it_goes_on_where_it_was_interrupted_and_ends_the_same(scene, tmp_path, 
     localize(scene, tmp_path / "parts", network=interrupted(1), max_queries=6, resume=True)  # nothing is left to do
 
 
+@pytest.mark.slow
 def test_a_run_of_other_settings_is_not_gone_on_with(scene, tmp_path):
     localize(scene, tmp_path / "run", max_queries=2)
     with pytest.raises(ValueError, match=r"localizer\.references: 3 there, 2 now\ngive the same as that run"):

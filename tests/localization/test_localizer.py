@@ -183,6 +183,7 @@ def test_sparse_to_dense_finds_a_reference_by_the_others(town, middle, dense, re
             assert result.final_cost <= result.initial_cost and result.covariance.shape == (6, 6)
 
 
+@pytest.mark.slow
 def test_confidence_that_is_the_same_everywhere_changes_nothing_and_another_does(scene, town, middle, tmp_path):
     plain = localize(localizer().on(untrained(), town), middle[1])
     network = untrained(confidence=True)
@@ -239,6 +240,7 @@ def test_a_hybrid_tries_all_levels_where_the_finest_alone_does_not_converge(town
         assert levels == expected
 
 
+@pytest.mark.slow
 def test_references_are_matched_by_turns_until_a_pose_is_certain(town, middle):
     def found(**settings):
         matched, matcher = [], Matcher()

@@ -221,6 +221,7 @@ def test_one_camera_where_the_rig_is_is_localized_as_alone(town, instant, refine
     assert not refine or torch.equal(found.covariance, alone.covariance)
 
 
+@pytest.mark.slow
 def test_three_cameras_get_one_pose_and_covariances_in_their_frames(town, instant, scene):
     rig = localizer(town).localize_rig(instant)
     assert rig.rig_from_world is not None and rig.covariance.isfinite().all()

@@ -226,6 +226,7 @@ def test_bad_input_is_explained():
         PairLoss(terms={"gn": GaussNewton()})(PyramidPair(a, b.select([0, 2]), batch), step=0)
 
 
+@pytest.mark.slow
 def test_a_compiled_loss_is_two_graphs_although_it_draws_from_a_generator():
     graphs = []
 

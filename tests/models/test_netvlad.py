@@ -3,16 +3,14 @@ import os
 import numpy as np
 import pytest
 import torch
-from torchvision.models import vgg16
 
 from gnnet.models.netvlad import NetVLAD, load_netvlad
 
 
 @pytest.fixture(scope="module")
-def reference():
+def reference(vgg16_layers):
     """torchvision's layers without the last ReLU and max pool, with random weights for which images differ."""
-    torch.manual_seed(0)
-    return vgg16(weights=None).features[:-2].eval()
+    return vgg16_layers[:-2]
 
 
 @pytest.fixture(scope="module")

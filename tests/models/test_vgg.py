@@ -1,26 +1,18 @@
 import pytest
 import torch
-from torchvision.models import vgg16
 
 from gnnet.models.vgg import VGG16
 
 
-@pytest.fixture(scope="module")
-def reference():
-    """torchvision's layers with random weights."""
-    torch.manual_seed(0)
-    return vgg16(weights=None).features.eval()
-
-
-def test_taps_are_inputs_of_torchvision_layers(reference):
+def test_taps_are_inputs_of_torchvision_layers(vgg16_layers):
     network = VGG16(normalize=False).eval()
-    network.features.load_state_dict(reference[:28].state_dict())
+    network.features.load_state_dict(vgg16_layers[:28].state_dict())
     images = torch.rand(1, 3, 32, 48)
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     x = (images - mean[:, None, None]) / std[:, None, None]
     inputs = {}
     with torch.no_grad():
-        for index, layer in enumerate(reference):
+        for index, layer in enumerate(vgg16_layers):
             inputs[index] = x.clone()
             x = layer(x)
         pyramid = network(images)
@@ -31,15 +23,15 @@ def test_taps_are_inputs_of_torchvision_layers(reference):
 
 
 @pytest.mark.parametrize("taps", [(3,), (2, 1), (14, 13, 12), (30, 5)])
-def test_any_layers(reference, taps):
+def test_any_layers(vgg16_layers, taps):
     """The input of a ReLU may be a tap too, and must not be overwritten in place."""
     network = VGG16(taps=taps, normalize=False).eval()
-    network.features.load_state_dict(reference[: taps[0]].state_dict())
+    network.features.load_state_dict(vgg16_layers[: taps[0]].state_dict())
     with torch.no_grad():
         pyramid = network(torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)))
         x = network.images(torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(1)))
         for tap, features, stride, channels in zip(taps, pyramid.maps, network.strides, network.channels, strict=True):
-            torch.testing.assert_close(features, reference[:tap](x), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(features, vgg16_layers[:tap](x), rtol=1e-4, atol=1e-5)
             assert features.shape == (1, channels, 32 // stride, 32 // stride)
 
 

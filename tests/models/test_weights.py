@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torchvision.models import VGG16_Weights, vgg16
+from torchvision.models import VGG16_Weights
 
 from gnnet.models.unet import UNet
 from gnnet.models.vgg import VGG16
@@ -21,10 +21,9 @@ def small_vgg():
 
 
 @pytest.fixture(scope="module")
-def torchvision_state():
+def torchvision_state(vgg16_layers):
     """As torchvision's file, but for the classifier's size."""
-    torch.manual_seed(1)
-    state = {f"features.{k}": v for k, v in vgg16(weights=None).features[:10].state_dict().items()}
+    state = {f"features.{k}": v for k, v in vgg16_layers[:10].state_dict().items()}
     return {**state, "classifier.0.weight": torch.zeros(2, 2), "classifier.0.bias": torch.zeros(2)}
 
 

@@ -72,6 +72,7 @@ def test_samples_unless_all_is_asked_for(toy_root, tmp_path, capsys):
     capsys.readouterr()
 
 
+@pytest.mark.slow
 def test_broken_files_are_left_out_and_named(copy, capsys):
     images = sorted((copy / "robotcar/images/snow/rear").iterdir())
     files = sorted((copy / "robotcar/correspondence").glob("*_rain_*.mat"))

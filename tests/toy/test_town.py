@@ -57,6 +57,7 @@ def transfer(a: SceneImage, b: SceneImage, xy: np.ndarray, depth: np.ndarray) ->
     return projected.numpy(), valid.numpy()
 
 
+@pytest.mark.slow
 def test_correspondences_agree_with_poses_and_depth(toy_root: Path, town: Scene):
     errors = []
     for pair in town.pairs:

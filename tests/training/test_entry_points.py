@@ -98,6 +98,7 @@ def test_the_limit_on_megapixels_is_a_setting_of_both_scripts(tmp_path, script):
 
 @pytest.mark.parametrize("localizer", options("localizer"))
 @pytest.mark.parametrize("retrieval", options("localizer/retrieval"))
+@pytest.mark.slow
 def test_every_localizer_takes_every_retrieval(tmp_path, monkeypatch, localizer, retrieval):
     (tmp_path / "pairs.txt").write_text("query.jpg reference.jpg\n")
     (tmp_path / "gps.txt").write_text("query.jpg 1 2 3\n")

@@ -214,6 +214,7 @@ def test_the_first_reference_that_sees_what_the_query_sees_is_shown(grey):
 @pytest.mark.parametrize("size", [(320, 240), (240, 320)])
 @pytest.mark.parametrize("truth", [None, pose_at(0.05)])
 @pytest.mark.parametrize("kind", ["refined", "lost", "failed"])
+@pytest.mark.slow
 def test_pictures_for_every_outcome(size, truth, kind, tmp_path):
     path = tmp_path / "q.png"
     Image.new("RGB", size).save(path)

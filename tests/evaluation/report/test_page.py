@@ -174,6 +174,7 @@ def test_failed_queries_come_first_then_the_largest_errors(run, toy_map, scene, 
     assert shown[1:] == [results[0].name, results[1].name]
 
 
+@pytest.mark.slow
 def test_every_query_is_in_the_list(run, toy_map, scene, tmp_path, quick_pictures):
     queries, results = run
     page = Page(write(tmp_path, run, toy_map, scene, worst=0))
