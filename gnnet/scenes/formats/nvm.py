@@ -79,7 +79,7 @@ def _read_count(lines: _Lines, path: Path, what: str) -> int:
     if not line.strip().isdecimal() or len(line) > 18:
         where = f"line {number} is {line.strip()[:40]!r}" if number else "it ends"
         raise ValueError(f"{path} is damaged: {where}; expected the number of {what} of an NVM_V3 model (dataset.root)")
-    return int(line)
+    return int(line.strip())  # of the signs that `strip` takes away `int` does not take all
 
 
 def _read_images(

@@ -27,3 +27,8 @@ def test_a_cut_character_of_utf16_is_named(tmp_path):
     (tmp_path / "a.nvm").write_bytes(TEXT.encode("utf-16")[:-1])
     with pytest.raises(ValueError, match=r"a\.nvm is damaged"):
         read_nvm(tmp_path / "a.nvm", lambda name, source: (name, CAMERA), BadInput())
+
+
+def test_signs_that_count_as_space_do_not_matter(tmp_path):
+    (tmp_path / "a.nvm").write_text(TEXT.replace("\n1\n", "\n\x1c1\n"))
+    assert len(read_nvm(tmp_path / "a.nvm", lambda name, source: (name, CAMERA), BadInput()).points) == 1

@@ -59,6 +59,12 @@ def test_another_form_is_said(tmp_path, content, message):
         read_rig_config(write(tmp_path / "rig_config.json", content))
 
 
+def test_a_number_of_5000_digits_names_the_file(tmp_path):
+    content = json.dumps(RIG).replace("[1, 2, 3]", f"[{'1' * 5000}, 2, 3]")
+    with pytest.raises(ValueError, match=r"rigs\.json, camera 'left/'.* not finite"):
+        read_rig_config(write(tmp_path / "rigs.json", content))
+
+
 def test_a_file_of_other_cameras_is_said(tmp_path):
     with pytest.raises(ValueError, match=r"names no camera of the 1 images.*'front/'.*'rear/1.jpg'"):
         images_on_rigs(["rear/1.jpg"], write(tmp_path / "rig_config.json", RIG))
