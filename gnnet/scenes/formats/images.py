@@ -52,6 +52,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 _STRIPS = ((273, 324), (279, 325))  # TIFF's tags: where strips or tiles begin, and their lengths in bytes
+_COMPRESSION = 259  # TIFF's tag; 1 is none, where a pixel takes a bit at least
 _STRIP = 4e6  # pixels that are converted at once while an image is shrunk
 _PIECES, _PIECE = 16, 512  # number and bytes of the pieces of a file that are hashed
 _LOOKED_AT = 5  # images that tell the usual size
@@ -176,7 +177,8 @@ def _require_readable(image: Image.Image, length: int) -> None:
             f"is {width}×{height} = {width * height / 1e6:.0f} megapixels, more than the limit of {limit:g}; "
             f"shrink it with its camera, or raise the limit: max_megapixels=N, or {LIMIT}=N in the environment"
         )
-    if isinstance(image, JpegImageFile) and width * height > _PIXELS_A_BYTE * length:
+    plain = isinstance(image, TiffImageFile) and image.tag_v2.get(_COMPRESSION, 1) == 1
+    if (isinstance(image, JpegImageFile) or plain) and width * height > (8 if plain else _PIXELS_A_BYTE) * length:
         raise _Refused(f"is too short for the {width}×{height} pixels that its header tells; {_FETCH}")
     if image.mode not in _MODES and not image.mode.startswith("I;16"):
         kind = "32-bit floating-point numbers" if image.mode == "F" else f"the kind {image.mode}"

@@ -202,6 +202,13 @@ def test_a_header_that_tells_more_pixels_than_the_file_can_hold_is_named(tmp_pat
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"x\.jpg .*is too short for the 12000×12000 pixels that its header tells"):
         image_size(path)
+    Image.new("L", (32, 24)).save(tmp_path / "x.tif")
+    content = bytearray((tmp_path / "x.tif").read_bytes())
+    at = content.find(struct.pack("<HHI", 257, 4, 1)) + 8  # the height
+    content[at : at + 4] = struct.pack("<I", 4_000_000)
+    (tmp_path / "x.tif").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.tif .*is too short for the 32×4000000 pixels that its header tells"):
+        image_size(tmp_path / "x.tif")
     Image.new("L", (1600, 1200), 255).save(path, quality=10, optimize=True, progressive=True)  # nothing is shorter
     assert image_size(path) == (1600, 1200)
 
