@@ -78,7 +78,7 @@ def prepare(cfg: DictConfig) -> Prepared:
         raise ValueError(f"give either weights=NAME ({', '.join(PACKAGED)}) or checkpoint=FILE, which train.py wrote")
     cfg.checkpoint = str(find_checkpoint(cfg.checkpoint, runs=cfg.paths.runs_dir))
     checkpoint = read_checkpoint(cfg.checkpoint)
-    networks = networks_of(checkpoint, untrained=cfg.baselines, allow=cfg.allow)
+    networks = networks_of(checkpoint, untrained=cfg.baselines, enlarge=cfg.enlarge, allow=cfg.allow)
     # What the user asks for is built by Hydra; what a file asks for never is.
     index = {"index_dir": cfg.paths.index_dir, "allow": cfg.allow}
     data = make(cfg.dataset) if cfg.get("dataset") else checkpoint.dataset(**index)

@@ -16,6 +16,7 @@ from torch import nn
 
 from gnnet.files import new_file
 from gnnet.models.checkpoint import Checkpoint, read_checkpoint, with_current_names
+from gnnet.models.enlarged import Enlarged
 from gnnet.models.pyramid import FeatureNetwork
 from gnnet.models.weights import PACKAGED, load_weights
 
@@ -178,13 +179,14 @@ def _defaults(target: object) -> dict[str, Any]:
 
 
 def networks_of(
-    checkpoint: Checkpoint, *, untrained: bool, allow: str | Sequence[str] = ()
+    checkpoint: Checkpoint, *, untrained: bool, enlarge: int = 1, allow: str | Sequence[str] = ()
 ) -> dict[str, FeatureNetwork]:
     """The network of a checkpoint as `trained`, and if asked for as `untrained` as its training began.
 
     Args:
         checkpoint: read.
         untrained: whether the second is wanted.
+        enlarge: factor of `Enlarged`, for both; 1 leaves them as they are.
         allow: packages of your own whose classes the checkpoint may name.
 
     Raises:
@@ -197,7 +199,7 @@ def networks_of(
         networks["untrained"] = network = checkpoint.network(trained=False, allow=allow)
         assert isinstance(network, nn.Module)  # as of every checkpoint
         load_weights(network, checkpoint.config.get("weights"))
-    return networks
+    return networks if enlarge == 1 else {name: Enlarged(network, enlarge) for name, network in networks.items()}
 
 
 def _short(value: object) -> str:
