@@ -24,6 +24,7 @@ from gnnet.localization.retrieval import DescriptorRetrieval, InitialPoseRetriev
 from gnnet.localization.rig import Rig, RigImage, RigLocalization, through_rig
 from gnnet.localization.stopwatch import Stopwatch
 from gnnet.models.checkpoint import read_checkpoint
+from gnnet.models.enlarged import enlarged
 from gnnet.models.pyramid import FeatureNetwork
 from gnnet.scenes.names import match_names
 
@@ -76,6 +77,7 @@ class Localizer:
         map: str | Path,
         *,
         companion: str | Path | None = None,
+        enlarge: int = 1,
         device: torch.device | str = "cpu",
         allow: str | Sequence[str] = (),
         **settings: Any,
@@ -86,6 +88,7 @@ class Localizer:
             path: a checkpoint that `train.py` wrote, a file of weights, or a name of weights in the package.
             map: the map's file.
             companion: file of the map of local features, for a `pose` that needs one (`HybridPose`).
+            enlarge: as the map was compiled with; above 1 the network becomes an `Enlarged` one of this factor.
             device: where to run.
             allow: packages of your own whose classes the checkpoint may name.
             **settings: of the localizer, where other than those of `conf/localizer/sparse_to_dense.yaml`.
@@ -93,7 +96,7 @@ class Localizer:
         Raises:
             FileNotFoundError, ValueError: if one is missing or broken, or the map is of another network.
         """
-        network = read_checkpoint(path).network(allow=allow).eval().to(device)
+        network = enlarged(read_checkpoint(path).network(allow=allow), enlarge).eval().to(device)
         return cls(**settings).on(network, Map.open(map), None if companion is None else Map.open(companion))
 
     @property

@@ -100,11 +100,8 @@ class Matcher:
     def _agree(self, observations: Observations, rows: Tensor, keypoints: Tensor, pyramid: FeaturePyramid) -> Tensor:
         """Which matches of some observations (M',) with the query's keypoints (M', 2) are mutual, (M',)."""
         back, valid = sample_descriptors(pyramid, keypoints[None])
-        weights = level_weights(pyramid.strides, self.fine_weight)
-        columns, references = (
-            torch.cat([w**0.5 * d for w, d in zip(weights, described, strict=True)], -1)
-            for described in ([d[0] for d in back], observations.descriptors)
-        )
+        columns = self._weighted([d[0] for d in back])
+        references = self._weighted(observations.descriptors)
         usable = observations.valid.all(-1)
         agree = torch.stack([v[0] for v in valid]).all(0)
         parts = []
@@ -125,6 +122,10 @@ class Matcher:
             agree[mine] &= distance <= self.mutual
         return agree
 
+    def _weighted(self, descriptors: Sequence[Tensor]) -> Tensor:
+        """All levels' descriptors side by side, so that inner products are weighted sums of the levels'."""
+        return torch.cat([*descriptors[:-1], descriptors[-1] * self.fine_weight**0.5], -1)
+
     @torch.no_grad()
     def match(self, a: FeaturePyramid, keypoints: Tensor, b: FeaturePyramid) -> Matches:
         """Match keypoints (B, N, 2) of images a in images b.
@@ -144,14 +145,6 @@ class Matcher:
             returned = self.search(back, a).keypoints
             kept &= torch.stack(valid).all(0) & ((returned - keypoints).norm(dim=-1) <= self.mutual)
         return found._replace(kept=kept)
-
-
-def level_weights(strides: Sequence[int], fine_weight: float) -> list[float]:
-    import os
-    m = os.environ.get("MODE", "")
-    if m == "a" and len(strides) > 3: return [1.0, 1.0, fine_weight, 0.0]
-    if m == "b" and len(strides) > 3: return [1.0, 1.0, fine_weight/2, fine_weight/2]
-    return [1.0] * (len(strides) - 1) + [fine_weight]
 
 
 @torch.no_grad()
@@ -219,7 +212,7 @@ def search_dense(
     """
     stride = max(DENSE_STRIDE, pyramid.strides[-1])
     levels, width = levels_at_stride(pyramid, stride)
-    weights = level_weights(pyramid.strides, fine_weight)
+    weights = [1.0] * (len(levels) - 1) + [fine_weight]
     # The nearest cell, not that of the largest product: between centres of cells features are shorter, and some
     # networks' features are of any length. The squares stand as channels, so that all of it is one product.
     own = torch.stack([w * d.square().sum(-1) for w, d in zip(weights, descriptors, strict=True)], -1).sum(-1) / 2

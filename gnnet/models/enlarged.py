@@ -28,8 +28,8 @@ class Enlarged(nn.Module):
         finest = network.strides[-1]
         if factor < 2 or finest % factor:
             raise ValueError(
-                f"an image cannot be enlarged {factor} times for a network whose finest map has stride {finest}; "
-                "expected a factor of 2 or more that divides this stride"
+                f"enlarge={factor} for a network whose finest map has stride {finest}; expected 1, or a factor of 2 or "
+                "more that divides this stride"
             )
         self.network, self.factor = network, factor
         self.strides = (*network.strides, finest // factor)
@@ -42,3 +42,8 @@ class Enlarged(nn.Module):
         finer = self.network(large.clamp(0, 1)).select([-1])
         confidences = pyramid.confidences and finer.confidences and pyramid.confidences + finer.confidences
         return FeaturePyramid(pyramid.maps + finer.maps, self.strides, confidences)
+
+
+def enlarged(network: FeatureNetwork, factor: int) -> FeatureNetwork:
+    """The network with a finer map, see `Enlarged`; as it is if the factor is 1."""
+    return network if factor == 1 else Enlarged(network, factor)

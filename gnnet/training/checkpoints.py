@@ -16,7 +16,7 @@ from torch import nn
 
 from gnnet.files import new_file
 from gnnet.models.checkpoint import Checkpoint, read_checkpoint, with_current_names
-from gnnet.models.enlarged import Enlarged
+from gnnet.models.enlarged import enlarged
 from gnnet.models.pyramid import FeatureNetwork
 from gnnet.models.weights import PACKAGED, load_weights
 
@@ -186,7 +186,7 @@ def networks_of(
     Args:
         checkpoint: read.
         untrained: whether the second is wanted.
-        enlarge: factor of `Enlarged`, for both; 1 leaves them as they are.
+        enlarge: see `enlarged`, for both.
         allow: packages of your own whose classes the checkpoint may name.
 
     Raises:
@@ -199,7 +199,7 @@ def networks_of(
         networks["untrained"] = network = checkpoint.network(trained=False, allow=allow)
         assert isinstance(network, nn.Module)  # as of every checkpoint
         load_weights(network, checkpoint.config.get("weights"))
-    return networks if enlarge == 1 else {name: Enlarged(network, enlarge) for name, network in networks.items()}
+    return {name: enlarged(network, enlarge) for name, network in networks.items()}
 
 
 def _short(value: object) -> str:
