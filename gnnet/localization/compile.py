@@ -91,8 +91,8 @@ def compile_map(
         ValueError: if the scene has no usable reference, `adjust` is not above 0, or the file at `path` is a map made
             of something else (the message says what).
     """
-    if adjust is not None and not adjust > 0:
-        raise ValueError(f"adjust={adjust}; expected a number of cells above 0, or None")
+    if adjust is not None and not (isinstance(adjust, int | float) and adjust > 0):
+        raise ValueError(f"adjust={adjust!r} (map_adjust=); expected a number of cells above 0, or None")
     references = references_of(scene)
     only_points = Scene(scene.name, {}, (), scene.points)  # all that is asked of it; other processes get a copy
     work = _Work(only_points, network, points, largest_side, local_features, retrieval_network, seed)

@@ -93,8 +93,9 @@ def test_one_that_was_interrupted_makes_the_same_map(wall, adjusted, tmp_path):
 def test_a_map_says_how_its_keypoints_were_adjusted(wall, adjusted):
     with pytest.raises(ValueError, match=r"adjust 1\.0 instead of None"):
         compiled(adjusted.path, wall, adjust=None)
-    with pytest.raises(ValueError, match="adjust=0; expected a number of cells above 0"):
-        compiled(adjusted.path, wall, adjust=0)
+    for wrong in (0, "one"):
+        with pytest.raises(ValueError, match=rf"adjust={wrong!r} \(map_adjust=\); expected a number of cells above 0"):
+            compiled(adjusted.path, wall, adjust=wrong)
 
 
 def test_a_point_that_one_image_sees_and_an_image_that_cannot_be_read_stay(wall, tmp_path):
