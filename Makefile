@@ -20,7 +20,7 @@ PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 test: $(VENV)/installed-dev  ## set up, run the whole test suite: 8 to 9 minutes on two cores
 	$(PYTEST)
 
-test-fast: $(VENV)/installed-dev  ## the tests that are not marked slow: about a minute on two cores
+test-fast: $(VENV)/installed-dev  ## the tests that are not marked slow: a minute and a quarter on two cores
 	$(PYTEST) -m "not slow"
 
 lint: $(VENV)/installed-dev  ## style and types

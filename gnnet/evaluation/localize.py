@@ -68,6 +68,7 @@ def localize_queries(
         ValueError: if initial poses are given to a localizer that does not use them.
     """
     _check_use(initial is not None, localizer)
+
     def own(query: SceneImage) -> str | None:
         return (query.name if query.is_reference else None) if itself is None else itself.get(query.name)
 
