@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -15,6 +16,8 @@ from typing import Any, TypeVar
 
 import torch
 
+# Packages that are slow to import. The server's path may be another than this process', so it imports nothing of ours.
+_SLOW = {"matplotlib.pyplot", "pytorch_lightning", "torch", "torchmetrics", "torchvision.transforms.v2"}
 Devices = torch.device | str | Sequence[torch.device]  # one: this process; several: a process each
 
 T = TypeVar("T")
@@ -70,7 +73,9 @@ def share_out(
         for number, item in enumerate(items):
             yield number, work(item)
         return
-    context, threads = multiprocessing.get_context("spawn"), torch.get_num_threads()  # CUDA does not survive a fork
+    # CUDA does not survive a fork, so the processes are forks of a server that imports packages and does nothing else.
+    context, threads = multiprocessing.get_context("forkserver"), torch.get_num_threads()
+    context.set_forkserver_preload(sorted(_SLOW & sys.modules.keys()))
     if "OMP_NUM_THREADS" not in os.environ:
         threads = max(1, threads // len(devices))
     # Pickled here, as torch would otherwise hand over each tensor by an open file, of which there may be few.

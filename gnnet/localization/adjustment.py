@@ -6,7 +6,6 @@ look alike (Lindenberger et al., "Pixel-Perfect Structure-from-Motion with Featu
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,7 +28,7 @@ STEPS = 4  # of Gauss-Newton; further ones move less than the matching's noise
 
 
 def adjusted(
-    references: Sequence[SceneImage], count: int, network: FeatureNetwork, *, cells: float, folder: Path,
+    references: Sequence[SceneImage], count: int, network: FeatureNetwork, *, cells: float, scratch: Path,
     largest_side: int | None, devices: Devices, on_bad: OnBad, progress: bool = True,
 ) -> list[SceneImage]:  # fmt: skip
     """References with keypoints that are moved to where each looks most like the mean of its point.
@@ -43,21 +42,22 @@ def adjusted(
         count: number of 3D points.
         network: in evaluation mode; the finest of its maps is used.
         cells: of that map, which a keypoint may move on each axis.
-        folder: holds a temporary file with the sums, 8 bytes a channel of each point.
+        scratch: file that holds the sums meanwhile, 8 bytes a channel of each point; one that is there is replaced.
         largest_side, devices, on_bad, progress: as for `gnnet.localization.compile.compile_map`.
     """
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".adjusting-") as place:
-        path = Path(place) / "sums.npy"
-        sums = np.lib.format.open_memmap(path, "w+", np.float64, (count, network.channels[-1] + 1))
+    try:
+        sums = np.lib.format.open_memmap(scratch, "w+", np.float64, (count, network.channels[-1] + 1))
         shared = share_out(partial(_describing, network, largest_side, on_bad), references, devices)
         for row, described in track(shared, description="Describing keypoints", total=len(references), show=progress):
             # Of halves, a sum in float64 is exact: in whatever order processes end, it is the same.
             np.add.at(sums, np.asarray(references[row].point_ids), described)
         sums.flush()
         moved = list(references)
-        shared = share_out(partial(_moving, network, largest_side, on_bad, path, cells), references, devices)
+        shared = share_out(partial(_moving, network, largest_side, on_bad, scratch, cells), references, devices)
         for row, keypoints in track(shared, description="Adjusting keypoints", total=len(references), show=progress):
             moved[row] = replace(moved[row], keypoints=keypoints)
+    finally:
+        scratch.unlink(missing_ok=True)
     return moved
 
 

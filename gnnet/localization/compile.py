@@ -102,49 +102,25 @@ def compile_map(
         scene, network, points=points, largest_side=largest_side, local_features=local_features,
         retrieval_network=retrieval_network, dimensions=dimensions, adjust=adjust, seed=seed,
     )  # fmt: skip
-    cells = made_of.get("adjust")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path.with_name(f".{path.name}.lock")):
         if not path.exists():
-            confidence = local_features is None and getattr(unwrapped(network), "confidence", False)
             observing: Sequence[SceneImage] = references
-            if cells and all(i.point_ids is not None and i.keypoints is not None for i in references):
+            if "adjust" in made_of and all(i.point_ids is not None and i.keypoints is not None for i in references):
                 observing = adjusted(
-                    references, len(scene.points), network, cells=cells, folder=path.parent,
-                    largest_side=largest_side, devices=devices, on_bad=on_bad, progress=progress,
+                    references, len(scene.points), network, cells=made_of["adjust"],
+                    scratch=path.with_name(f".{path.name}.sums"), largest_side=largest_side, devices=devices,
+                    on_bad=on_bad, progress=progress,
                 )  # fmt: skip
             tracks = Tracks.of(observing, len(scene.points))
+            confidence = local_features is None and getattr(unwrapped(network), "confidence", False)
             _create(path, made_of, references, tracks, work.global_dimensions(), scene, confidence=confidence)
     file = ArrayFile(path, writable=True)
     try:
-        check_layout(file)
-        found = file.about["made of"]
-        differ = [key for key in made_of | found if found.get(key) != made_of.get(key)]
-        other = [f"{key} {found.get(key)} instead of {made_of.get(key)}" for key in differ]
-        if other:
-            raise ValueError(
-                f"map {path} was made of something else: {'; '.join(other)}. "
-                "Take the network and the settings that it was made with, name another file, or delete it"
-            )
+        _check_made_of(file, made_of)
         if not file["finished"][0]:
-            described: Sequence[SceneImage] = references
-            tracks = Tracks(*(file[f"tracks/{part}"] for part in Tracks._fields))
-            if cells and len(tracks.offsets) > 1:
-                described = tracks.onto(references)
-                anew = tracks.triangulated(scene.points, references.poses, references.cameras)
-                work = replace(work, scene=replace(only_points, points=anew))
-            waiting = int((file["done"] == 0).sum())
-            shared = _describe(file, described, partial(_writing, work, path, on_bad), devices)
-            shared = track(shared, f"Compiling {waiting} references", total=waiting, show=progress)
-            problems = [problem for _, problem in sorted((row, problem) for row, bad in shared for problem in bad)]
-            if len(problems) == len(references):
-                raise ValueError(f"{scene.name} has no reference that can be read; {describe_problems(problems)}")
-            if problems:
-                _log.warning("left out of the map: %s", describe_problems(problems))
-            file.claim("finished", 0, wait=True)
-            if not file["finished"][0]:
-                _finish(file, references)
+            _complete(file, references, work, devices, on_bad, progress)
     finally:
         file.release()
         file.close()
@@ -280,6 +256,42 @@ def _create(
     for part, values in zip(Tracks._fields, tracks, strict=True):
         file.write(f"tracks/{part}", 0, values)
     file.close()
+
+
+def _check_made_of(file: ArrayFile, made_of: dict) -> None:
+    """Raise a `ValueError` if the file is no map, or one that was made of something else."""
+    check_layout(file)
+    found = file.about["made of"]
+    differ = [key for key in made_of | found if found.get(key) != made_of.get(key)]
+    if differ:
+        other = "; ".join(f"{key} {found.get(key)} instead of {made_of.get(key)}" for key in differ)
+        raise ValueError(
+            f"map {file.path} was made of something else: {other}. "
+            "Take the network and the settings that it was made with, name another file, or delete it"
+        )
+
+
+def _complete(
+    file: ArrayFile, references: ImageList, work: _Work, devices: list[torch.device], on_bad: OnBad, progress: bool
+) -> None:
+    """Describe the references that the map still lacks; where this process ends last, finish the map."""
+    described: Sequence[SceneImage] = references
+    tracks = Tracks(*(file[f"tracks/{part}"] for part in Tracks._fields))
+    if "adjust" in file.about["made of"] and len(tracks.offsets) > 1:
+        described = tracks.onto(references)
+        anew = tracks.triangulated(work.scene.points, references.poses, references.cameras)
+        work = replace(work, scene=replace(work.scene, points=anew))
+    waiting = int((file["done"] == 0).sum())
+    shared = _describe(file, described, partial(_writing, work, file.path, on_bad), devices)
+    shared = track(shared, f"Compiling {waiting} references", total=waiting, show=progress)
+    problems = [problem for _, problem in sorted((row, problem) for row, bad in shared for problem in bad)]
+    if len(problems) == len(references):
+        raise ValueError(f"{work.scene.name} has no reference that can be read; {describe_problems(problems)}")
+    if problems:
+        _log.warning("left out of the map: %s", describe_problems(problems))
+    file.claim("finished", 0, wait=True)
+    if not file["finished"][0]:
+        _finish(file, references)
 
 
 _Writing = Callable[[tuple[int, SceneImage]], tuple[int, list[str]]]

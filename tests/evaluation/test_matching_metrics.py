@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -157,6 +158,7 @@ def test_no_pairs_give_nan():
 
 
 def _process(rank, rendezvous, counts, results):
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     try:
         for count in counts:
@@ -168,10 +170,10 @@ def _process(rank, rendezvous, counts, results):
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(tmp_path, monkeypatch):
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+def test_two_processes_equal_one(tmp_path):
     counts = (5, 1)  # with one pair a process has none
-    mp.spawn(_process, args=(str(tmp_path / "rendezvous"), counts, str(tmp_path / "summary")), nprocs=2)
+    arguments = str(tmp_path / "rendezvous"), counts, str(tmp_path / "summary")
+    mp.start_processes(_process, arguments, nprocs=2, start_method="forkserver")
     for count in counts:
         expected = updated(MatchingMetrics(conditions=CONDITIONS), range(count)).compute()
         for rank in range(2):

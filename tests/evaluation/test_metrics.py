@@ -1,4 +1,5 @@
 import math
+import os
 
 import numpy as np
 import pytest
@@ -131,6 +132,7 @@ def test_median(values, expected):
 
 
 def _process(rank, rendezvous, counts, results):
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     try:
         for count in counts:
@@ -145,10 +147,10 @@ def _process(rank, rendezvous, counts, results):
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(tmp_path, monkeypatch):
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+def test_two_processes_equal_one(tmp_path):
     counts = (7, 1)  # with one query a process has none
-    mp.spawn(_process, args=(str(tmp_path / "rendezvous"), counts, str(tmp_path / "summary")), nprocs=2)
+    arguments = str(tmp_path / "rendezvous"), counts, str(tmp_path / "summary")
+    mp.start_processes(_process, arguments, nprocs=2, start_method="forkserver")
     for count in counts:
         expected = summary_of(queries(count))
         assert expected.overall.poses == count

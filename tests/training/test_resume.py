@@ -122,13 +122,21 @@ def test_a_run_that_was_killed_goes_on_with_the_next_batch_of_the_epoch(
     assert went_on % 5 and before - 3 <= went_on <= before  # in mid-epoch, and little is lost
 
 
+@pytest.fixture(scope="module")
+def whole_of_two(photographs, tmp_path_factory) -> tuple[FeatureLearning, Path]:
+    """What two processes learn without an interruption, and a copy of their checkpoint after two steps."""
+    folder = tmp_path_factory.mktemp("two")
+    saved, copy = folder / "run" / "checkpoints" / "last.ckpt", folder / "copy.ckpt"
+    data = make_data(photographs, pairs_per_epoch=20)
+    return fit_two(data, folder / "run", Watch(3, partial(shutil.copy, saved, copy))), copy
+
+
 @pytest.mark.slow
-def test_two_processes_go_on_each_with_its_own_share(photographs, tmp_path):
-    data = partial(make_data, photographs, pairs_per_epoch=20)
-    saved, copy = tmp_path / "whole" / "checkpoints" / "last.ckpt", tmp_path / "copy.ckpt"
-    whole = fit_two(data(), tmp_path / "whole", Watch(3, partial(shutil.copy, saved, copy)))
+def test_two_processes_go_on_each_with_its_own_share(photographs, whole_of_two, tmp_path):
+    whole, copy = whole_of_two
     assert torch.load(copy, weights_only=True)["global_step"] == 2
-    assert_same(whole, fit_two(data(), tmp_path / "again", Watch(), resume=copy))
+    resumed = fit_two(make_data(photographs, pairs_per_epoch=20), tmp_path / "again", Watch(), resume=copy)
+    assert_same(whole, resumed)
 
 
 def fit_two(data: DataModule, folder: Path, watch: Watch, **settings) -> FeatureLearning:
@@ -143,15 +151,14 @@ def ask_the_second() -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_end_at_the_same_step_although_only_the_second_is_asked(photographs, tmp_path):
+def test_two_processes_end_at_the_same_step_although_only_the_second_is_asked(photographs, whole_of_two, tmp_path):
     data = partial(make_data, photographs, pairs_per_epoch=20)
     with pytest.raises(ProcessExitedException) as ended:
         fit_two(data(), tmp_path / "run", Watch(3, ask_the_second))
     assert ended.value.exit_code == 143
     saved = tmp_path / "run" / "checkpoints" / "last.ckpt"
     assert torch.load(saved, weights_only=True)["global_step"] == 4
-    whole = fit_two(data(), tmp_path / "whole", Watch())
-    assert_same(whole, fit_two(data(), tmp_path / "again", Watch(), resume=saved))
+    assert_same(whole_of_two[0], fit_two(data(), tmp_path / "again", Watch(), resume=saved))
 
 
 def test_no_step_asks_all_processes_whether_to_end(photographs, tmp_path, monkeypatch):
