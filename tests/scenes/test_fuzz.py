@@ -294,6 +294,7 @@ def test_undamaged(base: Path, name: str):
 
 
 @pytest.mark.parametrize(("name", "pattern"), [("robotcar", "images/overcast-*/rear/*"), ("rgbd", "000/images/*")])
+@pytest.mark.slow
 def test_one_image_of_another_size_does_not_spoil_the_others(base: Path, tmp_path: Path, name: str, pattern: str):
     root = Path(shutil.copytree(written(base, name), tmp_path / "set"))
     first = sorted(root.rglob(pattern))[0]
@@ -304,6 +305,7 @@ def test_one_image_of_another_size_does_not_spoil_the_others(base: Path, tmp_pat
     assert str(first) in scene.problems[0] and "40×30" in scene.problems[0]
 
 
+@pytest.mark.slow
 def test_correspondences_too_uncertain_to_have_a_weight(base: Path, tmp_path: Path):
     root = Path(shutil.copytree(written(base, "toy"), tmp_path / "set"))
     broken, *_ = sorted(root.rglob("*.mat"))
