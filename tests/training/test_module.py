@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -28,8 +26,7 @@ from gnnet.models.unet import UNet
 from gnnet.scenes.layouts.robotcar import load_robotcar
 from gnnet.training.checkpoints import EpochCheckpoint
 from gnnet.training.module import FeatureLearning
-
-CONF = Path(__file__).parents[2] / "conf"
+from tests.training.two_processes import two_processes
 
 
 def pair(index: int, side: int = 32) -> PairBatch:
@@ -243,8 +240,7 @@ def test_a_resumed_run_sees_the_batches_and_counts_the_steps_of_a_whole_one(tmp_
 @pytest.mark.slow
 def test_two_processes_log_what_all_see_and_a_loss_may_leave_out_a_level(tmp_path):
     samples = [pair(i)._replace(skipped=torch.tensor(i)) for i in range(4)]
-    strategy = instantiate(OmegaConf.load(CONF / "trainer" / "ddp.yaml").strategy, start_method="spawn")
-    fit(make(levels=[0]), Pairs(samples), tmp_path, max_epochs=1, devices=2, strategy=strategy)
+    fit(make(levels=[0]), Pairs(samples), tmp_path, max_epochs=1, devices=2, strategy=two_processes())
     module, losses = make(levels=[0]), []
     for rank in range(2):
         (batch,) = collate_by_size(samples[rank::2])

@@ -13,8 +13,6 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from PIL import Image
 from pytorch_lightning.strategies import SingleDeviceStrategy
 from torch.multiprocessing import ProcessExitedException
@@ -28,8 +26,8 @@ from gnnet.scenes.layouts.homography import load_homography
 from gnnet.training.checkpoints import EpochCheckpoint, WholeFiles, find_checkpoint
 from gnnet.training.module import FeatureLearning, warmup_cosine
 from gnnet.training.sigterm import EndOnSigterm, Terminated
+from tests.training.two_processes import two_processes
 
-ROOT = Path(__file__).parents[2]
 STEPS = 9
 
 
@@ -141,8 +139,7 @@ def test_two_processes_go_on_each_with_its_own_share(photographs, whole_of_two, 
 
 def fit_two(data: DataModule, folder: Path, watch: Watch, **settings) -> FeatureLearning:
     """`fit` on two processes."""
-    strategy = instantiate(OmegaConf.load(ROOT / "conf" / "trainer" / "ddp.yaml").strategy, start_method="spawn")
-    return fit(data, folder, watch, devices=2, strategy=strategy, **settings)
+    return fit(data, folder, watch, devices=2, strategy=two_processes(), **settings)
 
 
 def ask_the_second() -> None:
