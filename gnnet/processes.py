@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -18,6 +19,7 @@ import torch
 
 # Packages that are slow to import. The server's path may be another than this process', so it imports nothing of ours.
 _SLOW = {"matplotlib.pyplot", "pytorch_lightning", "torch", "torchmetrics", "torchvision.transforms.v2"}
+_SOCKET = 70  # characters of a folder in which the path of the server's socket is not too long
 Devices = torch.device | str | Sequence[torch.device]  # one: this process; several: a process each
 
 T = TypeVar("T")
@@ -74,7 +76,8 @@ def share_out(
             yield number, work(item)
         return
     # CUDA does not survive a fork, so the processes are forks of a server that imports packages and does nothing else.
-    context, threads = multiprocessing.get_context("forkserver"), torch.get_num_threads()
+    method = "forkserver" if len(tempfile.gettempdir()) < _SOCKET else "spawn"
+    context, threads = multiprocessing.get_context(method), torch.get_num_threads()
     context.set_forkserver_preload(sorted(_SLOW & sys.modules.keys()))
     if "OMP_NUM_THREADS" not in os.environ:
         threads = max(1, threads // len(devices))

@@ -91,6 +91,17 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
+def test_a_folder_for_temporary_files_may_have_a_long_name(tmp_path):
+    folder, log = tmp_path / ("x" * 100), tmp_path / "log"
+    folder.mkdir()
+    log.mkdir()
+    script = SLEEPING.replace("torch.tensor(6)", "torch.tensor(1)")
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    subprocess.run([sys.executable, "-c", script, log], cwd=Path(__file__).parents[1], env=environment, check=True)
+    assert list(log.iterdir())
+
+
+@pytest.mark.slow
 def test_processes_end_with_one_that_is_killed(tmp_path):
     parent = subprocess.Popen([sys.executable, "-c", SLEEPING, tmp_path], cwd=Path(__file__).parents[1])
     while len(list(tmp_path.iterdir())) < 2:
