@@ -17,7 +17,7 @@ demo-photos: $(VENV)/installed  ## set up, localize photographs with the weights
 # Two processes of one thread each: threads of one test would wait for those of the other.
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
-test: $(VENV)/installed-dev  ## set up, run the whole test suite: 7 to 8 minutes on two cores
+test: $(VENV)/installed-dev  ## set up, run the whole test suite: 7 minutes on two cores
 	$(PYTEST)
 
 test-fast: $(VENV)/installed-dev  ## the tests that are not marked slow: a minute on two cores

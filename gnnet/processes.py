@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 
 import torch
 
-# Packages that are slow to import. The server's path may be another than this process', so it imports nothing of ours.
+# Packages that are slow to import. The server may search other folders than this process, so it imports none of ours.
 _SLOW = {"matplotlib.pyplot", "pytorch_lightning", "torch", "torchmetrics", "torchvision.transforms.v2"}
-_SOCKET = 70  # characters of a folder in which the path of the server's socket is not too long
+_SOCKET = 70  # longest path of the folder for temporary files that leaves room for the name of the server's socket
 Devices = torch.device | str | Sequence[torch.device]  # one: this process; several: a process each
 
 T = TypeVar("T")
@@ -76,7 +76,7 @@ def share_out(
             yield number, work(item)
         return
     # CUDA does not survive a fork, so the processes are forks of a server that imports packages and does nothing else.
-    method = "forkserver" if len(tempfile.gettempdir()) < _SOCKET else "spawn"
+    method = "forkserver" if len(tempfile.gettempdir()) <= _SOCKET else "spawn"
     context, threads = multiprocessing.get_context(method), torch.get_num_threads()
     context.set_forkserver_preload(sorted(_SLOW & sys.modules.keys()))
     if "OMP_NUM_THREADS" not in os.environ:
