@@ -23,6 +23,7 @@ from gnnet.models.pyramid import FeaturePyramid
 
 VALUES_AT_ONCE = 1 << 26  # 256 MB in float32
 DENSE_STRIDE = 4  # of the cells that a dense search goes through, S2DHM's
+CELLS_AT_ONCE = 1 << 13  # of a map that is compared as a whole
 PEAK_STEPS = 3  # more change nothing
 PEAK_RANGE = 0.75  # cells on each axis that a peak may lie from the best cell's centre: noise moves that cell
 
@@ -178,7 +179,7 @@ def search_coarse_to_fine(
     radii = [0, *(max(1, round(a / b)) for a, b in pairwise(strides))]
     batch, _, height, width = pyramid.maps[0].shape
     windows = [candidates * (2 * r + 1) ** 2 * m.shape[1] for r, m in zip(radii, pyramid.maps, strict=True)]
-    chunk = max(1, values_at_once // (batch * max(height * width, *windows)))
+    chunk = max(1, values_at_once // (batch * max(height * width, CELLS_AT_ONCE, *windows)))
     parts = [
         _follow(part, pyramid, radii, candidates, ratio, subpixel, fine_weight)
         for part in zip(*(level.split(chunk, 1) for level in descriptors), strict=True)
@@ -279,18 +280,26 @@ def _coarse_candidates(descriptors: Tensor, features: Tensor, count: int) -> tup
 
 def _best_in_window(descriptors: Tensor, features: Tensor, at: Tensor, radius: int) -> tuple[Tensor, Tensor]:
     """The cell nearest to each descriptor within `radius` cells of `at` (B, N, K, 2): its centre, squared distance."""
-    batch, _, height, width = features.shape
+    batch, channels, height, width = features.shape
     steps = torch.arange(-radius, radius + 1, device=features.device)
     offsets = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).flatten(0, 1)
     x, y = (at.floor().long()[..., None, :] + offsets).unbind(-1)  # each [B, N, K, W], row by row
     outside = (x < 0) | (x >= width) | (y < 0) | (y >= height)
-    cells = torch.stack([x.clamp(0, width - 1), y.clamp(0, height - 1)], -1)
-    image = torch.arange(batch, device=cells.device)[:, None, None, None]
-    rows = features.permute(0, 2, 3, 1)[image, cells[..., 1], cells[..., 0]]  # [B, N, K, W, C]
-    distance = (rows - descriptors[:, :, None, None]).square_().sum(-1).masked_fill_(outside, torch.inf)
+    cells = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
+    flat = features.flatten(2)
+    if height * width <= CELLS_AT_ONCE:  # one product with all cells is quicker than reading those of the windows
+        product = (descriptors @ flat).gather(2, cells.flatten(2))
+    else:
+        first = torch.arange(batch, device=cells.device)[:, None, None] * (height * width)
+        rows = flat.mT.flatten(0, 1).index_select(0, (cells.flatten(2) + first).flatten())
+        product = rows.view(*cells.flatten(2).shape, channels) @ descriptors[..., None]
+    square = flat.square().sum(1).gather(1, cells.flatten(1))
+    # |c − d|² less |d|², the same for all cells.
+    distance = (square.view(cells.shape) - 2 * product.view(cells.shape)).masked_fill_(outside, torch.inf)
     best = distance.min(-1)
-    index = best.indices[..., None, None].expand(*best.indices.shape, 1, 2)
-    return cells.gather(-2, index).squeeze(-2) + 0.5, best.values
+    index = cells.gather(-1, best.indices[..., None]).squeeze(-1)
+    own = descriptors.square().sum(-1)[..., None]
+    return torch.stack([index % width, index // width], -1) + 0.5, (best.values + own).clamp_(min=0)
 
 
 def align(

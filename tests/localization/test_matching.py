@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from gnnet.data.sift import SiftFeatures, detect_sift, match_sift, strongest_spread
+from gnnet.localization import matching
 from gnnet.localization.matching import Matcher, search_coarse_to_fine
 from gnnet.localization.refinement import sample_descriptors
 from gnnet.models.pyramid import FeaturePyramid
@@ -55,6 +56,23 @@ def test_chunks_do_not_change_the_matches(candidates):
     many = search_coarse_to_fine(descriptors, pyramid, **settings)
     torch.testing.assert_close(few, many)
     assert many.keypoints.isfinite().all()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_nearest_cell_of_a_window_is_found(monkeypatch, whole):
+    """Whether the map is compared as a whole or its windows are read, at the border too, as by one cell at a time."""
+    monkeypatch.setattr(matching, "CELLS_AT_ONCE", 10_000 if whole else 0)
+    generator = torch.Generator().manual_seed(0)
+    features, descriptors = torch.randn(2, 5, 9, 12, generator=generator), torch.randn(2, 7, 5, generator=generator)
+    at = torch.rand(2, 7, 3, 2, generator=generator) * torch.tensor([12.0, 9.0])
+    found, distance = matching._best_in_window(descriptors, features, at, 2)
+    for b, n, k in np.ndindex(2, 7, 3):
+        x, y = at[b, n, k].floor().int().tolist()
+        window = [(i, j) for j in range(y - 2, y + 3) for i in range(x - 2, x + 3) if 0 <= i < 12 and 0 <= j < 9]
+        distances = torch.stack([(features[b, :, j, i] - descriptors[b, n]).square().sum() for i, j in window])
+        expected = torch.tensor(window[int(distances.argmin())]) + 0.5
+        torch.testing.assert_close(found[b, n, k], expected)
+        torch.testing.assert_close(distance[b, n, k], distances.min())
 
 
 @pytest.mark.parametrize("dense", [True, False])
