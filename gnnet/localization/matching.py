@@ -23,7 +23,7 @@ from gnnet.models.pyramid import FeaturePyramid
 
 VALUES_AT_ONCE = 1 << 26  # 256 MB in float32
 DENSE_STRIDE = 4  # of the cells that a dense search goes through, S2DHM's
-CELLS_AT_ONCE = 1 << 13  # of a map that is compared as a whole
+COMPARED_PER_READ = 64  # cells of a map that one product compares in the time in which one cell is read for a point
 PEAK_STEPS = 3  # more change nothing
 PEAK_RANGE = 0.75  # cells on each axis that a peak may lie from the best cell's centre: noise moves that cell
 
@@ -178,8 +178,9 @@ def search_coarse_to_fine(
         return Matches(nothing[..., None].expand(-1, -1, 2), nothing, nothing.bool())
     radii = [0, *(max(1, round(a / b)) for a, b in pairwise(strides))]
     batch, _, height, width = pyramid.maps[0].shape
-    windows = [candidates * (2 * r + 1) ** 2 * m.shape[1] for r, m in zip(radii, pyramid.maps, strict=True)]
-    chunk = max(1, values_at_once // (batch * max(height * width, CELLS_AT_ONCE, *windows)))
+    each = [max(m.shape[1], COMPARED_PER_READ) for m in pyramid.maps]  # numbers held for a cell of a window
+    windows = [candidates * (2 * r + 1) ** 2 * numbers for r, numbers in zip(radii, each, strict=True)]
+    chunk = max(1, values_at_once // (batch * max(height * width, *windows)))
     parts = [
         _follow(part, pyramid, radii, candidates, ratio, subpixel, fine_weight)
         for part in zip(*(level.split(chunk, 1) for level in descriptors), strict=True)
@@ -285,19 +286,19 @@ def _best_in_window(descriptors: Tensor, features: Tensor, at: Tensor, radius: i
     offsets = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).flatten(0, 1)
     x, y = (at.floor().long()[..., None, :] + offsets).unbind(-1)  # each [B, N, K, W], row by row
     outside = (x < 0) | (x >= width) | (y < 0) | (y >= height)
-    cells = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)
+    cells = (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).flatten(2)  # [B, N, K · W]
     flat = features.flatten(2)
-    if height * width <= CELLS_AT_ONCE:  # one product with all cells is quicker than reading those of the windows
-        product = (descriptors @ flat).gather(2, cells.flatten(2))
+    if height * width <= COMPARED_PER_READ * cells.shape[-1]:  # one product with the whole map is quicker
+        product = (descriptors @ flat).gather(2, cells)
     else:
         first = torch.arange(batch, device=cells.device)[:, None, None] * (height * width)
-        rows = flat.mT.flatten(0, 1).index_select(0, (cells.flatten(2) + first).flatten())
-        product = rows.view(*cells.flatten(2).shape, channels) @ descriptors[..., None]
-    square = flat.square().sum(1).gather(1, cells.flatten(1))
+        rows = flat.mT.flatten(0, 1).index_select(0, (cells + first).flatten())
+        product = (rows.view(*cells.shape, channels) @ descriptors[..., None]).squeeze(-1)
+    square = flat.square().sum(1).gather(1, cells.flatten(1)).view(cells.shape)
     # |c − d|² less |d|², the same for all cells.
-    distance = (square.view(cells.shape) - 2 * product.view(cells.shape)).masked_fill_(outside, torch.inf)
+    distance = (square - 2 * product).view(x.shape).masked_fill_(outside, torch.inf)
     best = distance.min(-1)
-    index = cells.gather(-1, best.indices[..., None]).squeeze(-1)
+    index = cells.view(x.shape).gather(-1, best.indices[..., None]).squeeze(-1)
     own = descriptors.square().sum(-1)[..., None]
     return torch.stack([index % width, index // width], -1) + 0.5, (best.values + own).clamp_(min=0)
 

@@ -61,7 +61,7 @@ def test_chunks_do_not_change_the_matches(candidates):
 @pytest.mark.parametrize("whole", [True, False])
 def test_the_nearest_cell_of_a_window_is_found(monkeypatch, whole):
     """Whether the map is compared as a whole or its windows are read, at the border too, as by one cell at a time."""
-    monkeypatch.setattr(matching, "CELLS_AT_ONCE", 10_000 if whole else 0)
+    monkeypatch.setattr(matching, "COMPARED_PER_READ", 100 if whole else 0)
     generator = torch.Generator().manual_seed(0)
     features, descriptors = torch.randn(2, 5, 9, 12, generator=generator), torch.randn(2, 7, 5, generator=generator)
     at = torch.rand(2, 7, 3, 2, generator=generator) * torch.tensor([12.0, 9.0])
